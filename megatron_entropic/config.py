@@ -172,6 +172,7 @@ class TaskConfig:
 
     name: Literal["decompose", "reasoning_gym"] = Field("decompose", description="which task")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
+    chat_template: bool = Field(False, description="wrap prompts in the tokenizer's chat template")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,0 +1,42 @@
+# Everything runs from the checkout's own environment, .venv; `make env` builds it from the pins in requirements/cpu.lock.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help env quickstart test test-fast lint docs clean
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+env: $(STAMP) ## the environment: pinned, a few minutes the first time, nothing afterwards
+
+$(STAMP): requirements/cpu.lock setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or call make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing the pinned packages into $(VENV) (a few minutes, 4 GB)"
+	$(PYTHON) -m venv $(VENV)
+	# --no-deps: the lock file is complete; it leaves out what vLLM's CPU build names but cannot load (torchvision and friends).
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: env ## train the tiny model end to end on the real stack, then say where the report is
+	$(BIN)/megatron-entropic train quickstart --overwrite
+
+test: env ## the whole suite, with real vLLM servers
+	$(PYTEST) tests
+
+test-fast: env ## the part that needs no servers and no patience
+	$(PYTEST) tests -m "not slow and not vllm"
+
+lint: env ## ruff, mypy, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: env ## the settings reference from the code
+	$(BIN)/megatron-entropic settings > docs/settings.txt
+
+clean: ## remove the environment and every cache; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

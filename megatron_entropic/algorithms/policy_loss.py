@@ -1,0 +1,49 @@
+"""The terms of the loss, per token. Sums and global denominators are the caller's (policy/engine.py).
+
+Shapes: T response tokens. Every function returns a [tokens] tensor to be summed over the mini-batch and divided by a
+*global* count of the mini-batch, so that the gradient does not depend on how tokens are spread over micro-batches or ranks.
+"""
+
+import torch
+from torch import Tensor
+
+
+def clipped_policy_loss(
+    ratio_T: Tensor, advantage_T: Tensor, *, clip_low: float, clip_high: float, weight_T: Tensor | None = None
+) -> Tensor:
+    """PPO's clipped objective with asymmetric clip (clip-higher: arXiv 2503.14476).
+
+        l_t = - w_t min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t)
+
+    Args:
+        ratio_T: r_t = exp(log pi - log pi_old), carries the gradient.
+        advantage_T: A_t, no gradient.
+        weight_T: importance weight for samples of another policy (see truncated_importance_weight); None is 1.
+    Returns:
+        [tokens] float32.
+    """
+    clipped_T = ratio_T.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss_T = -torch.minimum(ratio_T * advantage_T, clipped_T * advantage_T)
+    return loss_T if weight_T is None else loss_T * weight_T
+
+
+def entropic_adjustment(ratio_T: Tensor, advantage_T: Tensor, actuator_T: Tensor, weight_T: Tensor | None = None) -> Tensor:
+    """EntroPIC's L_adjust (arXiv 2511.15248), to be multiplied by alpha / D.
+
+        l_t = - m_t w_t r_t |A_t|
+
+    Added to the policy loss it weights a masked positive sample 1 + alpha and a masked negative sample 1 - alpha. The
+    released code has no w_t; here the same importance weight as in the policy term applies.
+    """
+    loss_T = -actuator_T * ratio_T * advantage_T.abs()
+    return loss_T if weight_T is None else loss_T * weight_T
+
+
+def entropy_bonus(entropy_T: Tensor) -> Tensor:
+    """AEnt's bonus (arXiv 2509.03493), to be multiplied by c / N:  l_t = - Hc_t  with the (clamped) entropy in nats."""
+    return -entropy_T
+
+
+def truncated_importance_weight(log_prob_old_T: Tensor, log_prob_sampler_T: Tensor, cap: float) -> Tensor:
+    """w_t = min(exp(log pi_old - log pi_sampler), cap): corrects for a sampler that is not exactly the old policy; no gradient."""
+    return (log_prob_old_T - log_prob_sampler_T).exp().clamp(max=cap).detach()

@@ -1,0 +1,132 @@
+"""The command line: `megatron-entropic train | report | settings`."""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_entropic.config import Config
+from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
+from megatron_entropic.launcher import given_rank, launch_ranks
+from megatron_entropic.settings_reference import settings_reference
+from megatron_entropic.worker import run_rank
+
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; ends the process with the command's exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        sys.exit(options.command(options))
+    except (ValueError, OSError) as error:
+        print(f"megatron-entropic: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megatron-entropic",
+        description="RL training of language models whose entropy stays where you want it.",
+        epilog="Start with: megatron-entropic train quickstart",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="run a recipe",
+        description="Runs a recipe. Starts its own ranks on this machine, or is one of them under torchrun or srun.",
+        epilog="Example: megatron-entropic train quickstart control.target_entropy=0.8 trainer.steps=100 run.name=cooler",
+    )
+    train.add_argument("source", metavar="RECIPE", help=f"a recipe ({', '.join(recipe_names())}), a recipe file, or a config.yaml")
+    train.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="settings to change; `megatron-entropic settings` lists all"
+    )
+    train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
+    train.set_defaults(command=_train)
+
+    report = commands.add_parser("report", help="write report.html and plots of a run", description=_report.__doc__)
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("--compare", type=Path, nargs="+", default=[], metavar="OTHER_RUN", help="also plot these runs against RUN_DIR")
+    report.set_defaults(command=_report)
+
+    settings = commands.add_parser("settings", help="list every setting with its default and meaning")
+    settings.add_argument("section", nargs="?", help="only this section, for example control")
+    settings.set_defaults(command=lambda options: print(settings_reference(options.section)) or 0)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    cfg = load_config(options.source, options.overrides)
+    rank = given_rank(os.environ)
+    config_path = cfg.run_dir / "config.yaml"
+    if rank in (None, 0):
+        _check_model(cfg)
+        _prepare_run_dir(cfg, overwrite=options.overwrite)
+    if rank is not None:
+        return run_rank(cfg)
+    code = launch_ranks(config_path, cfg.parallel.world_size, cfg.run_dir / "logs")
+    _summarise(cfg)
+    return code
+
+
+def _check_model(cfg: Config) -> None:
+    """Everything about the checkpoint and the layout that can be known before a process is started."""
+    from megatron_entropic.hf.architectures import Architecture
+    from megatron_entropic.hf.files import check_hf_dir
+    from megatron_entropic.policy.layout import check_layout
+
+    arch = Architecture.from_hf(cfg.model.hf_path)
+    check_hf_dir(cfg.model.hf_path, arch)
+    if problems := check_layout(arch, cfg):
+        raise ConfigError("; ".join(problems))
+
+
+def _prepare_run_dir(cfg: Config, *, overwrite: bool) -> None:
+    run_dir = cfg.run_dir
+    if (run_dir / "config.yaml").exists():
+        if not overwrite:
+            raise ConfigError(f"{run_dir} holds an earlier run; choose another run.name or run.dir, or pass --overwrite to delete it")
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(cfg, run_dir / "config.yaml")
+
+
+def _summarise(cfg: Config) -> None:
+    """After a run, whole or not: the report, and its headline numbers on the terminal."""
+    if not (cfg.run_dir / "metrics.jsonl").exists():
+        return
+    from megatron_entropic.observability.report import write_report
+    from megatron_entropic.observability.summary import summarise
+
+    report = write_report(cfg.run_dir)
+    summary = summarise(cfg.run_dir)
+    print(f"\n{summary.steps_done} of {cfg.trainer.steps} steps done.")
+    if summary.tracking_error is not None:
+        print(
+            f"entropy {summary.entropy_last:.3f} nats (mean of the last third), target {summary.target_last:.3f}, "
+            f"tracking error {summary.tracking_error:+.3f}"
+        )
+    if summary.reward_first is not None:
+        print(f"reward  {summary.reward_first:.3f} at the first step, {summary.reward_last:.3f} in the last third")
+    if (cfg.run_dir / "hf").is_dir():
+        print(f"model   {cfg.run_dir / 'hf'}  (Hugging Face)")
+    print(f"report  {report}")
+
+
+def _report(options: argparse.Namespace) -> int:
+    """Writes RUN_DIR/report.html and RUN_DIR/plots; with --compare also plots/compare.png."""
+    from megatron_entropic.observability.plots import compare_entropy
+    from megatron_entropic.observability.report import write_report
+
+    print(write_report(options.run_dir))
+    if options.compare:
+        runs = {folder.name: folder for folder in [options.run_dir, *options.compare]}
+        out = options.run_dir / "plots" / "compare.png"
+        compare_entropy(runs, out)
+        print(out)
+    return 0

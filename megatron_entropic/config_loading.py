@@ -1,0 +1,143 @@
+"""From recipe or file plus `a.b=value` overrides to a validated Config, and back to YAML.
+
+Every problem is reported at once, by dotted field name, with the nearest existing name for a typo.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from .config import Config
+
+_ADAPTER = TypeAdapter(Config)
+
+
+class ConfigError(ValueError):
+    """The settings cannot be used; the message names every offending field and what would be right."""
+
+
+def field_names() -> list[str]:
+    """All dotted field names of a Config, such as `trainer.steps`."""
+    names = []
+    for section, section_type in get_type_hints(Config).items():
+        names += [f"{section}.{field.name}" for field in dataclasses.fields(section_type)]
+    return names
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The Config that `source` describes, with the overrides applied.
+
+    Args:
+        source: a recipe's name (a module in recipes/), a recipe file (*.py), or a saved config (*.yaml).
+        overrides: `section.field=value` each, the value in YAML (`trainer.steps=3`, `rollout.server_args=[--foo]`).
+    Raises:
+        ConfigError: unknown source, unknown field, value out of bounds, or fields that contradict each other.
+    """
+    is_yaml = str(source).endswith((".yaml", ".yml"))
+    settings = to_dict(_read_yaml(Path(source)) if is_yaml else _recipe_config(str(source)))
+    for override in overrides:
+        _apply_override(settings, override)
+    return from_dict(settings, origin=str(source))
+
+
+def from_dict(settings: dict[str, Any], *, origin: str) -> Config:
+    """Validates nested settings; `origin` names where they came from in the error."""
+    try:
+        return _ADAPTER.validate_python(settings)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{origin}: " + "; ".join(problems)) from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain settings (JSON types only)."""
+    settings: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return settings
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes `path` as YAML, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def recipe_names() -> list[str]:
+    """Names that `load_config` finds in the recipes package."""
+    folder = Path(importlib.import_module("recipes").__file__ or "").parent
+    return sorted(path.stem for path in folder.glob("*.py") if f"def {path.stem}()" in path.read_text(encoding="utf-8"))
+
+
+def _recipe_config(source: str) -> Config:
+    """A recipe is a module whose function of the same name returns a Config."""
+    if source.endswith(".py"):
+        path = Path(source)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise ConfigError(f"{source}: no such recipe file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        name = path.stem
+    else:
+        name = source.replace(".", "_").replace("-", "_")
+        if name not in (names := recipe_names()):
+            raise ConfigError(f"{source!r} is neither a file nor a recipe{_nearest(name, names)}; recipes: {', '.join(names)}")
+        module = importlib.import_module(f"recipes.{name}")
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise ConfigError(f"{source}: a recipe file needs a function {name}() that returns a Config")
+    config = factory()
+    if not isinstance(config, Config):
+        raise ConfigError(f"{source}: {name}() returned {type(config).__name__}, not a Config")
+    return config
+
+
+def _read_yaml(path: Path) -> Config:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: holds no settings; expected sections such as trainer: and control:")
+    return from_dict(settings, origin=str(path))
+
+
+def _apply_override(settings: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r} has no '='; write section.field=value")
+    if name not in (names := field_names()):
+        raise ConfigError(f"unknown setting {name!r}{_nearest(name, names)}")
+    section, field = name.split(".")
+    try:
+        settings[section][field] = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+
+
+def _explain(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"unknown setting {name!r}{_nearest(name, field_names())}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if "." not in name:
+        return str(message)
+    return f"{name}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not close and "." in name:
+        last = name.rsplit(".", 1)[1]
+        close = [candidate for candidate in names if candidate.rsplit(".", 1)[1] == last][:1]
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,147 @@
+"""Starts the ranks of a run on this machine, watches them, and leaves none behind.
+
+Under torchrun or srun the ranks exist already: `given_rank` finds them and nothing is started here.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, MutableMapping
+from pathlib import Path
+from types import FrameType
+
+from megatron_entropic.worker import EXIT_FAILED, EXIT_FOLLOWED
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 20.0
+"""How long ranks get to unwind after one of them failed or the run was told to stop."""
+
+
+def given_rank(environ: MutableMapping[str, str]) -> int | None:
+    """This process's rank when torchrun or srun started it, else None. Completes `environ` from SLURM's variables.
+
+    Under srun (SLURM_PROCID with more than one task) RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are derived
+    where they are not set: the first node of the step, and a port from the job's number.
+    """
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        return int(environ["RANK"])
+    if int(environ.get("SLURM_NTASKS", "1")) < 2 or "SLURM_PROCID" not in environ:
+        return None
+    environ.setdefault("RANK", environ["SLURM_PROCID"])
+    environ.setdefault("WORLD_SIZE", environ["SLURM_NTASKS"])
+    environ.setdefault("LOCAL_RANK", environ.get("SLURM_LOCALID", "0"))
+    if "MASTER_ADDR" not in environ:
+        hosts = subprocess.run(
+            ["scontrol", "show", "hostnames", environ["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
+        )
+        environ["MASTER_ADDR"] = hosts.stdout.split()[0]
+    environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 20000))
+    return int(environ["RANK"])
+
+
+def launch_ranks(config_path: Path, world_size: int, log_dir: Path) -> int:
+    """Runs all ranks of the run as processes of this machine and waits; returns the exit code of the run.
+
+    Rank 0 writes to this terminal, rank N to log_dir/rank-N.log. When a rank fails the others are told to stop, given
+    GRACE_S to close what they own, then killed; the failed rank's last lines are shown. SIGINT and SIGTERM do the same.
+    """
+    log_dir.mkdir(parents=True, exist_ok=True)
+    ranks = [_start(rank, world_size, config_path, log_dir, port) for port in [_free_port()] for rank in range(world_size)]
+    stopped_by = _stop_all_on_signal(ranks)
+    try:
+        failed = _wait_for_first_failure(ranks)
+    finally:
+        _end(ranks)
+    if stopped_by:
+        logger.error("stopped by %s", signal.Signals(stopped_by[0]).name)
+        return 128 + stopped_by[0]
+    if failed is None:
+        return 0
+    code = ranks[failed].returncode
+    if failed and code != EXIT_FOLLOWED:
+        log = log_dir / f"rank-{failed}.log"
+        logger.error("rank %d failed with exit code %d; the end of %s:\n%s", failed, code, log, _tail(log))
+    elif code < 0:
+        logger.error("rank %d was killed by %s", failed, signal.Signals(-code).name)
+    return code if code > 0 else EXIT_FAILED
+
+
+def _start(rank: int, world_size: int, config_path: Path, log_dir: Path, port: int) -> subprocess.Popen[bytes]:
+    environ = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world_size)),
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "MEGATRON_ENTROPIC_LAUNCHER_PID": str(os.getpid()),
+    }
+    command = [sys.executable, "-m", "megatron_entropic.worker", str(config_path)]
+    if rank == 0:
+        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True)
+    with (log_dir / f"rank-{rank}.log").open("wb") as log:
+        return subprocess.Popen(
+            command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _wait_for_first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
+    """Index of the first rank that ended with an error, or None once all ended well."""
+    while True:
+        codes = [process.poll() for process in ranks]
+        failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+        if failed:
+            # A rank that merely followed rank 0 may be seen first; rank 0 knows the reason and is about to say it.
+            if codes[failed[0]] == EXIT_FOLLOWED:
+                ranks[0].wait(GRACE_S)
+                return 0
+            return failed[0]
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(0.05)
+
+
+def _end(ranks: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Lets every rank unwind, then kills what is left, by pid."""
+    deadline = time.monotonic() + GRACE_S
+    for process in ranks:
+        if process.poll() is None:
+            process.terminate()
+    for process in ranks:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _stop_all_on_signal(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
+    """SIGINT and SIGTERM to the launcher end the ranks; the list returned then holds the signal."""
+    received: list[int] = []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        for process in ranks:
+            if process.poll() is None:
+                process.terminate()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
+    return received
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _tail(path: Path, lines: int = 12) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

@@ -1,0 +1,51 @@
+"""Everything a run writes while it trains, apart from its rollouts: metrics, trackers, progress, and the final model."""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from megatron_entropic.config import Config
+from megatron_entropic.hf.files import write_hf
+from megatron_entropic.observability.metrics import MetricsWriter
+from megatron_entropic.observability.progress import ProgressBar
+from megatron_entropic.observability.step_metrics import step_metrics
+from megatron_entropic.observability.step_timer import StepTimer
+from megatron_entropic.observability.trackers import TrackerGroup, make_trackers
+from megatron_entropic.policy.engine import Policy, UpdateStats
+from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.rollout.shared_engine import from_rank_zero
+from megatron_entropic.rollout.types import Rollout
+
+
+class RunOutput:
+    """Writes a run's folder from rank 0; on the other ranks the same calls only time. A context manager."""
+
+    def __init__(self, cfg: Config, parallel: Parallel) -> None:
+        self.cfg = cfg
+        self.parallel = parallel
+        self.time = StepTimer()
+        self._trackers = TrackerGroup([])
+
+    def __enter__(self) -> "RunOutput":
+        if self.parallel.rank == 0:
+            metrics = MetricsWriter(self.cfg.run_dir / "metrics.jsonl")
+            progress = ProgressBar(self.cfg.trainer.steps)
+            self._trackers = TrackerGroup([metrics, *make_trackers(self.cfg.run_dir, self.cfg.trainer), progress])
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._trackers.close()
+
+    def record(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[float], updates: Sequence[UpdateStats]) -> None:
+        """Writes the metrics of a finished step."""
+        times = self.time.lap()
+        if self.parallel.rank == 0:
+            self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, times))
+
+    def export(self, policy: Policy) -> None:
+        """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks."""
+        if not self.cfg.trainer.export_hf:
+            return
+        if self.parallel.rank:
+            for _ in policy.weights():
+                pass
+        from_rank_zero(self.parallel, lambda: write_hf(self.cfg.run_dir / "hf", policy.weights(), self.cfg.model.hf_path))

@@ -1,0 +1,57 @@
+"""One line of metrics.jsonl from what a step produced. Field meanings: observability/metrics.py."""
+
+from collections.abc import Mapping, Sequence
+
+from megatron_entropic.config import Config
+from megatron_entropic.observability.metrics import MetricValue
+from megatron_entropic.policy.engine import UpdateStats
+from megatron_entropic.rollout.types import Rollout
+
+
+def step_metrics(
+    cfg: Config,
+    version: int,
+    rollouts: Sequence[Rollout],
+    rewards: Sequence[float],
+    updates: Sequence[UpdateStats],
+    times: Mapping[str, float],
+) -> dict[str, MetricValue]:
+    """The metrics of one step, in which the policy went from weight version `version` to `version + 1`.
+
+    Token means over several updates weigh each by its response tokens; coefficients are those of the last update.
+    """
+    tokens = sum(update.response_tokens for update in updates)
+    coefficients = updates[-1].coefficients
+    steered = cfg.control.kind in ("entropic", "entropic+aent")
+
+    def token_mean(field: str) -> float:
+        return sum(getattr(update, field) * update.response_tokens for update in updates) / tokens
+
+    groups = [rewards[start : start + cfg.batch.samples_per_prompt] for start in range(0, len(rewards), cfg.batch.samples_per_prompt)]
+    all_tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
+    return {
+        "policy/entropy": token_mean("entropy"),
+        "policy/clamped_entropy": token_mean("clamped_entropy") if cfg.control.needs_clamped_entropy else None,
+        "policy/high_prob_fraction": token_mean("high_prob_fraction"),
+        "policy/clip_fraction": token_mean("clip_fraction"),
+        "policy/kl_old": token_mean("kl_old"),
+        "control/alpha": coefficients.alpha if steered else None,
+        "control/coefficient": coefficients.bonus if cfg.control.needs_clamped_entropy else None,
+        "control/target_entropy": cfg.control.target_entropy if steered else None,
+        "control/actuated_fraction": token_mean("actuated_fraction"),
+        "reward/mean": sum(rewards) / len(rewards),
+        "reward/solve_all": sum(min(group) == 1.0 for group in groups) / len(groups),
+        "reward/solve_none": sum(max(group) == 0.0 for group in groups) / len(groups),
+        "loss/policy": token_mean("policy_loss"),
+        "loss/total": token_mean("total_loss"),
+        "grad_norm": sum(update.grad_norm for update in updates) / len(updates),
+        "optimizer/lr": updates[-1].learning_rate,
+        "optimizer/skipped_updates": sum(not update.applied for update in updates),
+        "response/length_mean": sum(len(rollout.response_ids) for rollout in rollouts) / len(rollouts),
+        "response/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+        "rollout/staleness_max": version - min(rollout.first_version for rollout in rollouts),
+        "rollout/logprob_gap": max(update.logprob_gap_max for update in updates),
+        "rollout/logprob_gap_mean": token_mean("logprob_gap_mean"),
+        **times,
+        "perf/tokens_per_s": all_tokens / times["time/step_s"],
+    }

@@ -1,0 +1,30 @@
+"""Wall-clock seconds of the parts of a step."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StepTimer:
+    """Adds up the seconds spent in named parts between two calls of `lap`."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Times the block as `part`; a part entered twice in a step counts twice."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - start
+
+    def lap(self) -> dict[str, float]:
+        """`time/<part>_s` of every part and `time/step_s` since the last lap; starts the next."""
+        now = time.perf_counter()
+        times = {f"time/{part}_s": seconds for part, seconds in self._parts.items()}
+        times["time/step_s"] = now - self._start
+        self._parts, self._start = {}, now
+        return times

@@ -1,0 +1,230 @@
+"""The policy: a Megatron-Core model with its optimizer, updated by Megatron's own schedules.
+
+Shapes: T packed positions of a micro-batch, H hidden size, N response tokens of a batch.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_entropic.config import Config
+from megatron_entropic.control import Coefficients
+from megatron_entropic.entropy import TokenStatistics, linear_token_statistics
+from megatron_entropic.hf.architectures import Architecture
+
+from .batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
+from .loss import MAXIMA, SUMS, Objective
+from .measure import reduce_sums, share_from_last_stage
+from .model import build_model
+from .optimizer import make_optimizer, make_scheduler
+from .parallel import Parallel
+from .weights import hf_weights, load_hf_weights
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """What one update measured, the same on every rank. Means are over all response tokens of the mini-batch.
+
+    `entropy` (and `clamped_entropy`, None when not measured) are of the policy *before* the update, in nats at the
+    sampling temperature; `coefficients` are those the update applied. `applied` is False when the loss or gradient was
+    not finite and the weights were left alone.
+    """
+
+    entropy: float
+    clamped_entropy: float | None
+    policy_loss: float
+    total_loss: float
+    grad_norm: float
+    applied: bool
+    learning_rate: float
+    response_tokens: int
+    clip_fraction: float
+    actuated_fraction: float
+    high_prob_fraction: float
+    logprob_gap_mean: float
+    logprob_gap_max: float
+    kl_old: float
+    coefficients: Coefficients
+
+
+class Policy:
+    """The trained policy on this rank. All methods are collective over the world: call them on every rank together."""
+
+    def __init__(self, cfg: Config, parallel: Parallel) -> None:
+        """Reads `cfg.model.hf_path` into the layout of `parallel`. Raises CheckpointError or ValueError naming the file."""
+        self.cfg = cfg
+        self.parallel = parallel
+        self.arch = Architecture.from_hf(cfg.model.hf_path)
+        self.model = build_model(self.arch, cfg, parallel)
+        load_hf_weights(self.model, cfg.model.hf_path, parallel)
+        self.model_config = self.model.config
+        ddp_config = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=True,
+            overlap_grad_reduce=False,
+        )
+        self.ddp = DistributedDataParallel(self.model_config, ddp_config, self.model)
+        self.model_config.finalize_model_grads_func = finalize_model_grads
+        self.optimizer = make_optimizer(cfg, self.ddp)
+        self.scheduler = make_scheduler(cfg, self.optimizer)
+
+    # -- updating -------------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch, coefficients: Coefficients) -> UpdateStats:
+        """One optimizer step on a mini-batch.
+
+        The gradient is that of the token mean over the whole mini-batch, whatever the layout. A loss or gradient that is
+        not finite leaves the weights alone (`applied=False`).
+        """
+        self.ddp.train()
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        objective = Objective(self.cfg, coefficients, self._adjustment_scale(batch, coefficients))
+        totals = self._run(batch, objective, forward_only=False)
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        applied = math.isfinite(totals["total_loss"]) and math.isfinite(grad_norm)
+        learning_rate = float(self.scheduler.get_lr({}))
+        if applied:
+            self.optimizer.step()
+            self.scheduler.step(increment=1)
+        tokens = totals["tokens"]
+        clamped = totals["clamped_entropy"] / tokens if self.cfg.control.needs_clamped_entropy else None
+        return UpdateStats(
+            entropy=totals["entropy"] / tokens,
+            clamped_entropy=clamped,
+            policy_loss=totals["policy_loss"] / tokens,
+            total_loss=totals["total_loss"] / tokens,
+            grad_norm=grad_norm,
+            applied=applied,
+            learning_rate=learning_rate,
+            response_tokens=int(tokens),
+            clip_fraction=totals["clipped"] / tokens,
+            actuated_fraction=totals["actuated"] / tokens,
+            high_prob_fraction=totals["high_prob"] / tokens,
+            logprob_gap_mean=totals["gap"] / tokens,
+            logprob_gap_max=totals["gap_max"],
+            kl_old=totals["kl_old"] / tokens,
+            coefficients=coefficients,
+        )
+
+    def prepare(self, batch: Batch) -> tuple[float, float | None]:
+        """Fills `batch.old_log_probs_N` under the present weights; returns the (entropy, clamped entropy) of the batch.
+
+        Needed before several updates on one batch. One forward pass without gradients.
+        """
+        old_N = torch.zeros(batch.response_tokens, dtype=torch.float32, device=self.parallel.device)
+        totals = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True, log_probs_N=old_N)
+        batch.old_log_probs_N = share_from_last_stage(old_N, self.parallel)
+        clamped = totals["clamped_entropy"] / totals["tokens"] if self.cfg.control.needs_clamped_entropy else None
+        return totals["entropy"] / totals["tokens"], clamped
+
+    def _adjustment_scale(self, batch: Batch, coefficients: Coefficients) -> float:
+        """N/D of L_adjust. D is a global count under the current policy, so counting it takes a pass of its own."""
+        if self.cfg.control.denominator == "response_tokens" or not coefficients.alpha:
+            return 1.0
+        totals = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True)
+        return totals["tokens"] / max(totals["actuated"], 1.0)
+
+    def _run(self, batch: Batch, objective: Objective, *, forward_only: bool, log_probs_N: Tensor | None = None) -> dict[str, float]:
+        """All micro-batches of `batch` through Megatron's schedule; returns the globally reduced SUMS and MAXIMA."""
+        micro_batches = self._micro_batches(batch)
+
+        def forward_step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+            micro_batch = next(iterator)
+            hidden = model(
+                micro_batch.tokens_1T,
+                micro_batch.positions_1T,
+                None,
+                packed_seq_params=_packed(micro_batch),
+            )
+            return hidden, partial(self._loss, micro_batch, objective, log_probs_N)
+
+        with torch.set_grad_enabled(not forward_only):
+            reported = get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=iter(micro_batches),
+                model=[self.ddp],
+                num_microbatches=len(micro_batches),
+                seq_length=self.cfg.batch.max_tokens_per_micro_batch,
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )
+        zero = torch.zeros((), dtype=torch.float64)
+        sums = {name: sum((r[name] for r in reported), zero) for name in SUMS}
+        maxima = {name: max((r[name] for r in reported), default=zero) for name in MAXIMA}
+        return reduce_sums(sums, maxima, self.parallel)
+
+    def _loss(
+        self, micro_batch: MicroBatch, objective: Objective, log_probs_N: Tensor | None, hidden_T1H: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Megatron's loss function of the last stage: (sum of the loss, number of tokens, report)."""
+        stats = self._statistics(hidden_T1H, micro_batch)
+        loss, report = objective.micro_batch_loss(stats, micro_batch)
+        if log_probs_N is not None:
+            log_probs_N[micro_batch.response_index_T[micro_batch.mask_T]] = stats.log_prob.detach()[micro_batch.mask_T]
+        tokens = micro_batch.mask_T.sum().to(torch.int)
+        return loss, tokens, report
+
+    def _statistics(self, hidden_T1H: Tensor, micro_batch: MicroBatch) -> TokenStatistics:
+        control = self.cfg.control
+        stats = linear_token_statistics(
+            hidden_T1H,
+            self.model.lm_head_weight(),
+            micro_batch.targets_T[:, None],
+            tp_group=self.parallel.tp_group if self.parallel.tp_size > 1 else None,
+            vocab_size=self.arch.vocab_size,
+            temperature=self.cfg.rollout.temperature,
+            clamp=control.clamp if control.needs_clamped_entropy else None,
+            mask=micro_batch.mask_T[:, None],
+            sequence_parallel=self.cfg.parallel.sequence,
+            validate=False,
+        )
+        clamped = None if stats.clamped_entropy is None else stats.clamped_entropy[:, 0]
+        return TokenStatistics(stats.log_prob[:, 0], stats.entropy[:, 0], clamped)
+
+    def _micro_batches(self, batch: Batch) -> Sequence[MicroBatch]:
+        plan = plan_micro_batches(
+            [sample.length for sample in batch.samples],
+            data_parallel=self.parallel.dp_size,
+            max_tokens=self.cfg.batch.max_tokens_per_micro_batch,
+        )
+        pad_multiple = self.parallel.tp_size if self.cfg.parallel.sequence else 1
+        return [
+            build_micro_batch(batch, indices, device=self.parallel.device, pad_multiple=pad_multiple)
+            for indices in plan[self.parallel.dp_rank]
+        ]
+
+    # -- weights --------------------------------------------------------------------------------------------------
+
+    def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The Hugging Face-named stream of whole tensors on rank 0; every rank must iterate it to the end."""
+        return hf_weights(self.model, self.parallel, dtype)
+
+    @property
+    def hf_path(self) -> Path:
+        """Where config and tokenizer of the exported model come from."""
+        return self.cfg.model.hf_path
+
+
+def _packed(micro_batch: MicroBatch) -> PackedSeqParams:
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=micro_batch.cu_seqlens,
+        cu_seqlens_kv=micro_batch.cu_seqlens,
+        max_seqlen_q=micro_batch.max_seqlen,
+        max_seqlen_kv=micro_batch.max_seqlen,
+    )

@@ -1,0 +1,48 @@
+"""One engine for all ranks: rank 0 drives it, every rank gets what it produced, and a failure ends all of them cleanly."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from megatron_entropic.policy.engine import Policy
+from megatron_entropic.policy.parallel import Parallel
+
+from .types import RolloutEngine
+
+T = TypeVar("T")
+
+
+class RankZeroError(RuntimeError):
+    """Rank 0 failed and reports why itself; this rank only stops with it."""
+
+
+def from_rank_zero(parallel: Parallel, function: Callable[..., T], *args: object) -> T:
+    """Runs `function(*args)` on rank 0 and returns its result on every rank.
+
+    If it raises, rank 0 raises the same exception and every other rank RankZeroError, instead of waiting for its timeout.
+    Collectives: one object broadcast over the world. The result must be picklable; it comes from this run's own rank 0.
+    """
+    outcome: list[tuple[T | None, str | None]] = [(None, None)]
+    failure: Exception | None = None
+    if parallel.rank == 0:
+        try:
+            outcome[0] = (function(*args), None)
+        except Exception as error:  # noqa: BLE001 - re-raised below, once the other ranks know
+            failure = error
+            outcome[0] = (None, f"{type(error).__name__}: {error}")
+    dist.broadcast_object_list(outcome, src=0)
+    if failure is not None:
+        raise failure
+    value, reason = outcome[0]
+    if reason is not None:
+        raise RankZeroError(reason)
+    return value  # type: ignore[return-value]  # T may include None
+
+
+def sync_weights(parallel: Parallel, engine: RolloutEngine | None, policy: Policy, version: int) -> None:
+    """Hands the policy's present weights to the engine (rank 0 only) as `version`. Collective over the world."""
+    if parallel.rank:
+        for _ in policy.weights():
+            pass
+    from_rank_zero(parallel, lambda: engine.sync_weights(policy.weights(), version) if engine else None)

@@ -1,0 +1,89 @@
+"""Where the trainer gets its experience: prompts, an engine on rank 0, the verifier, and the record of it all."""
+
+from types import TracebackType
+
+from megatron_entropic.config import Config
+from megatron_entropic.policy.engine import Policy
+from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
+from megatron_entropic.rollout.recording import RolloutWriter
+from megatron_entropic.rollout.shared_engine import from_rank_zero, sync_weights
+from megatron_entropic.rollout.types import Rollout, RolloutEngine
+from megatron_entropic.tasks import make_task
+
+
+class RolloutSource:
+    """Experience of each step, the same on every rank. Rank 0 owns the engine, scores, and records to run_dir/rollouts.
+
+    A context manager: leaving it ends the engine and every process it started.
+    """
+
+    def __init__(self, cfg: Config, parallel: Parallel) -> None:
+        self.cfg = cfg
+        self.parallel = parallel
+        self.engine: RolloutEngine | None = None
+
+    def __enter__(self) -> "RolloutSource":
+        from_rank_zero(self.parallel, self._open)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.engine is not None:
+            self.engine.close()
+
+    def _open(self) -> None:
+        self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
+        self.prompts = PromptStream(
+            self.task,
+            load_tokenizer(self.cfg.model.hf_path),
+            prompts_per_step=self.cfg.batch.prompts_per_step,
+            chat_template=self.cfg.task.chat_template,
+        )
+        self.writer = RolloutWriter(self.cfg.run_dir / "rollouts")
+        self.engine = make_engine(self.cfg)
+
+    def collect(self, step: int) -> tuple[list[Rollout], list[float]]:
+        """The rollouts of `step` (by prompt, then sample) and their rewards, on every rank. Raises RolloutError."""
+        return from_rank_zero(self.parallel, self._collect, step)
+
+    def _collect(self, step: int) -> tuple[list[Rollout], list[float]]:
+        assert self.engine is not None
+        prompts, problems = self.prompts.step(step)
+        rollouts = self.engine.generate(prompts, self.cfg.batch.samples_per_prompt)
+        rewards = [self.task.score(problems[rollout.prompt_index], rollout.text) for rollout in rollouts]
+        self.writer.write(step, rollouts, problems, rewards)
+        return rollouts, rewards
+
+    def sync_weights(self, policy: Policy, version: int) -> None:
+        """Makes the engine sample from the policy's present weights, as `version`. Collective over all ranks."""
+        sync_weights(self.parallel, self.engine, policy, version)
+
+
+def make_engine(cfg: Config) -> RolloutEngine:
+    """The engine that `rollout.engine` names, ready to generate. Raises RolloutError."""
+    rollout, model = cfg.rollout, cfg.model
+    if rollout.engine == "replay":
+        from megatron_entropic.rollout.replay import ReplayEngine
+
+        assert rollout.replay_path is not None
+        return ReplayEngine(rollout.replay_path)
+    if rollout.engine == "local":
+        from megatron_entropic.rollout.local import LocalEngine
+
+        return LocalEngine(rollout, model_dir=model.hf_path, dtype=model.dtype, seed=cfg.trainer.seed)
+    from megatron_entropic.rollout.fleet import VLLMFleet
+
+    fleet = VLLMFleet(
+        rollout,
+        model_dir=model.hf_path,
+        dtype=model.dtype,
+        max_model_len=cfg.batch.max_tokens_per_micro_batch,
+        seed=cfg.trainer.seed,
+        log_dir=cfg.run_dir / "logs",
+    )
+    try:
+        fleet.start()
+    except BaseException:
+        fleet.close()
+        raise
+    return fleet

@@ -1,0 +1,62 @@
+"""The loop: generate, score, update under entropy control, sync. The algorithm, and nothing else."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from megatron_entropic.algorithms import group_advantages
+from megatron_entropic.config import Config
+from megatron_entropic.control import EntropyController, make_controller
+from megatron_entropic.observability.run_output import RunOutput
+from megatron_entropic.policy.batching import Batch, Sample
+from megatron_entropic.policy.engine import Policy, UpdateStats
+from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.rollout.source import RolloutSource
+from megatron_entropic.rollout.types import Rollout
+
+
+def train(cfg: Config, parallel: Parallel) -> None:
+    """Runs `cfg` to its end; collective over all ranks. Rollouts and metrics are written as they come."""
+    with RolloutSource(cfg, parallel) as source, RunOutput(cfg, parallel) as output:
+        policy = Policy(cfg, parallel)
+        controller = make_controller(cfg.control)
+        source.sync_weights(policy, version=0)
+        for step in range(cfg.trainer.steps):
+            with output.time("rollout"):
+                rollouts, rewards = source.collect(step)
+            with output.time("update"):
+                batch = make_batch(cfg, rollouts, rewards)
+                updates = list(update_policy(cfg, policy, controller, batch))
+            with output.time("sync"):
+                source.sync_weights(policy, version=step + 1)
+            output.record(step, rollouts, rewards, updates)
+        output.export(policy)
+
+
+def make_batch(cfg: Config, rollouts: Sequence[Rollout], rewards: Sequence[float]) -> Batch:
+    """Rollouts with their group-relative advantages, in the order they came (by prompt, then sample)."""
+    rewards_PS = torch.tensor(rewards, dtype=torch.float32).view(-1, cfg.batch.samples_per_prompt)
+    advantages = group_advantages(rewards_PS, normalize_std=cfg.algorithm.advantage == "grpo").flatten().tolist()
+    return Batch(
+        [
+            Sample(rollout.prompt_ids, rollout.response_ids, rollout.log_probs, advantage)
+            for rollout, advantage in zip(rollouts, advantages, strict=True)
+        ]
+    )
+
+
+def update_policy(cfg: Config, policy: Policy, controller: EntropyController, batch: Batch) -> Iterator[UpdateStats]:
+    """The step's optimizer updates, each with the coefficients its controller has by then.
+
+    The controller always sees the entropy of the policy about to be updated: with several updates per batch that of the
+    log-prob pass before the first and of the previous mini-batch before the others; with one, of the previous step.
+    """
+    several = cfg.batch.mini_batches > 1
+    if several:
+        controller.step(*policy.prepare(batch))
+    mini_batches = batch.mini_batches(cfg.batch.mini_batches)
+    for number, mini_batch in enumerate(mini_batches, start=1):
+        stats = policy.update(mini_batch, controller.coefficients())
+        yield stats
+        if not several or number < len(mini_batches):
+            controller.step(stats.entropy, stats.clamped_entropy)

@@ -1,0 +1,72 @@
+"""One rank of a run: `python -m megatron_entropic.worker CONFIG_YAML` with RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT set."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from megatron_entropic.config import Config
+from megatron_entropic.config_loading import load_config
+
+EXIT_FAILED = 1
+EXIT_FOLLOWED = 3
+"""Exit code of a rank that stopped only because rank 0 did."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Joins the other ranks and trains. An error is printed as one line; the exit code is not 0."""
+    sys.exit(run_rank(load_config(Path(sys.argv[1]))))
+
+
+def run_rank(cfg: Config) -> int:
+    """Trains as the rank the environment names; returns the exit code."""
+    _stop_on_sigterm()
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s [rank {rank}] %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    logging.getLogger("megatron.core").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+    # Only now: whoever loads the settings reports a bad one before seconds go into these imports.
+    from megatron_entropic.control import NonFiniteEntropyError
+    from megatron_entropic.policy.parallel import initialize_parallel, shutdown
+    from megatron_entropic.rollout.shared_engine import RankZeroError
+    from megatron_entropic.rollout.types import RolloutError
+    from megatron_entropic.trainer import train
+
+    try:
+        train(cfg, initialize_parallel(cfg.parallel, cfg.trainer.seed))
+    except RankZeroError as error:
+        logging.warning("stopped with rank 0: %s", error)
+        return EXIT_FOLLOWED
+    except (RolloutError, NonFiniteEntropyError, ValueError, OSError) as error:
+        logging.debug("traceback of the error below", exc_info=True)
+        print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
+        return EXIT_FAILED
+    shutdown()
+    return 0
+
+
+def _stop_on_sigterm() -> None:
+    """SIGTERM unwinds this process (servers are closed on the way), and comes by itself when the launcher dies."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        sys.exit(128 + signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    if sys.platform == "linux" and os.environ.get("MEGATRON_ENTROPIC_LAUNCHER_PID"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(os.environ["MEGATRON_ENTROPIC_LAUNCHER_PID"]):  # it died before the line above
+            sys.exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

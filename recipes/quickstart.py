@@ -1,0 +1,33 @@
+"""The tiny model on `decompose` under EntroPIC: the whole stack on two CPU cores in a few minutes."""
+
+from pathlib import Path
+
+from megatron_entropic.config import (
+    BatchConfig,
+    Config,
+    ControlConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RolloutConfig,
+    RunConfig,
+    TaskConfig,
+    TrainerConfig,
+)
+
+TINY_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-decompose"
+
+
+def quickstart() -> Config:
+    """Holds the entropy the tiny model starts with, while plain GRPO (`control.kind=none`) would let it fall."""
+    return Config(
+        run=RunConfig(name="quickstart"),
+        model=ModelConfig(hf_path=TINY_MODEL, dtype="float32"),
+        parallel=ParallelConfig(tensor=2, timeout_s=300),
+        batch=BatchConfig(prompts_per_step=64, samples_per_prompt=8, max_tokens_per_micro_batch=8192),
+        control=ControlConfig(kind="entropic", target_entropy=0.9, kp=5.0, ki=0.3, alpha_limit=2.0, actuator="signed"),
+        optimizer=OptimizerConfig(lr=2e-4),
+        rollout=RolloutConfig(engine="vllm", servers=2, max_new_tokens=16, temperature=1.0),
+        task=TaskConfig(name="decompose"),
+        trainer=TrainerConfig(steps=40),
+    )

@@ -1,0 +1,75 @@
+"""The loss terms by hand, and the claims their docstrings make."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_entropic.algorithms import (
+    actuator_mask,
+    clipped_policy_loss,
+    entropic_adjustment,
+    group_advantages,
+    truncated_importance_weight,
+)
+
+
+def test_group_advantages_by_hand() -> None:
+    rewards_PS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    std = math.sqrt(4 * 0.25 / 3)
+    advantages_PS = group_advantages(rewards_PS)
+    assert torch.allclose(advantages_PS[0], torch.tensor([0.5, -0.5, -0.5, 0.5]) / (std + 1e-6))
+    assert torch.equal(advantages_PS[1], torch.zeros(4))
+    assert torch.equal(group_advantages(rewards_PS, normalize_std=False)[0], torch.tensor([0.5, -0.5, -0.5, 0.5]))
+
+
+@given(st.floats(-1e6, 1e6, width=32), st.integers(1, 9))
+def test_equal_rewards_have_no_advantage(reward: float, samples: int) -> None:
+    assert torch.equal(group_advantages(torch.full((2, samples), reward)), torch.zeros(2, samples))
+
+
+def test_group_advantages_names_the_bad_reward() -> None:
+    with pytest.raises(ValueError, match="prompt 1, sample 2"):
+        group_advantages(torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, math.nan]]))
+
+
+def test_clip_is_asymmetric_and_pessimistic() -> None:
+    ratio_T = torch.tensor([1.5, 1.5, 0.5, 0.5])
+    advantage_T = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    loss_T = clipped_policy_loss(ratio_T, advantage_T, clip_low=0.2, clip_high=0.3)
+    assert torch.allclose(loss_T, torch.tensor([-1.3, 1.5, -0.5, 0.8]))
+
+
+@given(st.floats(-1, 1), st.sampled_from([2.0, -3.0]))
+def test_alpha_weights_masked_tokens_one_plus_or_minus_alpha(alpha: float, advantage: float) -> None:
+    log_prob_T = torch.tensor([-0.01, -2.0], requires_grad=True)
+    advantage_T = torch.full((2,), advantage)
+    ratio_T = (log_prob_T - log_prob_T.detach()).exp()
+    mask_T = actuator_mask("high_prob", log_prob_T, torch.zeros(2))
+    loss_T = clipped_policy_loss(ratio_T, advantage_T, clip_low=0.2, clip_high=0.2)
+    (loss_T + alpha * entropic_adjustment(ratio_T, advantage_T, mask_T)).sum().backward()
+    weight = 1 + alpha if advantage > 0 else 1 - alpha
+    assert log_prob_T.grad is not None
+    assert log_prob_T.grad.tolist() == pytest.approx([-advantage * weight, -advantage], rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_surprisal_tells_which_raise_lowers_entropy(seed: int) -> None:
+    """The first-order criterion of the docstring, checked by differentiating the entropy itself."""
+    logits_V = torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, requires_grad=True)
+    log_prob_V = logits_V.log_softmax(0)
+    entropy = -(log_prob_V.exp() * log_prob_V).sum()
+    (gradient_V,) = torch.autograd.grad(entropy, logits_V)
+    signed_V = actuator_mask("signed", log_prob_V.detach(), entropy.detach().expand(7))
+    assert torch.equal(signed_V, -torch.sign(gradient_V))
+    surprisal_V = actuator_mask("surprisal", log_prob_V.detach(), entropy.detach().expand(7))
+    assert torch.equal(surprisal_V, (gradient_V < 0).double())
+
+
+def test_importance_weight_is_truncated_and_carries_no_gradient() -> None:
+    old_T = torch.tensor([0.0, -1.0], requires_grad=True)
+    weight_T = truncated_importance_weight(old_T, torch.tensor([-2.0, -1.0]), cap=2.0)
+    assert weight_T.tolist() == [2.0, 1.0]
+    assert not weight_T.requires_grad
