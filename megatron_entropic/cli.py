@@ -77,7 +77,7 @@ def _train(options: argparse.Namespace) -> int:
 def _check_model(cfg: Config) -> None:
     """Everything about the checkpoint and the layout that can be known before a process is started."""
     from megatron_entropic.hf.architectures import Architecture
-    from megatron_entropic.hf.files import check_hf_dir
+    from megatron_entropic.hf.check import check_hf_dir
     from megatron_entropic.policy.layout import check_layout
 
     arch = Architecture.from_hf(cfg.model.hf_path)

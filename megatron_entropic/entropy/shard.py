@@ -1,0 +1,132 @@
+"""What one tensor rank works on: its contiguous vocabulary columns, the rows inside the mask, and its collectives.
+
+Shapes: T rows inside the mask, B rows of a block, V this rank's real vocabulary columns, R tensor ranks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BLOCK_BYTES = 32 * 2**20
+"""Rows are worked on in blocks whose float32 copy is about this large: bounds the temporaries, not the result."""
+
+
+@dataclass(frozen=True)
+class VocabShard:
+    """One rank's columns of a vocabulary split into equal contiguous shards in rank order.
+
+    Attributes:
+        group: the tensor-parallel group; None when the vocabulary is not sharded.
+        rank, ranks: this rank's place in `group`, and its size.
+        vocab_size: V, the true vocabulary; global columns from V on are padding and do not exist.
+        width: columns each rank stores, padding included.
+    """
+
+    group: dist.ProcessGroup | None
+    rank: int
+    ranks: int
+    vocab_size: int
+    width: int
+
+    @classmethod
+    def of(cls, width: int, vocab_size: int, group: dist.ProcessGroup | None) -> "VocabShard":
+        if group is None:
+            return cls(None, 0, 1, vocab_size, width)
+        return cls(group, dist.get_rank(group), dist.get_world_size(group), vocab_size, width)
+
+    @property
+    def first_id(self) -> int:
+        """Global token id of column 0."""
+        return self.rank * self.width
+
+    @property
+    def columns(self) -> int:
+        """Columns that are real tokens; 0 on a rank that holds padding only."""
+        return min(max(self.vocab_size - self.first_id, 0), self.width)
+
+    def local_columns(self, ids_T: Tensor) -> Tensor:
+        """This rank's column of each global id, -1 where another rank (or none) holds it."""
+        columns_T = ids_T - self.first_id
+        return torch.where((columns_T >= 0) & (columns_T < self.columns), columns_T, -1)
+
+    def all_reduce(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+        """Reduces contiguous `tensor` in place over the tensor ranks; one collective, none when not sharded."""
+        if self.ranks > 1:
+            dist.all_reduce(tensor, op=op, group=self.group)
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """[R * n, ...] of every rank's [n, ...] in rank order; one collective, none when not sharded."""
+        if self.ranks == 1:
+            return tensor
+        gathered = tensor.new_empty((self.ranks * tensor.shape[0], *tensor.shape[1:]))
+        # torch 2.13 renamed the collective and warns on each use of the old name
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(gathered, tensor.contiguous(), group=self.group)
+        return gathered
+
+    def reduce_scatter(self, tensor: Tensor) -> Tensor:
+        """This rank's [n, ...] slice of the sum over ranks of [R * n, ...]; one collective, none when not sharded."""
+        if self.ranks == 1:
+            return tensor
+        scattered = tensor.new_empty((tensor.shape[0] // self.ranks, *tensor.shape[1:]))
+        scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        scatter(scattered, tensor.contiguous(), group=self.group)
+        return scattered
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows of `logits` inside the mask, cut to the real columns, read in blocks and never copied as a whole.
+
+    Attributes:
+        logits: [..., width], any layout.
+        rows_T: int64 flat indices of the rows inside the mask; None means all of them.
+        columns: real columns V; the rest is padding.
+    """
+
+    logits: Tensor
+    rows_T: Tensor | None
+    columns: int
+
+    def __len__(self) -> int:
+        return self.rows_total if self.rows_T is None else self.rows_T.numel()
+
+    @property
+    def rows_total(self) -> int:
+        """Rows inside and outside the mask."""
+        return self.logits.shape[:-1].numel()
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """(positions among the T rows, raw_BV in the logits' dtype) for every block; raw_BV may be a view."""
+        step = max(1, BLOCK_BYTES // (4 * max(self.columns, 1)))
+        for start in range(0, len(self), step):
+            block = slice(start, min(start + step, len(self)))
+            yield block, self._read(block)
+
+    def write(self, out_NV: Tensor, block: slice, values_BV: Tensor) -> None:
+        """Puts a block's values into its rows of contiguous `out_NV` [rows_total, width], cast to its dtype."""
+        if self.rows_T is None:
+            out_NV[block, : self.columns] = values_BV
+        else:
+            out_NV[:, : self.columns].index_copy_(0, self.rows_T[block], values_BV.to(out_NV.dtype))
+
+    def _read(self, block: slice) -> Tensor:
+        if self.logits.dim() <= 2 or self.logits.is_contiguous():
+            logits_NV = torch.atleast_2d(self.logits) if self.logits.dim() <= 2 else self.logits.flatten(0, -2)
+            raw_BV = logits_NV[block] if self.rows_T is None else logits_NV[self.rows_T[block]]
+            return raw_BV[:, : self.columns]
+        # flattening another layout would copy all of it: index the leading dimensions one by one instead
+        if self.rows_T is None:
+            rows_B = torch.arange(block.start, block.stop, device=self.logits.device)
+        else:
+            rows_B = self.rows_T[block]
+        return self.logits[torch.unravel_index(rows_B, self.logits.shape[:-1])][:, : self.columns]
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for every logits dtype but float64, which stays (numerical gradient checks need it)."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

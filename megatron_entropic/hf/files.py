@@ -1,0 +1,212 @@
+"""Hugging Face model directories on disk: a streaming reader and an all-or-nothing writer."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_entropic.hf.headers import CheckpointError, TensorHeader, read_header
+
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+DEFAULT_SHARD_BYTES = 5 * 2**30
+
+COMPANION_FILES = (
+    "generation_config.json",
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What belongs to a model besides config.json and weights; copied byte for byte where present."""
+
+
+class HFReader:
+    """Reads single tensors of a model directory's safetensors files, one at a time; a context manager.
+
+    Raises CheckpointError naming the file when the index or a file is missing, broken or truncated.
+    """
+
+    def __init__(self, hf_dir: Path) -> None:
+        self._dir = Path(hf_dir)
+        self._file_of: dict[str, str] = {}
+        self._headers: dict[str, TensorHeader] = {}
+        self._open: dict[str, Any] = {}
+        self._stack = ExitStack()
+        for file in weight_files(self._dir):
+            for name, header in read_header(self._dir / file).items():
+                self._file_of[name], self._headers[name] = file, header
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors, file by file."""
+        return tuple(self._headers)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._header(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._header(name).dtype
+
+    def file(self, name: str) -> Path:
+        """The file that holds tensor `name`."""
+        self._header(name)
+        return self._dir / self._file_of[name]
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor on the CPU, in the file's dtype."""
+        self._header(name)
+        file = self._file_of[name]
+        if file not in self._open:
+            self._open[file] = self._stack.enter_context(safe_open(self._dir / file, framework="pt", device="cpu"))
+        tensor: Tensor = self._open[file].get_tensor(name)
+        return tensor
+
+    def close(self) -> None:
+        """Closes the files; safe to call twice."""
+        self._open.clear()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _header(self, name: str) -> TensorHeader:
+        if name not in self._headers:
+            raise CheckpointError(f"{self._dir}: no tensor {name} in its safetensors files")
+        return self._headers[name]
+
+
+def weight_files(hf_dir: Path) -> tuple[str, ...]:
+    """Names of a model directory's safetensors files: the index's when there is one, else the single file.
+
+    Raises CheckpointError when there is neither, the index cannot be read, or it names a file that is not there.
+    """
+    index = hf_dir / INDEX_FILE
+    if not index.is_file():
+        if not (hf_dir / SINGLE_FILE).is_file():
+            raise CheckpointError(f"{hf_dir}: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
+        return (SINGLE_FILE,)
+    try:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
+        raise CheckpointError(f"{index}: not a safetensors index ({problem!r})") from problem
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{index}: weight_map names {file!r}, which is not a plain file name")
+    missing = [file for file in files if not (hf_dir / file).is_file()]
+    if missing:
+        raise CheckpointError("\n".join(f"{hf_dir / file}: missing, but {INDEX_FILE} names it" for file in missing))
+    return tuple(files)
+
+
+def write_hf(
+    out_dir: Path,
+    weights: Iterable[tuple[str, Tensor]],
+    source_dir: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Writes a Hugging Face model directory: `weights` as safetensors, everything else copied from `source_dir`.
+
+    `weights` are consumed one by one; no more than `max_shard_bytes` (or one tensor) are held at a time. With `dtype` the
+    tensors are cast and config.json says so; without, both stay as they are. The directory appears whole or not at all.
+    Raises FileExistsError when `out_dir` exists and is not empty.
+    """
+    out_dir, source_dir = Path(out_dir), Path(source_dir)
+    with _directory_appearing_whole(out_dir) as building:
+        _write_weights(building, weights, dtype, max_shard_bytes)
+        _write_config(building, source_dir, dtype)
+        for name in COMPANION_FILES:
+            if (source_dir / name).is_file():
+                shutil.copyfile(source_dir / name, building / name)
+
+
+@contextmanager
+def _directory_appearing_whole(out_dir: Path) -> Iterator[Path]:
+    """A temporary folder beside `out_dir` that becomes it, synced to disk, when the block succeeds, and else disappears."""
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise FileExistsError(f"{out_dir}: exists already; remove it or choose another directory")
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as holder:
+        building = Path(holder) / out_dir.name
+        building.mkdir()
+        yield building
+        for path in (*building.iterdir(), building):
+            _sync(path)
+        os.rename(building, out_dir)
+        _sync(out_dir.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_weights(out_dir: Path, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, max_shard_bytes: int) -> None:
+    shards: list[list[str]] = []
+    parameters = total_bytes = 0
+    for pending in _shards(weights, dtype, max_shard_bytes):
+        save_file(pending, out_dir / f"{len(shards)}.part", metadata={"format": "pt"})
+        shards.append(list(pending))
+        parameters += sum(tensor.numel() for tensor in pending.values())
+        total_bytes += sum(tensor.nbytes for tensor in pending.values())
+    if len(shards) == 1:
+        (out_dir / "0.part").rename(out_dir / SINGLE_FILE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (out_dir / f"{number}.part").rename(out_dir / file)
+        weight_map.update(dict.fromkeys(names, file))
+    metadata = {"total_parameters": parameters, "total_size": total_bytes}
+    _write_json(out_dir / INDEX_FILE, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _shards(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, max_shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """Groups the weights, in order, into dicts of at most `max_shard_bytes` (a larger tensor is alone in its dict)."""
+    pending: dict[str, Tensor] = {}
+    held = 0
+    for name, tensor in weights:
+        tensor = tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+        if pending and held + tensor.nbytes > max_shard_bytes:
+            yield pending
+            pending, held = {}, 0
+        pending[name] = tensor
+        held += tensor.nbytes
+    yield pending
+
+
+def _write_config(out_dir: Path, source_dir: Path, dtype: torch.dtype | None) -> None:
+    source = source_dir / CONFIG_FILE
+    config = json.loads(source.read_text(encoding="utf-8"))
+    field = "torch_dtype" if "torch_dtype" in config else "dtype"  # transformers 4 and 5
+    wanted = None if dtype is None else str(dtype).removeprefix("torch.")
+    if wanted is None or config.get(field) == wanted:
+        shutil.copyfile(source, out_dir / CONFIG_FILE)
+    else:
+        _write_json(out_dir / CONFIG_FILE, {**config, field: wanted})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,53 @@
+"""The header of a safetensors file: what it holds and whether the file is whole, without touching the data."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit; keeps a corrupt length from asking for all memory
+
+
+class CheckpointError(ValueError):
+    """A checkpoint directory is not what it should be; the message names the files and tensors."""
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One tensor of a file, as its header describes it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """The tensors of a safetensors file by name. Raises CheckpointError naming the file when it is truncated or not one."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        data_start = _LENGTH_BYTES + length
+        if size < _LENGTH_BYTES or length > _MAX_HEADER_BYTES or data_start > size:
+            raise CheckpointError(f"{path}: truncated or not safetensors: {size} bytes cannot hold its header of {length} bytes")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            ends = [entry["data_offsets"][1] for entry in header.values()]
+            tensors = {name: _tensor_header(path, name, entry) for name, entry in header.items()}
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, IndexError) as problem:
+            raise CheckpointError(f"{path}: not safetensors: its header cannot be read ({problem!r})") from problem
+    end = data_start + max(ends, default=0)
+    if end != size:
+        raise CheckpointError(f"{path}: {'truncated' if size < end else 'trailing bytes'}: {size} bytes, its header says {end}")
+    return tensors
+
+
+def _tensor_header(path: Path, name: str, entry: dict[str, object]) -> TensorHeader:
+    dtype, shape = str(entry["dtype"]), entry["shape"]
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}; supported are {', '.join(DTYPES)}")
+    if not isinstance(shape, list):
+        raise TypeError(f"shape of {name} is {shape!r}")
+    return TensorHeader(tuple(int(n) for n in shape), DTYPES[dtype])

@@ -1,0 +1,51 @@
+"""Progress on the terminal: a bar on a terminal, one plain line a step everywhere else (SLURM logs, CI)."""
+
+import sys
+from collections.abc import Mapping
+from typing import TextIO
+
+from tqdm import tqdm
+
+from megatron_entropic.observability.metrics import MetricValue
+
+_SHOWN = (  # label, field, format
+    ("entropy", "policy/entropy", "{:.3f}"),
+    ("target", "control/target_entropy", "{:.3f}"),
+    ("alpha", "control/alpha", "{:+.3f}"),
+    ("coef", "control/coefficient", "{:.1e}"),
+    ("reward", "reward/mean", "{:.3f}"),
+)
+
+
+class ProgressBar:
+    """A Tracker that shows entropy, target, alpha and reward of each step on stderr; silent on ranks other than 0.
+
+    `total` is trainer.steps, `first_step` the step a resumed run starts with. `stream` is for tests.
+    """
+
+    def __init__(self, total: int, *, first_step: int = 0, rank: int = 0, stream: TextIO | None = None) -> None:
+        self._total = total
+        self._stream = sys.stderr if stream is None else stream
+        self._silent = rank != 0
+        self._bar: tqdm[int] | None = None
+        if not self._silent and self._stream.isatty():
+            self._bar = tqdm(total=total, initial=first_step, unit="step", file=self._stream, dynamic_ncols=True)
+
+    def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
+        """Shows `step` as done."""
+        if self._silent:
+            return
+        shown = {label: text.format(metrics[field]) for label, field, text in _SHOWN if metrics.get(field) is not None}
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step + 1 - self._bar.n)
+            return
+        seconds = metrics.get("time/step_s")
+        parts = [f"step {step + 1}/{self._total}", *(f"{label} {value}" for label, value in shown.items())]
+        parts += [f"{seconds:.1f} s"] if seconds is not None else []
+        print("  ".join(parts), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands; safe to call twice."""
+        if self._bar is not None:
+            self._bar.close()

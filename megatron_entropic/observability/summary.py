@@ -1,0 +1,123 @@
+"""The headline numbers of a run, for the report and the command line."""
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_entropic.observability.run_data import Array, RunData, load_run
+
+TIME_PARTS = ("rollout", "update", "sync")
+"""Parts of a step with a metric time/<part>_s of their own; what is left of time/step_s is called "other"."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Headline numbers; None is "not known": no step done yet, or no entropy target in this run.
+
+    "last" means: mean over the last third of the steps done (at least one). Entropies in nats, times in seconds.
+    """
+
+    name: str
+    control_kind: str
+    steps_done: int
+    steps_planned: int | None
+    entropy_first: float | None
+    """entropy of the first step"""
+    entropy_last: float | None
+    target_last: float | None
+    tracking_error: float | None
+    """entropy_last - target_last"""
+    tracking_error_percent: float | None
+    """the same, in % of |target_last|; None for a target of 0"""
+    reward_first: float | None
+    """reward/mean of the first step"""
+    reward_final: float | None
+    """reward/mean of the last step"""
+    reward_last: float | None
+    logprob_gap_max: float | None
+    step_seconds: float | None
+    """median time of a step"""
+    tokens_per_second: float | None
+    """median over the steps"""
+    time_shares: dict[str, float]
+    """share of the total time that went to rollout, update, sync and other; empty before the first step"""
+    non_finite_steps: tuple[int, ...]
+    """steps in which any metric is NaN or infinite"""
+
+    @property
+    def complete(self) -> bool:
+        return self.steps_planned is not None and self.steps_done >= self.steps_planned
+
+
+def summarise(run_dir: str | os.PathLike[str]) -> Summary:
+    """The headline numbers of a run folder, finished or not. Raises as load_run."""
+    return summarise_run(load_run(run_dir))
+
+
+def summarise_run(run: RunData) -> Summary:
+    """The headline numbers of a run that was read already."""
+    entropy, reward = run.column("policy/entropy"), run.column("reward/mean")
+    entropy_last, target_last = _mean(last_third(entropy)), _mean(last_third(run.target_entropy))
+    error = None if entropy_last is None or target_last is None else entropy_last - target_last
+    return Summary(
+        name=run.name,
+        control_kind=run.control_kind,
+        steps_done=len(run.metrics),
+        steps_planned=run.setting("trainer", "steps"),
+        entropy_first=_finite(entropy, 0),
+        entropy_last=entropy_last,
+        target_last=target_last,
+        tracking_error=error,
+        tracking_error_percent=100 * error / abs(target_last) if error is not None and target_last else None,
+        reward_first=_finite(reward, 0),
+        reward_final=_finite(reward, -1),
+        reward_last=_mean(last_third(reward)),
+        logprob_gap_max=_max(run.column("rollout/logprob_gap")),
+        step_seconds=_median(run.column("time/step_s")),
+        tokens_per_second=_median(run.column("perf/tokens_per_s")),
+        time_shares=_time_shares(run),
+        non_finite_steps=tuple(line["step"] for line in run.metrics if any(_is_non_finite(value) for value in line.values())),
+    )
+
+
+def last_third(values: Array) -> Array:
+    """The last third of the steps, rounded up."""
+    return values[len(values) - math.ceil(len(values) / 3) :]
+
+
+def time_parts(run: RunData) -> dict[str, Array]:
+    """[steps] seconds of each part of a step, adding up to time/step_s; a part that was not logged counts as 0."""
+    parts = {part: np.nan_to_num(run.column(f"time/{part}_s"), nan=0.0) for part in TIME_PARTS}
+    parts["other"] = np.maximum(np.nan_to_num(run.column("time/step_s"), nan=0.0) - sum(parts.values()), 0.0)
+    return parts
+
+
+def _time_shares(run: RunData) -> dict[str, float]:
+    sums = {part: float(seconds.sum()) for part, seconds in time_parts(run).items()}
+    total = sum(sums.values())
+    return {part: seconds / total for part, seconds in sums.items()} if total > 0 else {}
+
+
+def _is_non_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _finite(values: Array, position: int) -> float | None:
+    return float(values[position]) if len(values) and np.isfinite(values[position]) else None
+
+
+def _mean(values: Array) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None
+
+
+def _median(values: Array) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else None
+
+
+def _max(values: Array) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.max()) if len(known) else None

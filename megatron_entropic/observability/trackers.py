@@ -1,0 +1,72 @@
+"""Where a step's metrics go: every destination is a Tracker, and the loop knows only that."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from megatron_entropic.config import TrainerConfig
+from megatron_entropic.observability.metrics import MetricValue
+
+
+class Tracker(Protocol):
+    """A destination of metrics, driven by one process (rank 0)."""
+
+    def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
+        """Takes the metrics of `step`; steps come in ascending order."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and releases everything; safe to call twice."""
+        ...
+
+
+class TensorBoardTracker:
+    """Scalars for TensorBoard under `log_dir`. `first_step` hides what a killed run logged from that step on."""
+
+    def __init__(self, log_dir: str | os.PathLike[str], first_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here: it takes seconds to import and rank 0 alone needs it
+
+        self._writer = SummaryWriter(str(log_dir), purge_step=first_step if first_step > 0 else None)
+
+    def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
+        for name, value in metrics.items():
+            if name != "step" and value is not None and math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class TrackerGroup:
+    """Several trackers as one, called in order; closing closes all of them, whatever one of them raises."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = tuple(trackers)
+
+    def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
+
+    def close(self) -> None:
+        errors = []
+        for tracker in self.trackers:
+            try:
+                tracker.close()
+            except Exception as error:  # noqa: BLE001  re-raised below, once the others are closed
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("closing the trackers failed", errors)
+
+
+def make_trackers(run_dir: str | os.PathLike[str], trainer_cfg: TrainerConfig, *, first_step: int = 0) -> list[Tracker]:
+    """The trackers the settings ask for; metrics.jsonl (MetricsWriter) and the progress bar are the caller's to add.
+
+    `first_step` is the step a resumed run starts with.
+    """
+    trackers: list[Tracker] = []
+    if trainer_cfg.tensorboard:
+        trackers.append(TensorBoardTracker(Path(run_dir) / "logs" / "tensorboard", first_step))
+    return trackers

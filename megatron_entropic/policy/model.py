@@ -1,0 +1,148 @@
+"""The policy network: a Megatron-Core GPTModel that ends in hidden states and hands out its output head."""
+
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_entropic import platform
+from megatron_entropic.config import Config
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.mapping import padded_vocab_size
+from megatron_entropic.policy.layers import local_block_spec
+from megatron_entropic.policy.parallel import Parallel
+
+
+class PolicyModel(GPTModel):  # type: ignore[misc] - Megatron-Core is untyped
+    """A GPTModel whose last pipeline stage returns hidden states instead of logits.
+
+    `model(tokens [1, T], position_ids [1, T], attention_mask=None, packed_seq_params=...)` returns [s, 1, H] in the model's
+    dtype: on the last stage after the final norm, on others what the next stage takes in. s is T, or T / tensor ranks
+    under sequence parallelism.
+    """
+
+    arch: Architecture
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+    def lm_head_weight(self) -> Tensor:
+        """The output head [V_pad / tensor ranks, H], the embedding's own weight when tied. On the last stage only."""
+        if not self.post_process:
+            raise RuntimeError("only the last pipeline stage has the output head")
+        tied = self.share_embeddings_and_output_weights
+        weight: Tensor = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        return weight
+
+
+def build_model(arch: Architecture, cfg: Config, parallel: Parallel) -> PolicyModel:
+    """This rank's part of the policy on its device, with uninitialised weights: load them before use.
+
+    Collective over the first and last stage's ranks when embeddings are tied. Raises ValueError naming the setting when the
+    layout does not divide the architecture.
+    """
+    config = transformer_config(arch, cfg)
+    model = PolicyModel(
+        config=config,
+        transformer_layer_spec=_layer_spec(config, cfg),
+        vocab_size=padded_vocab_size(arch.vocab_size, cfg.model.vocab_pad_multiple, cfg.parallel.tensor),
+        max_sequence_length=arch.max_positions,
+        pre_process=parallel.is_first_stage,
+        post_process=parallel.is_last_stage,
+        share_embeddings_and_output_weights=arch.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=arch.rope_theta,
+        rope_scaling=arch.rope_scaling is not None,
+        rope_scaling_factor=arch.rope_scaling["factor"] if arch.rope_scaling else 1.0,
+        parallel_output=True,
+    )
+    model.arch = arch
+    model.to(parallel.device)
+    return model
+
+
+def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
+    """Megatron-Core's configuration of the architecture in the run's layout and dtype; dropout is off."""
+    _require_divisible(arch, cfg)
+    dtype = getattr(torch, cfg.model.dtype)
+    fused = platform.accelerated()
+    transformer_engine = uses_transformer_engine(cfg)
+    return TransformerConfig(
+        num_layers=arch.num_layers,
+        hidden_size=arch.hidden_size,
+        ffn_hidden_size=arch.ffn_hidden_size,
+        num_attention_heads=arch.num_heads,
+        num_query_groups=arch.num_kv_heads,
+        kv_channels=arch.head_dim,
+        qk_layernorm=arch.qk_norm,
+        add_qkv_bias=arch.qkv_bias,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        normalization="RMSNorm",
+        layernorm_epsilon=arch.norm_eps,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=cfg.parallel.tensor,
+        pipeline_model_parallel_size=cfg.parallel.pipeline,
+        context_parallel_size=cfg.parallel.context,
+        sequence_parallel=cfg.parallel.sequence,
+        # Packed micro-batches differ in length, which the stages must tell each other.
+        variable_seq_lengths=cfg.parallel.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",  # unused without experts, but the default is refused beside variable lengths
+        calculate_per_token_loss=True,
+        # Weights are always loaded, so initial values are never seen. The initialisation must run all the same: it marks
+        # which parameters are tensor-parallel, and without the marks the gradient norm misses the other ranks' shards.
+        perform_initialization=True,
+        use_cpu_initialization=False,
+        init_method=_leave_as_is,
+        output_layer_init_method=_leave_as_is,
+        embedding_init_method=_leave_as_is,
+        bias_activation_fusion=fused,
+        bias_dropout_fusion=fused,
+        apply_rope_fusion=transformer_engine,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+def _leave_as_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+def uses_transformer_engine(cfg: Config) -> bool:
+    """Whether the layers come from Transformer Engine: when asked for, or by "auto" when it is installed and a GPU is there."""
+    if cfg.model.layer_spec == "auto":
+        return platform.accelerated() and importlib.util.find_spec("transformer_engine") is not None
+    return cfg.model.layer_spec == "transformer_engine"
+
+
+def _layer_spec(config: TransformerConfig, cfg: Config) -> ModuleSpec | TransformerBlockSubmodules:
+    if uses_transformer_engine(cfg):
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    return local_block_spec(config)
+
+
+def _require_divisible(arch: Architecture, cfg: Config) -> None:
+    tensor, pipeline = cfg.parallel.tensor, cfg.parallel.pipeline
+    problems = []
+    for field, value in (("num_attention_heads", arch.num_heads), ("intermediate_size", arch.ffn_hidden_size)):
+        if value % tensor:
+            problems.append(f"parallel.tensor={tensor} does not divide {field}={value}")
+    if arch.num_kv_heads % tensor and tensor % arch.num_kv_heads:
+        problems.append(f"parallel.tensor={tensor} is neither a divisor nor a multiple of num_key_value_heads={arch.num_kv_heads}")
+    if arch.num_layers % pipeline:
+        problems.append(f"parallel.pipeline={pipeline} does not divide num_hidden_layers={arch.num_layers}")
+    if problems:
+        raise ValueError(f"{arch.architecture} cannot be laid out like this: {'; '.join(problems)}")

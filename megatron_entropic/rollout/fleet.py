@@ -1,0 +1,185 @@
+"""The fleet of vLLM servers that one run launches, owns, samples from and keeps in step with its weights."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from megatron_entropic.config import RolloutConfig
+
+from .prompts import load_tokenizer
+from .sampling import Sampled, SamplingRequest, sample
+from .server import VLLMServer, find_ports
+from .transports import make_transport
+from .types import NamedWeights, Prompt, Rollout, RolloutError
+from .weight_sync import WeightSync, call_together
+
+
+class VLLMFleet:
+    """A RolloutEngine over cfg.servers vLLM servers on this node. Only one process, rank 0, drives it.
+
+    `start` launches the servers (`launch` alone does not wait, so that other work can be done meanwhile). Every failure is a
+    RolloutError that names the server, its address, process and log. After a failed weight update the fleet refuses to work.
+    """
+
+    def __init__(self, cfg: RolloutConfig, *, model_dir: Path, dtype: str, max_model_len: int, seed: int, log_dir: Path) -> None:
+        self.cfg = cfg
+        self.model_dir = model_dir
+        self.dtype = dtype
+        self.max_model_len = min(max_model_len, _longest_context(model_dir))
+        self.seed = seed
+        self.log_dir = log_dir
+        self.servers: list[VLLMServer] = []
+        self._sync: WeightSync | None = None
+        self._broken: str | None = None
+
+    def launch(self) -> None:
+        """Starts every server process and returns. Raises RolloutError for a port in use; leaves nothing behind then."""
+        ports = find_ports(self.cfg)
+        self.servers = [
+            VLLMServer(
+                self.cfg,
+                index,
+                port=port,
+                model_dir=self.model_dir,
+                dtype=self.dtype,
+                max_model_len=self.max_model_len,
+                seed=self.seed,
+                log_dir=self.log_dir,
+            )
+            for index, port in enumerate(ports)
+        ]
+        for server in self.servers:
+            server.launch()
+
+    def start(self) -> None:
+        """Launches the servers unless done, waits till all answer, and connects them for weight updates, as version 0.
+
+        Raises RolloutError naming the server that died, was too slow or did not connect; every server is ended then.
+        """
+        try:
+            if not self.servers:
+                self.launch()
+            self._wait_ready()
+            self._tokenizer = load_tokenizer(self.model_dir)
+            self._sync = WeightSync(self.servers, make_transport(self.cfg.host, self.cfg.tensor), self.cfg.sync_timeout_s)
+            self._sync.connect()
+            for server in self.servers:
+                server.call("POST", "/update_weight_version", timeout_s=self.cfg.sync_timeout_s, json={"new_version": "0"})
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_ready(self) -> None:
+        timeout_s = self.cfg.startup_timeout_s
+        waits = {server.name: _wait(server, timeout_s) for server in self.servers}
+        call_together(waits, time.monotonic() + timeout_s + 60.0)
+
+    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int) -> list[Rollout]:
+        """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
+
+        Log-probs are those of the sampling distribution (float, nats, at cfg.temperature, over the whole vocabulary). Which
+        server, seed and place a sample gets depends on (seed, prompt.index, sample) and the order of prompts only. Raises
+        RolloutError naming a server that fails or is too slow, or a prompt that does not fit.
+        """
+        self._check_usable()
+        for prompt in prompts:
+            self._check_fits(prompt)
+        request = SamplingRequest(
+            self.seed, samples_per_prompt, self.cfg.temperature, self.cfg.max_new_tokens, self.cfg.request_timeout_s
+        )
+        answers = sample(self.servers, prompts, request)
+        return [
+            self._rollout(prompt, index, server, sampled)
+            for prompt, (server, samples) in zip(prompts, answers, strict=True)
+            for index, sampled in enumerate(samples)
+        ]
+
+    def _check_fits(self, prompt: Prompt) -> None:
+        longest = len(prompt.token_ids) + self.cfg.max_new_tokens
+        if not prompt.token_ids or longest > self.max_model_len:
+            raise RolloutError(
+                f"prompt {prompt.index} has {len(prompt.token_ids)} tokens; it must have at least 1, and with "
+                f"rollout.max_new_tokens={self.cfg.max_new_tokens} at most the servers' context of {self.max_model_len}"
+            )
+
+    def _rollout(self, prompt: Prompt, index: int, server: VLLMServer, sampled: Sampled) -> Rollout:
+        stopped = sampled.finish_reason == "stop"
+        # Special tokens stay in the text, so that a verifier sees (and refuses) what the model really said.
+        text = self._tokenizer.decode(
+            list(sampled.token_ids[:-1] if stopped else sampled.token_ids),
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        return Rollout(
+            prompt_index=prompt.index,
+            sample_index=index,
+            prompt_ids=prompt.token_ids,
+            response_ids=sampled.token_ids,
+            log_probs=sampled.log_probs,
+            text=text,
+            finish_reason=sampled.finish_reason,
+            first_version=sampled.first_version,
+            last_version=sampled.last_version,
+            server=server.name,
+        )
+
+    def sync_weights(self, weights: NamedWeights, version: int) -> None:
+        """Replaces every server's weights by `weights`; rollouts made afterwards carry `version`. Always drains `weights`.
+
+        Raises RolloutError naming the server that failed, hung beyond cfg.sync_timeout_s, or holds other weights than were
+        sent. The fleet is unusable from then on, so that nothing half-loaded is ever sampled from.
+        """
+        try:
+            self._check_usable()
+        except RolloutError:
+            for _ in weights:
+                pass
+            raise
+        assert self._sync is not None
+        self._broken = f"the update to weight version {version} did not complete"
+        self._sync.send(weights, version)
+        self._broken = None
+
+    def _check_usable(self) -> None:
+        if self._sync is None:
+            raise RolloutError("the rollout fleet is not running: start() comes first, and nothing after close()")
+        if self._broken:
+            raise RolloutError(f"the rollout fleet must not be used any more: {self._broken}; resume the run to start a new one")
+
+    def weight_checksums(self) -> dict[str, str]:
+        """By server name, the checksum of the weights it received last (compare `buckets.weights_checksum`)."""
+        self._check_usable()
+        assert self._sync is not None
+        return {name: "+".join(sorted(set(workers))) for name, workers in self._sync.checksums().items()}
+
+    @property
+    def served_versions(self) -> dict[str, int]:
+        """By server name, the weight version it says it serves."""
+        timeout_s = self.cfg.sync_timeout_s
+        return {server.name: int(server.call("GET", "/weight_info", timeout_s=timeout_s)["weight_version"]) for server in self.servers}
+
+    def close(self) -> None:
+        """Ends every process and connection of the fleet; safe to call twice."""
+        for server in self.servers:
+            server.terminate()
+        for server in self.servers:
+            server.close()
+        if self._sync is not None:
+            self._sync.close()
+            self._sync = None
+
+
+def _wait(server: VLLMServer, timeout_s: float) -> Callable[[], None]:
+    return lambda: server.wait_ready(timeout_s)
+
+
+def _longest_context(model_dir: Path) -> int:
+    """max_position_embeddings of the checkpoint. Raises RolloutError when config.json cannot tell."""
+    path = model_dir / "config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["max_position_embeddings"])
+    except (OSError, ValueError, KeyError) as error:
+        raise RolloutError(
+            f"{path} does not give max_position_embeddings ({type(error).__name__}: {error}); model.hf_path must be a model"
+        ) from error

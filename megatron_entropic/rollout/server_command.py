@@ -1,0 +1,106 @@
+"""The command line and environment of a vLLM server: what a setting of a run becomes in vLLM's terms."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from megatron_entropic.config import RolloutConfig
+
+from .types import RolloutError
+from .vllm_main import FORK_ENGINE
+
+MODEL_NAME = "policy"
+MAX_SEQUENCES = 256
+_PLUGIN = "megatron_entropic.rollout.vllm_plugin"
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+# What a launcher of ranks sets, and a server must not take for its own.
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "TRITON_INTERPRET", "VLLM_CPU_KVCACHE_SPACE")
+_RANK_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
+
+
+def uses_gpu() -> bool:
+    """Whether servers run on GPUs, and weights travel over NCCL; otherwise on CPU cores, and over gloo."""
+    return torch.cuda.is_available()
+
+
+def server_arguments(cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: str, max_model_len: int, seed: int) -> list[str]:
+    """vLLM's command line. cfg.server_args come last, so they win over everything set here."""
+    options = {
+        "--model": str(model_dir),
+        "--served-model-name": MODEL_NAME,
+        "--host": cfg.host,
+        "--port": str(port),
+        "--dtype": dtype,
+        "--max-model-len": str(max_model_len),
+        "--max-num-seqs": str(MAX_SEQUENCES),
+        "--tensor-parallel-size": str(cfg.tensor),
+        "--seed": str(seed),
+        "--logprobs-mode": "processed_logprobs",  # of the distribution that was sampled from, temperature included
+        "--generation-config": "vllm",  # no top-k, top-p or penalty from the checkpoint's generation_config.json
+        "--worker-extension-cls": f"{_PLUGIN}.WorkerExtension",
+        "--middleware": f"{_PLUGIN}.RequireKey",
+        "--weight-transfer-config": json.dumps({"backend": "entropic_nccl" if uses_gpu() else "entropic_gloo"}),
+    }
+    flags = ["--enable-scale-out", "--disable-uvicorn-access-log", "--disable-log-stats"]
+    return [word for option in options.items() for word in option] + flags + _device_arguments(cfg) + list(cfg.server_args)
+
+
+def _device_arguments(cfg: RolloutConfig) -> list[str]:
+    if uses_gpu():
+        return ["--gpu-memory-utilization", str(cfg.gpu_memory_utilization)]
+    # With eager execution and an explicit cache size vLLM needs no warm-up on a CPU. A prompt that is prefilled in two pieces
+    # makes it rewind the request's random generator, which CPU generators cannot: the engine dies. So prompts stay whole.
+    return ["--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(int(cfg.memory_gb * 2**30))]
+
+
+def server_environment(cfg: RolloutConfig, index: int, key: str) -> dict[str, str]:
+    """This process's environment without its rank's variables, plus what the server needs; `key` becomes its API key."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES and not name.startswith(_RANK_PREFIXES)
+    }
+    path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), inherited.get("PYTHONPATH")]))
+    return inherited | {
+        "PYTHONPATH": path,
+        "VLLM_API_KEY": key,
+        "VLLM_SERVER_DEV_MODE": "1",  # the endpoints that pause, update and resume; RequireKey guards them
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        **(_gpu_environment(cfg, index) if uses_gpu() else _cpu_environment(cfg, index)),
+    }
+
+
+def _cpu_environment(cfg: RolloutConfig, index: int) -> dict[str, str]:
+    """Cores are dealt out to the servers; the trainer computes on the same cores while no server generates."""
+    cores = sorted(os.sched_getaffinity(0))
+    mine = server_cores(cores, cfg.servers, index)
+    # vLLM compiles one sampler function even when eager: seconds of C++ compiler on the first request, for nothing.
+    eager = {"TORCHDYNAMO_DISABLE": "1", "OMP_WAIT_POLICY": "passive"}
+    if cfg.tensor > 1:
+        shares = [server_cores(mine, cfg.tensor, rank) for rank in range(cfg.tensor)]
+        return eager | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, share)) for share in shares)}
+    # One process for engine and worker, forked from the front end: two imports of vLLM less.
+    return eager | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", FORK_ENGINE: "1", "OMP_NUM_THREADS": str(len(mine))}
+
+
+def server_cores(cores: list[int], servers: int, index: int) -> list[int]:
+    """The cores of server `index`: an equal contiguous share, or one shared core where there are more servers than cores."""
+    if servers >= len(cores):
+        return [cores[index % len(cores)]]
+    return cores[index * len(cores) // servers : (index + 1) * len(cores) // servers]
+
+
+def _gpu_environment(cfg: RolloutConfig, index: int) -> dict[str, str]:
+    """GPUs of this node after those of its training ranks. Raises RolloutError when there are too few."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = listed.split(",") if listed else [str(device) for device in range(torch.cuda.device_count())]
+    first = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + index * cfg.tensor
+    mine = devices[first : first + cfg.tensor]
+    if len(mine) < cfg.tensor:
+        raise RolloutError(
+            f"rollout server {index} needs GPUs {first}..{first + cfg.tensor - 1} of this node, which has {len(devices)}: "
+            "training ranks take the first ones; lower rollout.servers, rollout.tensor or the ranks per node"
+        )
+    return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}

@@ -1,0 +1,72 @@
+"""Entry point of one vLLM server of a run: vLLM's own API server, tied to the life of the process that started it.
+
+`python -m megatron_entropic.rollout.vllm_main ARGS...` takes vLLM's command line. Three things are added:
+
+* The server ends with its owner, also when the owner is SIGKILLed: standard input is a pipe whose other end only the owner
+  holds, so its end of file, or another parent process, means that the owner is gone.
+* Processes that the server forks (the engine core) are killed by the kernel when the server's process disappears.
+* With `FORK_ENGINE=1` in the environment the engine core is forked after vLLM was imported, not spawned: importing vLLM takes
+  about 10 s of one core, and a spawned engine core would pay that a second time.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import runpy
+import select
+import signal
+import threading
+import time
+
+FORK_ENGINE = "MEGATRON_ENTROPIC_FORK_ENGINE"
+"""Environment variable: "1" forks the engine core. Only for devices that survive a fork and executors inside the engine core."""
+
+SERVER_MODULE = "vllm.entrypoints.openai.api_server"
+OWNER_POLL_S = 1.0
+GRACE_S = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to SIGKILL the calling process when the thread that forked it ends (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _wait_for_end_of_owner(owner_pid: int, stdin_fd: int) -> None:
+    """Returns once the pipe on `stdin_fd` is at its end or the parent process is no longer `owner_pid`."""
+    while os.getppid() == owner_pid:
+        readable, _, _ = select.select([stdin_fd], [], [], OWNER_POLL_S)
+        if readable and not os.read(stdin_fd, 1):
+            return
+
+
+def end_group_with_owner(stdin_fd: int = 0) -> None:
+    """Starts a thread that ends this process group (SIGTERM, then SIGKILL) when the owner is gone."""
+    owner_pid = os.getppid()
+
+    def watch() -> None:
+        _wait_for_end_of_owner(owner_pid, stdin_fd)
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="owner-watch", daemon=True).start()
+
+
+def fork_engine_core() -> None:
+    """Makes vLLM fork its engine core. vLLM's CPU platform asks for spawn for the sake of OpenMP binding, which is not used here."""
+    from vllm.v1.engine import utils
+
+    utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+
+
+def main() -> None:
+    end_group_with_owner()
+    os.register_at_fork(after_in_child=die_with_parent)
+    if os.environ.get(FORK_ENGINE) == "1":
+        fork_engine_core()
+    runpy.run_module(SERVER_MODULE, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

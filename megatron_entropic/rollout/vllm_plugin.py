@@ -1,0 +1,180 @@
+"""What runs inside vLLM's processes: the key check of the front end, and the receiving end of weight synchronisation.
+
+Importing this module registers the weight-transfer backends `entropic_gloo` and `entropic_nccl`; vLLM imports it in every
+worker through `--worker-extension-cls` and in the front end through `--middleware`.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from torch import Tensor, nn
+from torch.distributed import ProcessGroupGloo
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+from .buckets import WeightsChecksum, entries_of, unpack
+from .gloo import join
+
+OPEN_PATHS = ("/health",)
+
+
+class RequireKey:
+    """ASGI middleware: every path but /health, under every method, needs `Authorization: Bearer $VLLM_API_KEY`.
+
+    vLLM's own check covers only /v1, /v2, /inference and /cohere; the endpoints that pause the server, load weights into it or
+    call methods of its workers would be open to every local user.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.key_digest = _digest(os.environ["VLLM_API_KEY"].encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._authorised(scope):
+            await self.app(scope, receive, send)
+        else:
+            await JSONResponse({"error": "Unauthorized"}, status_code=401)(scope, receive, send)
+
+    def _authorised(self, scope: Scope) -> bool:
+        header = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, key = header.partition(b" ")
+        return scheme.lower() == b"bearer" and secrets.compare_digest(_digest(key), self.key_digest)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+class ReceivedModel:
+    """Stands before a model during an update: checksums what arrives, loads it, and remembers which parameters it filled."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.expected = {name for name, _ in model.named_parameters()}
+        self.filled: set[str] = set()
+        self.checksum = WeightsChecksum()
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        received = list(weights)
+        for name, tensor in received:
+            self.checksum.update(name, tensor)
+        self.filled |= self.model.load_weights(received)
+
+    def finish(self) -> str:
+        """The checksum of all that was loaded. Raises RuntimeError naming parameters that the update left as they were."""
+        missing = sorted(self.expected - self.filled)
+        if missing:
+            raise RuntimeError(f"the weight update did not contain {len(missing)} parameters of the model, e.g. {missing[:3]}")
+        return self.checksum.hexdigest()
+
+
+class CheckedUpdates:
+    """Mixin of a vLLM weight-transfer engine: layerwise reload around each update, and the checksum of what was loaded."""
+
+    model: nn.Module
+    model_config: Any
+    received: ReceivedModel | None = None
+    checksum: str = "initial"
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        self.checksum = "incomplete"
+        initialize_layerwise_reload(self.model)
+        self.received = ReceivedModel(self.model)
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        assert self.received is not None
+        finalize_layerwise_reload(self.model, self.model_config)
+        self.checksum = self.received.finish()
+        self.received = None
+
+
+@dataclass
+class GlooInitInfo(WeightTransferInitInfo):
+    """Where the sender's store listens, this server's ranks in the group of `world_size`, and the timeout in seconds."""
+
+    address: str
+    port: int
+    rank_offset: int
+    world_size: int
+    timeout_s: float
+
+
+@dataclass
+class GlooUpdateInfo(WeightTransferUpdateInfo):
+    """The manifest of one bucket."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+class GlooWeightTransferEngine(CheckedUpdates, WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+    """Receives buckets broadcast over gloo by rank 0, the trainer; each tensor-parallel rank of the server is one more rank."""
+
+    init_info_cls = GlooInitInfo
+    update_info_cls = GlooUpdateInfo
+    group: ProcessGroupGloo | None = None
+
+    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        rank = init_info.rank_offset + self.parallel_config.rank
+        timeout = timedelta(seconds=init_info.timeout_s)
+        self.group = join(init_info.address, init_info.port, rank, init_info.world_size, timeout)
+
+    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        if self.group is None or self.received is None:
+            raise RuntimeError("weights arrived before init_weight_transfer_engine and start_weight_update")
+        entries = entries_of(update_info.names, update_info.dtype_names, update_info.shapes)
+        # A fresh buffer for every bucket: the layerwise reload keeps views of it until a layer is complete.
+        flat_B = torch.empty(sum(entry.nbytes for entry in entries), dtype=torch.uint8)
+        self.group.broadcast(flat_B, 0).wait()
+        self.received.load_weights(unpack(flat_B, entries))
+
+    def shutdown(self) -> None:
+        self.group = None
+
+
+class CheckedNCCLWeightTransferEngine(CheckedUpdates, NCCLWeightTransferEngine):
+    """vLLM's NCCL engine with the checksum and completeness check of `CheckedUpdates`."""
+
+    def receive_weights(self, update_info: Any) -> None:
+        if self.received is None:
+            raise RuntimeError("weights arrived before start_weight_update")
+        model = self.model
+        self.model = self.received  # type: ignore[assignment]  # the engine only calls load_weights on it
+        try:
+            super().receive_weights(update_info)
+        finally:
+            self.model = model
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its workers; called by name through /collective_rpc."""
+
+    weight_transfer_engine: CheckedUpdates
+
+    def received_checksum(self) -> str:
+        """Checksum of the last complete update; "initial" before the first, "incomplete" during or after a failed one."""
+        return self.weight_transfer_engine.checksum
+
+
+def register() -> None:
+    """Makes both backends known to vLLM, once per process."""
+    for backend, engine in (("entropic_gloo", GlooWeightTransferEngine), ("entropic_nccl", CheckedNCCLWeightTransferEngine)):
+        if backend not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(backend, engine)
+
+
+register()

@@ -1,0 +1,258 @@
+"""Makes the tiny Qwen3 model of the quickstart: a few minutes of supervised warm-up on the decompose task, on a CPU.
+
+    python recipes/make_tiny_model.py --out models/tiny-decompose
+
+The model is left where RL has something to do: about 80% of its samples are right, and its entropy is that of a model which
+knows many right answers. Same seed, same versions, same kind of machine: same weights.
+
+Shape suffixes: B sequences, T tokens, V vocabulary.
+"""
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from megatron_entropic.rollout.local import Sampled, sample_responses
+from megatron_entropic.tasks.decompose import Decompose, is_decomposition
+
+PAD, EOS, UNK = 0, 1, 2
+CHARACTERS = (*(chr(code) for code in range(32, 127)), "\n")
+TOKEN_OF = {character: 3 + i for i, character in enumerate(CHARACTERS)}
+CONTEXT = 512
+LONGEST_RESPONSE = 12
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was measured, over `prompts` prompts: accuracies are shares of 1, entropy is the token mean in nats."""
+
+    prompts: int
+    avg_at_8: float
+    pass_at_8: float
+    greedy: float
+    entropy: float
+
+    def __str__(self) -> str:
+        return f"avg@8 {self.avg_at_8:.3f}  pass@8 {self.pass_at_8:.3f}  greedy {self.greedy:.3f}  entropy {self.entropy:.3f} nats"
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Every printable ASCII character and the newline is one token; 99 ids with <pad>, <eos> and <unk>; no BOS."""
+    vocab = {"<pad>": PAD, "<eos>": EOS, "<unk>": UNK, **TOKEN_OF}
+    characters = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    characters.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=characters,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
+
+
+def build_model(seed: int) -> Qwen3ForCausalLM:
+    """A fresh 3-layer Qwen3 of 0.47 million float32 parameters."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=3 + len(CHARACTERS),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.08,  # about 1 / sqrt(hidden): the usual 0.02 costs twice the steps at this width
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    return Qwen3ForCausalLM(config).to(torch.float32)
+
+
+def training_batch(rng: random.Random, task: Decompose, size: int) -> tuple[Tensor, Tensor]:
+    """Right answers with a uniform in [0, total]: (tokens_BT, labels_BT), labels IGNORED on prompt and padding."""
+    tokens, labels = [], []
+    for _ in range(size):
+        total = rng.randint(task.low, task.high)
+        first = rng.randint(0, total)
+        prompt = [TOKEN_OF[character] for character in f"{total}="]
+        answer = [TOKEN_OF[character] for character in f"{first}+{total - first}"] + [EOS]
+        tokens.append(prompt + answer)
+        labels.append([IGNORED] * len(prompt) + answer)
+    return right_padded(tokens, PAD), right_padded(labels, IGNORED)
+
+
+def right_padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """int64 [B, longest row]."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
+
+
+def sample(model: Qwen3ForCausalLM, totals: Sequence[int], temperature: float, seed: int) -> list[Sampled]:
+    """One response to each "total=" prompt."""
+    uniforms_BT = np.random.default_rng(seed).random((len(totals), LONGEST_RESPONSE))
+    prompts = [tuple(TOKEN_OF[character] for character in f"{total}=") for total in totals]
+    return sample_responses(model, prompts, uniforms_BT, samples_per_prompt=1, temperature=temperature, eos_ids=(EOS,))
+
+
+def is_right(response: Sampled, total: int) -> bool:
+    if response.finish_reason != "stop" or min(response.ids[:-1], default=0) < 3:
+        return False
+    return is_decomposition("".join(CHARACTERS[token - 3] for token in response.ids[:-1]), total)
+
+
+@torch.inference_mode()
+def mean_entropy(model: Qwen3ForCausalLM, totals: Sequence[int], responses: Sequence[Sampled]) -> float:
+    """Token mean of H = logsumexp(z) - sum_i pi_i z_i over all response tokens, the end of sequence included (nats)."""
+    prompts = [[TOKEN_OF[character] for character in f"{total}="] for total in totals]
+    tokens_BT = right_padded([[*p, *r.ids] for p, r in zip(prompts, responses, strict=True)], PAD)
+    labels_BT = right_padded([[IGNORED] * len(p) + list(r.ids) for p, r in zip(prompts, responses, strict=True)], IGNORED)
+    log_pi_BTV = model(tokens_BT[:, :-1]).logits.float().log_softmax(-1)
+    entropy_BT = -(log_pi_BTV.exp() * log_pi_BTV).sum(-1)
+    return float(entropy_BT[labels_BT[:, 1:] != IGNORED].mean())
+
+
+def measure(model: Qwen3ForCausalLM, task: Decompose, prompts: int) -> Quality:
+    """Samples `prompts` problems 8 times at temperature 1, and once greedily (temperature 1e-4)."""
+    model.eval()
+    totals = [int(task.problem(index).data["total"]) for index in range(prompts)]
+    totals_8 = [total for total in totals for _ in range(8)]
+    responses = sample(model, totals_8, 1.0, task.seed)
+    right_P8 = np.array([is_right(r, t) for r, t in zip(responses, totals_8, strict=True)]).reshape(prompts, 8)
+    greedy = [is_right(r, t) for r, t in zip(sample(model, totals, 1e-4, task.seed), totals, strict=True)]
+    entropy = mean_entropy(model, totals_8, responses)
+    return Quality(prompts, float(right_P8.mean()), float(right_P8.any(1).mean()), float(np.mean(greedy)), entropy)
+
+
+def warm_up(model: Qwen3ForCausalLM, task: Decompose, *, steps: int, minutes: float, accuracy: float, batch: int, lr: float) -> int:
+    """Trains until avg@8 first reaches `accuracy`, for at most `steps` steps and `minutes`. Returns the steps made."""
+    rng = random.Random(task.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+    started = time.monotonic()
+    for step in range(1, steps + 1):
+        model.train()
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, step / 20)
+        tokens_BT, labels_BT = training_batch(rng, task, batch)
+        logits_BTV = model(tokens_BT[:, :-1]).logits
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        elapsed = time.monotonic() - started
+        if step % 50 == 0 or step == steps:
+            quality = measure(model, task, 128)
+            print(f"step {step:5d}  {elapsed:5.0f} s  loss {loss.item():.4f}  {quality}", flush=True)
+            if quality.avg_at_8 >= accuracy:
+                return step
+        if elapsed > 60 * minutes:
+            print(f"step {step:5d}: --minutes {minutes:g} are over", flush=True)
+            return step
+    return steps
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, card: str, out: Path) -> None:
+    """Writes the Hugging Face directory `out`; every file appears whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.generation_config = GenerationConfig(do_sample=True, bos_token_id=None, eos_token_id=EOS, pad_token_id=PAD)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        settings_file = Path(partial, "tokenizer_config.json")
+        # The name every release of transformers knows; release 5 writes its own.
+        settings = json.loads(settings_file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        settings_file.write_text(json.dumps(settings, indent=2) + "\n")
+        Path(partial, "README.md").write_text(card)
+        for file in sorted(Path(partial).iterdir()):
+            file.chmod(0o644)  # weights are written for the owner alone
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(file, out / file.name)
+
+
+def model_card(quality: Quality, parameters: int, steps: int, arguments: argparse.Namespace) -> str:
+    """The README.md that travels with the model."""
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "tokenizers", "numpy"))
+    return f"""# tiny-decompose
+
+A {parameters / 1e6:.2f} million parameter Qwen3 (3 layers, hidden size 128, 4 heads of 32, 2 key-value heads, float32) that answers
+"347=" with two numbers that add up to 347. Every such pair is right, so a policy can stay diverse and be right. It is the
+starting policy of the quickstart and of the tests, warmed up by supervised learning and stopped early: most of its samples
+are right, not all.
+
+| measured on {quality.prompts} prompts | value |
+|---|---|
+| avg@8, temperature 1 | {quality.avg_at_8:.3f} |
+| pass@8, temperature 1 | {quality.pass_at_8:.3f} |
+| greedy accuracy | {quality.greedy:.3f} |
+| entropy, token mean over sampled responses, temperature 1 | {quality.entropy:.3f} nats |
+
+* Tokenizer: one token per printable ASCII character and newline, plus `<pad>` (0), `<eos>` (1), `<unk>` (2): 99 ids, no BOS.
+* Data: totals uniform in [{arguments.low}, {arguments.high}], first term uniform in [0, total]; every label is right.
+* Training: AdamW, learning rate {arguments.lr:g}, {arguments.batch} answers a step, {steps} steps, seed {arguments.seed};
+  it ends when avg@8 on 128 prompts first reaches {arguments.accuracy:g}.
+* Made on {date.today().isoformat()} with {versions}, on a CPU, by
+
+      python recipes/make_tiny_model.py --out models/tiny-decompose
+
+* Licence: Apache-2.0, like the project. Good for nothing but decomposing numbers.
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--steps", type=int, default=4000, help="train for at most this many steps")
+    parser.add_argument("--minutes", type=float, default=15.0, help="train for at most this long")
+    parser.add_argument("--accuracy", type=float, default=0.8, help="stop when avg@8 first reaches this")
+    parser.add_argument("--seed", type=int, default=0, help="seeds weights, data and evaluation")
+    parser.add_argument("--batch", type=int, default=128, help="answers per step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--low", type=int, default=100, help="smallest number asked for")
+    parser.add_argument("--high", type=int, default=999, help="largest number asked for")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse(argv)
+    task = Decompose(seed=arguments.seed, low=arguments.low, high=arguments.high)
+    model = build_model(arguments.seed)
+    steps = warm_up(
+        model,
+        task,
+        steps=arguments.steps,
+        minutes=arguments.minutes,
+        accuracy=arguments.accuracy,
+        batch=arguments.batch,
+        lr=arguments.lr,
+    )
+    quality = measure(model, task, 512)
+    card = model_card(quality, sum(p.numel() for p in model.parameters()), steps, arguments)
+    save(model, build_tokenizer(), card, arguments.out)
+    print(f"{arguments.out}: {quality}")
+
+
+if __name__ == "__main__":
+    main()

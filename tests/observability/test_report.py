@@ -1,0 +1,163 @@
+"""Plots and report.html: what is written, that it works for odd runs, and that untrusted text stays text."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from synthetic_runs import MakeRun
+
+from megatron_entropic.observability.plots import compare_entropy, write_plots
+from megatron_entropic.observability.report import format_number, write_report
+from megatron_entropic.observability.report_samples import pick_samples, visible
+
+EVIL = "<script>alert(1)</script></pre><img src=http://evil.example/x onerror=alert(1)>{{ 7*7 }} \u202eabc\x00 \ud800"
+
+
+class Page(HTMLParser):
+    """Tags, attributes, ids and the text of a page; fails on tags that do not close in order."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _assert_self_contained(page: Page) -> None:
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on"), name
+        if name in ("src", "href", "xlink:href"):
+            assert value is not None
+            assert value.startswith("#")
+        assert "http" not in (value or "") or name == "http-equiv", (name, value)
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_report_of_a_finished_run(make_run: MakeRun) -> None:
+    run_dir = make_run(steps=40)
+    path = write_report(run_dir)
+    assert path == run_dir / "report.html"
+    page = Page(path)
+    _assert_self_contained(page)
+    assert page.tags.count("svg") == 7
+    assert "complete: 40 of 40 steps" in page.text
+    assert "Tracking error" in page.text
+    for wanted in ("target_entropy", "Write 0 as a sum:", "Write 40 as a sum:", "Write 78 as a sum:", "megatron-core"):
+        assert wanted in page.text
+    assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_untrusted_text_stays_text(make_run: MakeRun) -> None:
+    run_dir = make_run(steps=2, planned=40, text=EVIL)
+    path = write_report(run_dir)
+    page = Page(path)
+    _assert_self_contained(page)
+    assert (
+        "<script>alert(1)</script></pre><img src=http://evil.example/x onerror=alert(1)>{{ 7*7 }} \\u202eabc\\u0000 \\ud800"
+        in page.text
+    )
+    assert "stopped or still running: 2 of 40 steps" in page.text
+
+
+@pytest.mark.parametrize(("kind", "panels"), [("none", 6), ("aent", 8), ("entropic+aent", 9)])
+def test_report_of_other_kinds_of_control(make_run: MakeRun, kind: str, panels: int) -> None:
+    page = Page(write_report(make_run(kind=kind, steps=5, planned=5)))
+    assert page.tags.count("svg") == panels
+    assert ("Tracking error" in page.text) == (kind == "entropic+aent")
+
+
+def test_report_of_a_run_killed_before_its_first_step(make_run: MakeRun) -> None:
+    run_dir = make_run(steps=0)
+    (run_dir / "metrics.jsonl").unlink()
+    page = Page(write_report(run_dir))
+    assert "0 of 40 steps" in page.text
+    assert "No step was logged yet" in page.text
+
+
+def test_an_unreadable_rollout_file_is_named_in_the_page(make_run: MakeRun) -> None:
+    run_dir = make_run(steps=3, planned=3)
+    damaged = run_dir / "rollouts" / "step-000002.jsonl.zst"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    page = Page(write_report(run_dir))
+    assert "step-000002.jsonl.zst" in page.text
+    assert "Write 0 as a sum:" in page.text
+
+
+def test_report_with_comparison(make_run: MakeRun) -> None:
+    first, second = make_run("held", steps=4, planned=4), make_run("free", kind="none", steps=4, planned=4)
+    page = Page(write_report(first, compare=[second]))
+    _assert_self_contained(page)
+    assert "Compared with other runs" in page.text
+    assert "free" in page.text
+    assert (first / "plots" / "compare.png").is_file()
+
+
+def test_plots_are_written_at_a_readable_size(make_run: MakeRun) -> None:
+    run_dir = make_run(steps=1)
+    plots = write_plots(run_dir)
+    assert set(plots) == {"entropy", "alpha", "reward", "response_length", "logprob_gap", "times", "grad_norm", "overview"}
+    for name, path in plots.items():
+        assert path == run_dir / "plots" / f"{name}.png"
+        with Image.open(path) as image:
+            assert image.width >= 1600
+            assert len(image.convert("RGB").getcolors(maxcolors=1 << 22) or ()) > 10  # not an empty page
+
+
+def test_a_run_without_steps_cannot_be_plotted_or_compared(make_run: MakeRun, tmp_path: Path) -> None:
+    run_dir = make_run(steps=0)
+    with pytest.raises(ValueError, match="no step was logged"):
+        write_plots(run_dir)
+    with pytest.raises(ValueError, match=re.escape(f"empty ({run_dir})")):
+        compare_entropy({"empty": run_dir}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match="no runs given"):
+        compare_entropy({}, tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_compare_takes_any_label_and_different_lengths(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = {"$\\frac{1}{0}$ <b>": make_run("a", steps=14), "none": make_run("b", kind="none", steps=6)}
+    out = compare_entropy(runs, tmp_path / "new" / "compare.png")
+    with Image.open(out) as image:
+        assert image.width >= 1600
+
+
+def test_samples_show_both_ends_of_the_rewards(make_run: MakeRun) -> None:
+    first, middle, last = pick_samples(make_run(steps=5) / "rollouts")
+    assert (first.step, middle.step, last.step) == (0, 2, 4)
+    assert [record.reward for record in first.groups[0].rollouts] == [0.0, 1.0, 1.0]
+    assert first.groups[0].of == 4
+
+
+def test_long_and_unprintable_text() -> None:
+    assert visible("x" * 1600) == "x" * 1500 + " … (100 more characters)"
+    assert visible("a\tb\nc\rd\u2066é漢\U0001f600") == "a\tb\nc\\u000dd\\u2066é漢\U0001f600"
+
+
+def test_numbers_for_people() -> None:
+    assert format_number(None) == "–"
+    assert format_number(-0.00123, ".4f") == "−0.0012"

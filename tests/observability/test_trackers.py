@@ -1,0 +1,105 @@
+"""Trackers and the progress display."""
+
+import io
+from pathlib import Path
+
+import pytest
+from synthetic_runs import synthetic_metrics
+
+from megatron_entropic.config import TrainerConfig
+from megatron_entropic.observability import MetricsWriter, ProgressBar, TensorBoardTracker, Tracker, TrackerGroup, make_trackers
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Recorder:
+    def __init__(self, fails: bool = False) -> None:
+        self.steps: list[int] = []
+        self.closed = False
+        self.fails = fails
+
+    def log(self, step: int, metrics: object) -> None:
+        self.steps.append(step)
+
+    def close(self) -> None:
+        self.closed = True
+        if self.fails:
+            raise OSError("disk full")
+
+
+def test_group_logs_to_all_and_closes_all() -> None:
+    first, second = Recorder(fails=True), Recorder()
+    group = TrackerGroup([first, second])
+    group.log(4, {})
+    assert first.steps == second.steps == [4]
+    with pytest.raises(ExceptionGroup, match="closing the trackers failed"):
+        group.close()
+    assert second.closed
+
+
+def test_every_destination_is_a_tracker(tmp_path: Path) -> None:
+    trackers: list[Tracker] = [MetricsWriter(tmp_path / "metrics.jsonl"), ProgressBar(3, stream=io.StringIO())]
+    group = TrackerGroup(trackers)
+    group.log(0, synthetic_metrics(1)[0])
+    group.close()
+    group.close()
+
+
+def test_factory_follows_the_settings(tmp_path: Path) -> None:
+    assert make_trackers(tmp_path, TrainerConfig(tensorboard=False)) == []
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.slow
+def test_tensorboard_keeps_finite_scalars_and_forgets_what_a_killed_run_logged(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tracker,) = make_trackers(tmp_path, TrainerConfig())
+    for step in range(5):
+        tracker.log(step, {"step": step, "policy/entropy": 0.5 + step, "control/alpha": None, "grad_norm": float("nan")})
+    tracker.close()
+    resumed = TensorBoardTracker(tmp_path / "logs" / "tensorboard", first_step=3)
+    resumed.log(3, {"policy/entropy": 9.0})
+    resumed.close()
+    events = EventAccumulator(str(tmp_path / "logs" / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["policy/entropy"]
+    assert [(event.step, event.value) for event in events.Scalars("policy/entropy")] == [(0, 0.5), (1, 1.5), (2, 2.5), (3, 9.0)]
+
+
+def test_progress_off_a_terminal_is_one_plain_line_a_step() -> None:
+    stream = io.StringIO()
+    progress = ProgressBar(40, first_step=11, stream=stream)
+    metrics = synthetic_metrics(1)[0] | {"policy/entropy": 0.9, "control/alpha": -0.25, "reward/mean": 0.75, "time/step_s": 3.04}
+    progress.log(11, metrics)
+    progress.close()
+    assert stream.getvalue() == "step 12/40  entropy 0.900  target 0.900  alpha -0.250  reward 0.750  3.0 s\n"
+
+
+def test_progress_without_control_leaves_out_target_and_alpha() -> None:
+    stream = io.StringIO()
+    ProgressBar(2, stream=stream).log(0, synthetic_metrics(1, kind="none")[0])
+    assert "target" not in stream.getvalue()
+    assert "alpha" not in stream.getvalue()
+
+
+def test_progress_on_a_terminal_is_a_bar_that_starts_where_the_run_resumes() -> None:
+    stream = Terminal()
+    progress = ProgressBar(40, first_step=11, stream=stream)
+    progress.log(11, synthetic_metrics(1)[0] | {"control/alpha": -0.25})
+    progress.close()
+    progress.close()
+    shown = stream.getvalue()
+    assert "12/40" in shown
+    assert "alpha=-0.250" in shown
+
+
+def test_other_ranks_print_nothing() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        progress = ProgressBar(40, rank=1, stream=stream)
+        progress.log(0, synthetic_metrics(1)[0])
+        progress.close()
+        assert stream.getvalue() == ""

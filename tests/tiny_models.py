@@ -1,0 +1,71 @@
+"""Tiny random Hugging Face models of every supported architecture, with nothing left at a value that hides a mistake."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+VOCAB_SIZE = 99
+ARCHITECTURES = ("llama", "llama3_rope", "qwen2", "qwen2_tied", "qwen3")
+
+_COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 30000.0,  # head size 16: wavelengths below, between and above the scaling's two thresholds
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def build(kind: str) -> PreTrainedModel:
+    """A float32 model with random norms and biases, the same for the same kind."""
+    torch.manual_seed(7)
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    model = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**_COMMON, rope_parameters=rope)),
+        "llama3_rope": lambda: LlamaForCausalLM(LlamaConfig(**_COMMON, head_dim=16, rope_parameters=_LLAMA3_ROPE)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_COMMON, rope_parameters=rope)),
+        "qwen2_tied": lambda: Qwen2ForCausalLM(Qwen2Config(**_COMMON, rope_parameters=rope, tie_word_embeddings=True)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_COMMON, head_dim=16, rope_parameters=rope)),
+    }[kind]()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.normal_(1.0, 0.3)
+            elif name.endswith("bias"):
+                parameter.normal_(0.0, 0.5)
+            else:
+                parameter.normal_(0.0, 0.15)
+    return model.float().eval()
+
+
+def save(kind: str, hf_dir: Path, *, tokenizer_size: int = VOCAB_SIZE) -> PreTrainedModel:
+    """Saves a model of `kind` with a whitespace tokenizer of `tokenizer_size` words; returns the model."""
+    model = build(kind)
+    model.save_pretrained(hf_dir)
+    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(tokenizer_size)}, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(hf_dir / "tokenizer.json"))
+    (hf_dir / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "odd":   "spacing"}')
+    return model
+
+
+def edit_config(hf_dir: Path, **changes: object) -> None:
+    """Sets fields of config.json; a field set to `...` is removed."""
+    path = hf_dir / "config.json"
+    config = json.loads(path.read_text())
+    config.update(changes)
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
