@@ -4,7 +4,6 @@ A field's bounds and description live in the field itself, so the error for a ba
 all say the same. Unknown names are refused everywhere. How a Config is read, overridden and saved: config_loading.py.
 """
 
-from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,33 +20,37 @@ Actuator = Literal["high_prob", "surprisal", "signed"]
 class RunConfig:
     """Where a run lives."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; names its folder")
-    dir: Path | None = Field(None, description="folder of the run; default runs/<name>")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; names its folder")
+    dir: Path | None = Field(default=None, description="folder of the run; default runs/<name>")
 
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """The policy network."""
 
-    hf_path: Path = Field(Path("models/tiny-decompose"), description="Hugging Face directory: config.json, safetensors, tokenizer")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights and activations; masters are fp32")
-    layer_spec: Literal["auto", "local", "transformer_engine"] = Field(
-        "auto", description="layer implementation; auto takes Transformer Engine when it can be imported and a GPU is there"
+    hf_path: Path = Field(
+        default=Path("models/tiny-decompose"), description="Hugging Face directory: config.json, safetensors, tokenizer"
     )
-    vocab_pad_multiple: int = Field(128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="type of weights and activations; masters are fp32")
+    layer_spec: Literal["auto", "local", "transformer_engine"] = Field(
+        default="auto", description="layer implementation; auto takes Transformer Engine when it can be imported and a GPU is there"
+    )
+    vocab_pad_multiple: int = Field(
+        default=128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class ParallelConfig:
     """How the policy is split over ranks; tensor x pipeline x context x data is the world size."""
 
-    tensor: int = Field(1, ge=1, description="tensor-parallel ranks")
-    pipeline: int = Field(1, ge=1, description="pipeline stages")
-    context: int = Field(1, ge=1, le=1, description="context-parallel ranks; only 1 is available")
-    expert: int = Field(1, ge=1, le=1, description="expert-parallel ranks; only 1 is available (dense models)")
-    data: int = Field(1, ge=1, description="data-parallel replicas")
-    sequence: bool = Field(False, description="sequence parallelism: shard norms and dropout over the tensor ranks")
-    timeout_s: float = Field(600.0, gt=0, description="a collective that takes longer than this ends the run")
+    tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks")
+    pipeline: int = Field(default=1, ge=1, description="pipeline stages")
+    context: int = Field(default=1, ge=1, le=1, description="context-parallel ranks; only 1 is available")
+    expert: int = Field(default=1, ge=1, le=1, description="expert-parallel ranks; only 1 is available (dense models)")
+    data: int = Field(default=1, ge=1, description="data-parallel replicas")
+    sequence: bool = Field(default=False, description="sequence parallelism: shard norms and dropout over the tensor ranks")
+    timeout_s: float = Field(default=600.0, gt=0, description="a collective that takes longer than this ends the run")
 
     @property
     def world_size(self) -> int:
@@ -64,10 +67,12 @@ class ParallelConfig:
 class BatchConfig:
     """How many rollouts make a step, and how they are cut into updates."""
 
-    prompts_per_step: int = Field(64, ge=1, description="prompts drawn each step")
-    samples_per_prompt: int = Field(8, ge=1, description="rollouts of each prompt; the group of a GRPO advantage")
-    mini_batches: int = Field(1, ge=1, description="optimizer updates per step; 1 is on-policy")
-    max_tokens_per_micro_batch: int = Field(4096, ge=8, description="packed tokens (prompt + response) of one forward pass per rank")
+    prompts_per_step: int = Field(default=64, ge=1, description="prompts drawn each step")
+    samples_per_prompt: int = Field(default=8, ge=1, description="rollouts of each prompt; the group of a GRPO advantage")
+    mini_batches: int = Field(default=1, ge=1, description="optimizer updates per step; 1 is on-policy")
+    max_tokens_per_micro_batch: int = Field(
+        default=4096, ge=8, description="packed tokens (prompt + response) of one forward pass per rank"
+    )
 
     @model_validator(mode="after")
     def _mini_batches_hold_whole_groups(self) -> "BatchConfig":
@@ -82,11 +87,13 @@ class BatchConfig:
 class AlgorithmConfig:
     """The policy-gradient part of the loss."""
 
-    advantage: Literal["grpo", "grpo_no_std"] = Field("grpo", description="group-relative advantage, divided by the group's std or not")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
-    clip_high: float = Field(0.2, gt=0, description="ratio is clipped above 1 + clip_high; larger than clip_low is clip-higher")
+    advantage: Literal["grpo", "grpo_no_std"] = Field(
+        default="grpo", description="group-relative advantage, divided by the group's std or not"
+    )
+    clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
+    clip_high: float = Field(default=0.2, gt=0, description="ratio is clipped above 1 + clip_high; larger than clip_low is clip-higher")
     sampler_correction_cap: float = Field(
-        0.0, ge=0, description="truncate exp(trainer log-prob - sampler log-prob) at this and weight the loss with it; 0 is off"
+        default=0.0, ge=0, description="truncate exp(trainer log-prob - sampler log-prob) at this and weight the loss with it; 0 is off"
     )
 
 
@@ -94,26 +101,30 @@ class AlgorithmConfig:
 class ControlConfig:
     """Which controller holds the entropy, and its gains (EntroPIC: arXiv 2511.15248; AEnt: arXiv 2509.03493)."""
 
-    kind: ControlKind = Field("entropic", description="EntroPIC, AEnt, both, or none (plain GRPO)")
-    target_entropy: float = Field(0.1, description="EntroPIC's target: token-mean entropy in nats at rollout.temperature")
-    kp: float = Field(1.0, ge=0, description="EntroPIC's proportional gain, 1 / nat")
-    ki: float = Field(0.01, ge=0, description="EntroPIC's integral gain, 1 / (nat x update)")
-    alpha_limit: float = Field(1.0, gt=0, description="|alpha| never exceeds this")
-    actuator: Actuator = Field("high_prob", description="which tokens alpha re-weights; docs/entropy_control.md says how they differ")
-    high_prob_threshold: float = Field(0.95, gt=0, lt=1, description="tau of the high_prob actuator")
-    denominator: Literal["response_tokens", "high_prob_tokens"] = Field(
-        "response_tokens", description="D of L_adjust: exact per-token weights 1 +- alpha, or the released code's count"
+    kind: ControlKind = Field(default="entropic", description="EntroPIC, AEnt, both, or none (plain GRPO)")
+    target_entropy: float = Field(default=0.1, description="EntroPIC's target: token-mean entropy in nats at rollout.temperature")
+    kp: float = Field(default=1.0, ge=0, description="EntroPIC's proportional gain, 1 / nat")
+    ki: float = Field(default=0.01, ge=0, description="EntroPIC's integral gain, 1 / (nat x update)")
+    alpha_limit: float = Field(default=1.0, gt=0, description="|alpha| never exceeds this")
+    actuator: Actuator = Field(
+        default="high_prob", description="which tokens alpha re-weights; docs/entropy_control.md says how they differ"
     )
-    anti_windup: bool = Field(True, description="freeze the integral while alpha is saturated and the error pushes it further out")
-    coefficient: float = Field(2e-4, ge=0, description="AEnt's initial bonus coefficient c_0")
-    clamp: float = Field(0.4, ge=0, lt=1, description="AEnt's p: share of the vocabulary with the smallest logits left out")
-    entropy_low: float = Field(0.05, description="AEnt raises c while the clamped entropy is below this (nats)")
-    entropy_high: float = Field(0.23, description="AEnt lowers c while the clamped entropy is above this (nats)")
-    coefficient_lr: float = Field(1e-3, ge=0, description="AEnt's beta")
-    coefficient_min: float = Field(1e-5, ge=0, description="lower bound of c")
-    coefficient_max: float = Field(3e-3, ge=0, description="upper bound of c")
-    coefficient_warmup_steps: int = Field(29, ge=0, description="updates before c starts to move")
-    max_bad_steps: int = Field(5, ge=1, description="stop after this many non-finite entropy measurements in a row")
+    high_prob_threshold: float = Field(default=0.95, gt=0, lt=1, description="tau of the high_prob actuator")
+    denominator: Literal["response_tokens", "high_prob_tokens"] = Field(
+        default="response_tokens", description="D of L_adjust: exact per-token weights 1 +- alpha, or the released code's count"
+    )
+    anti_windup: bool = Field(
+        default=True, description="freeze the integral while alpha is saturated and the error pushes it further out"
+    )
+    coefficient: float = Field(default=2e-4, ge=0, description="AEnt's initial bonus coefficient c_0")
+    clamp: float = Field(default=0.4, ge=0, lt=1, description="AEnt's p: share of the vocabulary with the smallest logits left out")
+    entropy_low: float = Field(default=0.05, description="AEnt raises c while the clamped entropy is below this (nats)")
+    entropy_high: float = Field(default=0.23, description="AEnt lowers c while the clamped entropy is above this (nats)")
+    coefficient_lr: float = Field(default=1e-3, ge=0, description="AEnt's beta")
+    coefficient_min: float = Field(default=1e-5, ge=0, description="lower bound of c")
+    coefficient_max: float = Field(default=3e-3, ge=0, description="upper bound of c")
+    coefficient_warmup_steps: int = Field(default=29, ge=0, description="updates before c starts to move")
+    max_bad_steps: int = Field(default=5, ge=1, description="stop after this many non-finite entropy measurements in a row")
 
     @property
     def needs_clamped_entropy(self) -> bool:
@@ -131,15 +142,15 @@ class ControlConfig:
 class OptimizerConfig:
     """AdamW and its learning-rate schedule."""
 
-    lr: float = Field(1e-6, gt=0, description="peak learning rate")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="shape of the decay after the warm-up")
-    warmup_updates: int = Field(0, ge=0, description="optimizer updates of linear warm-up")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's beta1")
-    beta2: float = Field(0.95, ge=0, lt=1, description="Adam's beta2")
-    eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    clip_grad: float = Field(1.0, ge=0, description="clip the global gradient norm to this; 0 is off")
+    lr: float = Field(default=1e-6, gt=0, description="peak learning rate")
+    min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of the decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="shape of the decay after the warm-up")
+    warmup_updates: int = Field(default=0, ge=0, description="optimizer updates of linear warm-up")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's beta1")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Adam's beta2")
+    eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    clip_grad: float = Field(default=1.0, ge=0, description="clip the global gradient norm to this; 0 is off")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -147,58 +158,60 @@ class RolloutConfig:
     """How rollouts are made."""
 
     engine: Literal["vllm", "local", "replay"] = Field(
-        "vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts"
+        default="vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts"
     )
-    servers: int = Field(1, ge=1, description="vLLM servers the run launches and owns")
-    tensor: int = Field(1, ge=1, description="tensor-parallel ranks of each server")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature; entropy is measured at it")
-    max_new_tokens: int = Field(64, ge=1, description="longest response in tokens")
-    max_staleness: int = Field(0, ge=0, le=0, description="weight versions the fleet may run ahead; only 0 is available")
-    replay_path: Path | None = Field(None, description="rollouts/ folder of the recorded run that engine=replay reads")
-    base_port: int = Field(0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
-    host: str = Field("127.0.0.1", description="address the servers listen on and are reached at")
-    memory_gb: float = Field(0.5, gt=0, description="KV cache of each server on a CPU, GiB")
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of GPU memory a server may take")
-    startup_timeout_s: float = Field(600.0, gt=0, description="a server not ready by then ends the run")
-    request_timeout_s: float = Field(600.0, gt=0, description="a generation request that takes longer ends the run")
-    sync_timeout_s: float = Field(300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
-    max_logprob_gap: float = Field(0.0, ge=0, description="stop when |trainer - sampler| log-prob exceeds this on any token; 0 is off")
-    server_args: tuple[str, ...] = Field((), description="further arguments for the vLLM server, as on its command line")
+    servers: int = Field(default=1, ge=1, description="vLLM servers the run launches and owns")
+    tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks of each server")
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature; entropy is measured at it")
+    max_new_tokens: int = Field(default=64, ge=1, description="longest response in tokens")
+    max_staleness: int = Field(default=0, ge=0, le=0, description="weight versions the fleet may run ahead; only 0 is available")
+    replay_path: Path | None = Field(default=None, description="rollouts/ folder of the recorded run that engine=replay reads")
+    base_port: int = Field(default=0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
+    host: str = Field(default="127.0.0.1", description="address the servers listen on and are reached at")
+    memory_gb: float = Field(default=0.5, gt=0, description="KV cache of each server on a CPU, GiB")
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="share of GPU memory a server may take")
+    startup_timeout_s: float = Field(default=600.0, gt=0, description="a server not ready by then ends the run")
+    request_timeout_s: float = Field(default=600.0, gt=0, description="a generation request that takes longer ends the run")
+    sync_timeout_s: float = Field(default=300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
+    max_logprob_gap: float = Field(
+        default=0.0, ge=0, description="stop when |trainer - sampler| log-prob exceeds this on any token; 0 is off"
+    )
+    server_args: tuple[str, ...] = Field(default=(), description="further arguments for the vLLM server, as on its command line")
 
 
 @dataclass(frozen=True, config=STRICT)
 class TaskConfig:
     """Prompts and the verifiable reward."""
 
-    name: Literal["decompose", "reasoning_gym"] = Field("decompose", description="which task")
+    name: Literal["decompose", "reasoning_gym"] = Field(default="decompose", description="which task")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
-    chat_template: bool = Field(False, description="wrap prompts in the tokenizer's chat template")
+    chat_template: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainerConfig:
     """The loop."""
 
-    steps: int = Field(100, ge=0, description="steps of the loop: generate, score, update, sync")
-    seed: int = Field(0, ge=0, description="seeds prompts, sampling and dropout")
-    export_hf: bool = Field(True, description="write the final policy as a Hugging Face directory under hf/")
-    tensorboard: bool = Field(True, description="write TensorBoard events under logs/tensorboard")
+    steps: int = Field(default=100, ge=0, description="steps of the loop: generate, score, update, sync")
+    seed: int = Field(default=0, ge=0, description="seeds prompts, sampling and dropout")
+    export_hf: bool = Field(default=True, description="write the final policy as a Hugging Face directory under hf/")
+    tensorboard: bool = Field(default=True, description="write TensorBoard events under logs/tensorboard")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
     """One run."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch: BatchConfig = field(default_factory=BatchConfig)
-    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    batch: BatchConfig = Field(default_factory=BatchConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    control: ControlConfig = Field(default_factory=ControlConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
 
     @property
     def run_dir(self) -> Path:

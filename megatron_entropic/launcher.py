@@ -47,8 +47,9 @@ def given_rank(environ: MutableMapping[str, str]) -> int | None:
 def launch_ranks(config_path: Path, world_size: int, log_dir: Path) -> int:
     """Runs all ranks of the run as processes of this machine and waits; returns the exit code of the run.
 
-    Rank 0 writes to this terminal, rank N to log_dir/rank-N.log. When a rank fails the others are told to stop, given
-    GRACE_S to close what they own, then killed; the failed rank's last lines are shown. SIGINT and SIGTERM do the same.
+    Rank 0 writes to this terminal; what the others print goes to log_dir/rank-N.out (all of them log to rank-N.log). When
+    a rank fails the others are told to stop, given GRACE_S to close what they own, then killed; the failed rank's last
+    lines are shown. SIGINT and SIGTERM do the same.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     ranks = [_start(rank, world_size, config_path, log_dir, port) for port in [_free_port()] for rank in range(world_size)]
@@ -64,7 +65,7 @@ def launch_ranks(config_path: Path, world_size: int, log_dir: Path) -> int:
         return 0
     code = ranks[failed].returncode
     if failed and code != EXIT_FOLLOWED:
-        log = log_dir / f"rank-{failed}.log"
+        log = log_dir / f"rank-{failed}.out"
         logger.error("rank %d failed with exit code %d; the end of %s:\n%s", failed, code, log, _tail(log))
     elif code < 0:
         logger.error("rank %d was killed by %s", failed, signal.Signals(-code).name)
@@ -85,7 +86,7 @@ def _start(rank: int, world_size: int, config_path: Path, log_dir: Path, port: i
     command = [sys.executable, "-m", "megatron_entropic.worker", str(config_path)]
     if rank == 0:
         return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True)
-    with (log_dir / f"rank-{rank}.log").open("wb") as log:
+    with (log_dir / f"rank-{rank}.out").open("wb") as log:
         return subprocess.Popen(
             command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

@@ -22,4 +22,9 @@ def settings_reference(section: str | None = None) -> str:
 
 
 def _line(section: str, field: dataclasses.Field[Any], default: object) -> str:
-    return f"  {f'{section}.{field.name}={default}':<46} {field.default.description}"
+    return f"  {f'{section}.{field.name}={default}':<46} {_description(field.default)}"
+
+
+def _description(default: object) -> str:
+    """A pydantic dataclass keeps its FieldInfo, description and all, as the dataclass field's default."""
+    return str(getattr(default, "description", ""))

@@ -20,7 +20,7 @@ def train(cfg: Config, parallel: Parallel) -> None:
     with RolloutSource(cfg, parallel) as source, RunOutput(cfg, parallel) as output:
         policy = Policy(cfg, parallel)
         controller = make_controller(cfg.control)
-        source.sync_weights(policy, version=0)
+        source.start(policy)
         for step in range(cfg.trainer.steps):
             with output.time("rollout"):
                 rollouts, rewards = source.collect(step)

@@ -27,13 +27,7 @@ def run_rank(cfg: Config) -> int:
     """Trains as the rank the environment names; returns the exit code."""
     _stop_on_sigterm()
     rank = int(os.environ.get("RANK", "0"))
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
-        format=f"%(asctime)s [rank {rank}] %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    logging.getLogger("megatron.core").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _log_to(cfg.run_dir / "logs" / f"rank-{rank}.log", rank)
 
     # Only now: whoever loads the settings reports a bad one before seconds go into these imports.
     from megatron_entropic.control import NonFiniteEntropyError
@@ -48,11 +42,25 @@ def run_rank(cfg: Config) -> int:
         logging.warning("stopped with rank 0: %s", error)
         return EXIT_FOLLOWED
     except (RolloutError, NonFiniteEntropyError, ValueError, OSError) as error:
-        logging.debug("traceback of the error below", exc_info=True)
-        print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
+        logging.getLogger(__name__).debug("where the error below comes from", exc_info=True)
+        logging.error("error: %s", error)
         return EXIT_FAILED
     shutdown()
     return 0
+
+
+def _log_to(path: Path, rank: int) -> None:
+    """Everything goes to the rank's log file, warnings of other packages to it alone; rank 0 also speaks on the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_file = logging.FileHandler(path)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_terminal = logging.StreamHandler()
+    to_terminal.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    to_terminal.setFormatter(logging.Formatter(f"%(asctime)s [rank {rank}] %(message)s", datefmt="%H:%M:%S"))
+    to_terminal.addFilter(lambda record: record.name.startswith(("megatron_entropic", "root")) or record.levelno >= logging.ERROR)
+    logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
+    logging.getLogger("megatron_entropic").setLevel(logging.DEBUG)
+    logging.captureWarnings(capture=True)
 
 
 def _stop_on_sigterm() -> None:

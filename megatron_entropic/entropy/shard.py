@@ -116,7 +116,7 @@ class ShardRows:
 
     def _read(self, block: slice) -> Tensor:
         if self.logits.dim() <= 2 or self.logits.is_contiguous():
-            logits_NV = torch.atleast_2d(self.logits) if self.logits.dim() <= 2 else self.logits.flatten(0, -2)
+            logits_NV = self.logits[None] if self.logits.dim() == 1 else self.logits.flatten(0, -2)
             raw_BV = logits_NV[block] if self.rows_T is None else logits_NV[self.rows_T[block]]
             return raw_BV[:, : self.columns]
         # flattening another layout would copy all of it: index the leading dimensions one by one instead

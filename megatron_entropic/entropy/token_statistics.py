@@ -50,7 +50,7 @@ def token_statistics(
     mask: Tensor | None = None,
     validate: bool = True,
 ) -> TokenStatistics:
-    """Token statistics of softmax(logits / temperature) over the true vocabulary V (method: docs of both papers).
+    """Token statistics of softmax(logits / temperature) over the true vocabulary V.
 
     Entropy H = -sum p log p and its clamped form (AEnt, arXiv 2509.03493): the same over the K = V - floor(clamp V) largest
     logits, counted over all tensor ranks; among equal logits the lowest token ids are kept; membership has no gradient.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -12,6 +13,14 @@ from megatron_entropic.hf.headers import CheckpointError, TensorHeader, read_hea
 from megatron_entropic.hf.mapping import hf_shapes
 
 _HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A tensor that is really there: in which file, and what its header says."""
+
+    file: str
+    header: TensorHeader
 
 
 def check_hf_dir(hf_dir: Path, arch: Architecture) -> None:
@@ -53,52 +62,59 @@ def _tokenizer_problems(hf_dir: Path, arch: Architecture) -> Iterator[str]:
 
 
 def _weight_problems(hf_dir: Path, arch: Architecture) -> Iterator[str]:
+    weight_map = _weight_map(hf_dir)
     try:
         files = weight_files(hf_dir)
     except CheckpointError as problem:
         yield str(problem)
-        files = tuple(path.name for path in sorted(hf_dir.glob("*.safetensors")))
-    found: dict[str, tuple[str, TensorHeader]] = {}
-    broken = False
+        files = tuple(sorted(path.name for path in hf_dir.glob("*.safetensors")))
+        if not files:
+            return
+    found: dict[str, _Found] = {}
+    read: set[str] = set()
     for file in files:
         try:
             header = read_header(hf_dir / file)
         except CheckpointError as problem:
             yield str(problem)
-            broken = True
             continue
+        read.add(file)
         for name in header.keys() & found.keys():
-            yield f"{hf_dir / file}: tensor {name} is also in {found[name][0]}"
-        found.update((name, (file, tensor)) for name, tensor in header.items())
-    if found or not broken:
-        yield from _tensor_problems(hf_dir, arch, found)
-        yield from _index_problems(hf_dir, found)
+            yield f"{hf_dir / file}: tensor {name} is also in {found[name].file}"
+        found.update((name, _Found(file, tensor)) for name, tensor in header.items())
+    # A tensor that should be in a file just reported as broken or missing is not a second problem.
+    lost = {name for name, file in weight_map.items() if file not in read}
+    if read:
+        yield from _tensor_problems(hf_dir, arch, found, lost)
+    for name, file in weight_map.items():
+        if name in found and found[name].file != file:
+            yield f"{hf_dir / INDEX_FILE}: says tensor {name} is in {file}, it is in {found[name].file}"
 
 
-def _tensor_problems(hf_dir: Path, arch: Architecture, found: dict[str, tuple[str, TensorHeader]]) -> Iterator[str]:
+def _tensor_problems(hf_dir: Path, arch: Architecture, found: dict[str, _Found], lost: set[str]) -> Iterator[str]:
     expected = hf_shapes(arch)
     for name, shape in expected.items():
+        if name in lost:
+            continue
         if name not in found:
             hint = "; config.json says tie_word_embeddings=false, so it must be there" if name == _HEAD else ""
             yield f"{hf_dir}: tensor {name} {list(shape)} is missing{hint}"
-        elif found[name][1].shape != shape:
-            file, tensor = found[name]
-            yield f"{hf_dir / file}: tensor {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
-    for name, (file, _) in found.items():
+        elif found[name].header.shape != shape:
+            wrong = list(found[name].header.shape)
+            yield f"{hf_dir / found[name].file}: tensor {name} has shape {wrong}, config.json asks for {list(shape)}"
+    for name, tensor in found.items():
         if name == _HEAD and arch.tied_embeddings:
-            yield f"{hf_dir / file}: tensor {name} is there although config.json says tie_word_embeddings=true"
+            yield f"{hf_dir / tensor.file}: tensor {name} is there although config.json says tie_word_embeddings=true"
         elif name not in expected:
-            yield f"{hf_dir / file}: unexpected tensor {name}: {arch.architecture} with these settings has none of that name"
+            yield f"{hf_dir / tensor.file}: unexpected tensor {name}: {arch.architecture} with these settings has none of that name"
 
 
-def _index_problems(hf_dir: Path, found: dict[str, tuple[str, TensorHeader]]) -> Iterator[str]:
+def _weight_map(hf_dir: Path) -> dict[str, str]:
+    """The index's tensor -> file map; empty when there is no index or it cannot be read, which weight_files reports."""
     index = hf_dir / INDEX_FILE
     if not index.is_file():
-        return
+        return {}
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        return  # weight_files has reported it
-    for name, file in weight_map:
-        if name in found and found[name][0] != file:
-            yield f"{index}: says tensor {name} is in {file}, it is in {found[name][0]}"
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        return {}

@@ -77,7 +77,8 @@ class MetricsWriter:
             raise ValueError(f"{self.path}: the writer is closed")
         if self.last_step is not None and step <= self.last_step:
             raise ValueError(
-                f"{self.path}: step {step} does not follow step {self.last_step}; a resumed run calls truncate_after first"
+                f"{self.path}: step {step} does not follow step {self.last_step}; "
+                "resume that run, or set run.dir or run.name for a new one"
             )
         fields = {"step": step, **metrics}
         if fields["step"] != step:

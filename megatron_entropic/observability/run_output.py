@@ -28,6 +28,8 @@ class RunOutput:
     def __enter__(self) -> "RunOutput":
         if self.parallel.rank == 0:
             metrics = MetricsWriter(self.cfg.run_dir / "metrics.jsonl")
+            if metrics.last_step is not None:
+                raise ValueError(f"{metrics.path} holds {metrics.last_step + 1} steps of an earlier run; choose another run.dir")
             progress = ProgressBar(self.cfg.trainer.steps)
             self._trackers = TrackerGroup([metrics, *make_trackers(self.cfg.run_dir, self.cfg.trainer), progress])
         return self

@@ -1,5 +1,6 @@
 """One line of metrics.jsonl from what a step produced. Field meanings: observability/metrics.py."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from megatron_entropic.config import Config
@@ -25,7 +26,7 @@ def step_metrics(
     steered = cfg.control.kind in ("entropic", "entropic+aent")
 
     def token_mean(field: str) -> float:
-        return sum(getattr(update, field) * update.response_tokens for update in updates) / tokens
+        return math.fsum(getattr(update, field) * update.response_tokens for update in updates) / tokens
 
     groups = [rewards[start : start + cfg.batch.samples_per_prompt] for start in range(0, len(rewards), cfg.batch.samples_per_prompt)]
     all_tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)

@@ -6,16 +6,17 @@ from contextlib import contextmanager
 
 
 class StepTimer:
-    """Adds up the seconds spent in named parts between two calls of `lap`."""
+    """Adds up the seconds spent in named parts between two calls of `lap`. The first lap starts with the first part."""
 
     def __init__(self) -> None:
         self._parts: dict[str, float] = {}
-        self._start = time.perf_counter()
+        self._start: float | None = None
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         """Times the block as `part`; a part entered twice in a step counts twice."""
         start = time.perf_counter()
+        self._start = self._start or start
         try:
             yield
         finally:
@@ -25,6 +26,6 @@ class StepTimer:
         """`time/<part>_s` of every part and `time/step_s` since the last lap; starts the next."""
         now = time.perf_counter()
         times = {f"time/{part}_s": seconds for part, seconds in self._parts.items()}
-        times["time/step_s"] = now - self._start
+        times["time/step_s"] = now - (self._start or now)
         self._parts, self._start = {}, now
         return times

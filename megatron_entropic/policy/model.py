@@ -20,7 +20,7 @@ from megatron_entropic.policy.layers import local_block_spec
 from megatron_entropic.policy.parallel import Parallel
 
 
-class PolicyModel(GPTModel):  # type: ignore[misc] - Megatron-Core is untyped
+class PolicyModel(GPTModel):  # type: ignore[misc]  # Megatron-Core is untyped
     """A GPTModel whose last pipeline stage returns hidden states instead of logits.
 
     `model(tokens [1, T], position_ids [1, T], attention_mask=None, packed_seq_params=...)` returns [s, 1, H] in the model's

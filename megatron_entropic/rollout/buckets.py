@@ -84,7 +84,7 @@ def pack(bucket: Bucket, device: torch.device | str = "cpu") -> Tensor:
 
 def unpack(flat_B: Tensor, entries: Sequence[Entry]) -> Bucket:
     """The tensors of a packed bucket. Copies where a view would be misaligned, else views of `flat_B`."""
-    pieces = flat_B.split([entry.nbytes for entry in entries])
+    pieces = torch.split(flat_B, [entry.nbytes for entry in entries])
     return [(entry.name, _view(piece_B, entry)) for entry, piece_B in zip(entries, pieces, strict=True)]
 
 

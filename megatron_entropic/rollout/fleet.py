@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_entropic.config import RolloutConfig
 
@@ -61,7 +62,7 @@ class VLLMFleet:
             if not self.servers:
                 self.launch()
             self._wait_ready()
-            self._tokenizer = load_tokenizer(self.model_dir)
+            self._tokenizer: Any = load_tokenizer(self.model_dir)
             self._sync = WeightSync(self.servers, make_transport(self.cfg.host, self.cfg.tensor), self.cfg.sync_timeout_s)
             self._sync.connect()
             for server in self.servers:

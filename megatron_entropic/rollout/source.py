@@ -5,8 +5,10 @@ from types import TracebackType
 from megatron_entropic.config import Config
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.rollout.fleet import VLLMFleet
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
 from megatron_entropic.rollout.recording import RolloutWriter
+from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.shared_engine import from_rank_zero, sync_weights
 from megatron_entropic.rollout.types import Rollout, RolloutEngine
 from megatron_entropic.tasks import make_task
@@ -42,6 +44,14 @@ class RolloutSource:
         self.writer = RolloutWriter(self.cfg.run_dir / "rollouts")
         self.engine = make_engine(self.cfg)
 
+    def start(self, policy: Policy) -> None:
+        """Waits until the engine can generate, and gives it the policy's weights as version 0. Collective over all ranks.
+
+        Apart from opening the source so that servers start while the policy is read.
+        """
+        from_rank_zero(self.parallel, lambda: self.engine.start() if isinstance(self.engine, VLLMFleet) else None)
+        self.sync_weights(policy, version=0)
+
     def collect(self, step: int) -> tuple[list[Rollout], list[float]]:
         """The rollouts of `step` (by prompt, then sample) and their rewards, on every rank. Raises RolloutError."""
         return from_rank_zero(self.parallel, self._collect, step)
@@ -60,19 +70,15 @@ class RolloutSource:
 
 
 def make_engine(cfg: Config) -> RolloutEngine:
-    """The engine that `rollout.engine` names, ready to generate. Raises RolloutError."""
+    """The engine that `rollout.engine` names; servers are launched, not waited for. Raises RolloutError."""
     rollout, model = cfg.rollout, cfg.model
     if rollout.engine == "replay":
-        from megatron_entropic.rollout.replay import ReplayEngine
-
         assert rollout.replay_path is not None
         return ReplayEngine(rollout.replay_path)
     if rollout.engine == "local":
-        from megatron_entropic.rollout.local import LocalEngine
+        from megatron_entropic.rollout.local import LocalEngine  # brings transformers: seconds that other engines need not pay
 
         return LocalEngine(rollout, model_dir=model.hf_path, dtype=model.dtype, seed=cfg.trainer.seed)
-    from megatron_entropic.rollout.fleet import VLLMFleet
-
     fleet = VLLMFleet(
         rollout,
         model_dir=model.hf_path,
@@ -81,9 +87,5 @@ def make_engine(cfg: Config) -> RolloutEngine:
         seed=cfg.trainer.seed,
         log_dir=cfg.run_dir / "logs",
     )
-    try:
-        fleet.start()
-    except BaseException:
-        fleet.close()
-        raise
+    fleet.launch()
     return fleet

@@ -3,15 +3,13 @@
 import functools
 import socket
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo, TCPStore
 
 from .buckets import BUCKET_BYTES, Bucket, pack
-from .gloo import group_over, host_store
+from .gloo import WeightGroup, host_store
 from .server import VLLMServer
 from .server_command import uses_gpu
 from .weight_sync import Call, Transport
@@ -30,14 +28,13 @@ class GlooTransport:
     def __init__(self, host: str, tensor: int) -> None:
         self.host = host
         self.tensor = tensor
-        self._stores: list[TCPStore] = []
-        self._groups: list[tuple[VLLMServer, ProcessGroupGloo]] = []
+        self._stores: list[Any] = []
+        self._groups: list[tuple[VLLMServer, WeightGroup]] = []
 
     def connect(self, servers: Sequence[VLLMServer], timeout_s: float) -> dict[str, Call]:
         calls: dict[str, Call] = {}
-        timeout = timedelta(seconds=timeout_s)
         for server in servers:
-            store = host_store(self.host, self.tensor + 1, timeout)
+            store = host_store(self.host, self.tensor + 1, timeout_s)
             self._stores.append(store)
             info = {
                 "address": self.host,
@@ -47,14 +44,15 @@ class GlooTransport:
                 "timeout_s": timeout_s,
             }
             calls[server.name] = functools.partial(_init_worker_side, server, info, timeout_s)
-            calls[f"{server.name} group"] = functools.partial(self._join, server, store, timeout)
+            calls[f"{server.name} group"] = functools.partial(self._join, server, store, timeout_s)
         return calls
 
-    def _join(self, server: VLLMServer, store: TCPStore, timeout: timedelta) -> None:
+    def _join(self, server: VLLMServer, store: Any, timeout_s: float) -> None:
         try:
-            self._groups.append((server, group_over(store, self.host, 0, self.tensor + 1, timeout)))
+            group = WeightGroup(store, self.host, rank=0, world_size=self.tensor + 1, timeout_s=timeout_s)
         except RuntimeError as error:
             raise server.failed("the connection for weights", error) from error
+        self._groups.append((server, group))
 
     def broadcast(self, bucket: Bucket) -> dict[str, Call]:
         flat_B = pack(bucket)
@@ -65,9 +63,9 @@ class GlooTransport:
         self._stores.clear()
 
 
-def _broadcast(server: VLLMServer, group: ProcessGroupGloo, flat_B: Tensor) -> None:
+def _broadcast(server: VLLMServer, group: WeightGroup, flat_B: Tensor) -> None:
     try:
-        group.broadcast(flat_B, 0).wait()
+        group.broadcast(flat_B)
     except RuntimeError as error:
         raise server.failed("a bucket of weights", error) from error
 

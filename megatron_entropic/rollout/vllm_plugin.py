@@ -9,20 +9,18 @@ import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-from torch import Tensor, nn
-from torch.distributed import ProcessGroupGloo
+from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from .buckets import WeightsChecksum, entries_of, unpack
-from .gloo import join
+from .gloo import WeightGroup, visit_store
 
 OPEN_PATHS = ("/health",)
 
@@ -57,7 +55,7 @@ def _digest(key: bytes) -> bytes:
 class ReceivedModel:
     """Stands before a model during an update: checksums what arrives, loads it, and remembers which parameters it filled."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.expected = {name for name, _ in model.named_parameters()}
         self.filled: set[str] = set()
@@ -80,7 +78,7 @@ class ReceivedModel:
 class CheckedUpdates:
     """Mixin of a vLLM weight-transfer engine: layerwise reload around each update, and the checksum of what was loaded."""
 
-    model: nn.Module
+    model: Any
     model_config: Any
     received: ReceivedModel | None = None
     checksum: str = "initial"
@@ -102,7 +100,7 @@ class CheckedUpdates:
 
 
 @dataclass
-class GlooInitInfo(WeightTransferInitInfo):
+class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not typed here
     """Where the sender's store listens, this server's ranks in the group of `world_size`, and the timeout in seconds."""
 
     address: str
@@ -113,7 +111,7 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 
 @dataclass
-class GlooUpdateInfo(WeightTransferUpdateInfo):
+class GlooUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """The manifest of one bucket."""
 
     names: list[str]
@@ -121,17 +119,18 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     shapes: list[list[int]]
 
 
-class GlooWeightTransferEngine(CheckedUpdates, WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+class GlooWeightTransferEngine(CheckedUpdates, WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):  # type: ignore[misc]
     """Receives buckets broadcast over gloo by rank 0, the trainer; each tensor-parallel rank of the server is one more rank."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
-    group: ProcessGroupGloo | None = None
+    group: WeightGroup | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        rank = init_info.rank_offset + self.parallel_config.rank
-        timeout = timedelta(seconds=init_info.timeout_s)
-        self.group = join(init_info.address, init_info.port, rank, init_info.world_size, timeout)
+        info = init_info
+        store = visit_store(info.address, info.port, info.world_size, info.timeout_s)
+        rank = info.rank_offset + self.parallel_config.rank
+        self.group = WeightGroup(store, info.address, rank=rank, world_size=info.world_size, timeout_s=info.timeout_s)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         if self.group is None or self.received is None:
@@ -139,21 +138,21 @@ class GlooWeightTransferEngine(CheckedUpdates, WeightTransferEngine[GlooInitInfo
         entries = entries_of(update_info.names, update_info.dtype_names, update_info.shapes)
         # A fresh buffer for every bucket: the layerwise reload keeps views of it until a layer is complete.
         flat_B = torch.empty(sum(entry.nbytes for entry in entries), dtype=torch.uint8)
-        self.group.broadcast(flat_B, 0).wait()
+        self.group.broadcast(flat_B)
         self.received.load_weights(unpack(flat_B, entries))
 
     def shutdown(self) -> None:
         self.group = None
 
 
-class CheckedNCCLWeightTransferEngine(CheckedUpdates, NCCLWeightTransferEngine):
+class CheckedNCCLWeightTransferEngine(CheckedUpdates, NCCLWeightTransferEngine):  # type: ignore[misc]
     """vLLM's NCCL engine with the checksum and completeness check of `CheckedUpdates`."""
 
     def receive_weights(self, update_info: Any) -> None:
         if self.received is None:
             raise RuntimeError("weights arrived before start_weight_update")
         model = self.model
-        self.model = self.received  # type: ignore[assignment]  # the engine only calls load_weights on it
+        self.model = self.received  # the engine only calls load_weights on it
         try:
             super().receive_weights(update_info)
         finally:

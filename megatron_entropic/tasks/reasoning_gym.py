@@ -8,6 +8,7 @@ The answer is what stands in the last <answer>...</answer> of a response, or the
 import dataclasses
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -55,6 +56,7 @@ class ReasoningGym:
         self._template = prompt_template
         self._seed = seed
         self._chunk = lru_cache(maxsize=2)(self._make_chunk)
+        self._entry = lru_cache(maxsize=_CHUNK)(self._make_entry)  # some take a second, and every sample is scored against it
         self._chunk(0)  # bad parameters end here, not in the middle of a run
 
     def problem(self, index: int) -> Problem:
@@ -70,16 +72,17 @@ class ReasoningGym:
         if len(answer) > _LONGEST_ANSWER:
             return 0.0
         index = int(problem.data["index"])
-        entry = self._entry(index)
+        entry = deepcopy(self._entry(index))  # verifiers get their own: nothing forbids them to change it
+        verifier = self._chunk(index // _CHUNK)
         try:
-            score = float(self._chunk(index // _CHUNK).score_answer(answer, entry))
+            score = float(verifier.score_answer(answer, entry))
         except _REFUSALS:
             # The text comes from a policy in training, and the package's verifiers parse it with int(), json, split()[1] ...
             # What they cannot parse is a wrong answer. Errors that no text should cause (memory, files) pass through.
             return 0.0
         return min(1.0, max(0.0, score)) if math.isfinite(score) else 0.0
 
-    def _entry(self, index: int) -> Any:
+    def _make_entry(self, index: int) -> Any:
         return self._chunk(index // _CHUNK)[index % _CHUNK]
 
     def _make_chunk(self, number: int) -> Any:

@@ -4,7 +4,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from synthetic_runs import MakeRun, make_run_dir
+
+from tests.observability.synthetic_runs import MakeRun, make_run_dir
 
 
 @pytest.fixture

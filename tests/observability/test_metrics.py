@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_runs import synthetic_metrics
 
 from megatron_entropic.observability import METRIC_FIELDS, MetricsWriter, read_metrics, truncate_after
+from tests.observability.synthetic_runs import synthetic_metrics
 
 
 def _write(path: Path, steps: int) -> list[dict[str, Any]]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from synthetic_runs import MakeRun
 
 from megatron_entropic.observability.plots import compare_entropy, write_plots
 from megatron_entropic.observability.report import format_number, write_report
 from megatron_entropic.observability.report_samples import pick_samples, visible
+from tests.observability.synthetic_runs import MakeRun
 
 EVIL = "<script>alert(1)</script></pre><img src=http://evil.example/x onerror=alert(1)>{{ 7*7 }} \u202eabc\x00 \ud800"
 
@@ -58,6 +58,7 @@ def _assert_self_contained(page: Page) -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_report_of_a_finished_run(make_run: MakeRun) -> None:
     run_dir = make_run(steps=40)
     path = write_report(run_dir)
@@ -84,6 +85,7 @@ def test_untrusted_text_stays_text(make_run: MakeRun) -> None:
     assert "stopped or still running: 2 of 40 steps" in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "panels"), [("none", 6), ("aent", 8), ("entropic+aent", 9)])
 def test_report_of_other_kinds_of_control(make_run: MakeRun, kind: str, panels: int) -> None:
     page = Page(write_report(make_run(kind=kind, steps=5, planned=5)))
@@ -108,6 +110,7 @@ def test_an_unreadable_rollout_file_is_named_in_the_page(make_run: MakeRun) -> N
     assert "Write 0 as a sum:" in page.text
 
 
+@pytest.mark.slow
 def test_report_with_comparison(make_run: MakeRun) -> None:
     first, second = make_run("held", steps=4, planned=4), make_run("free", kind="none", steps=4, planned=4)
     page = Page(write_report(first, compare=[second]))
@@ -117,6 +120,7 @@ def test_report_with_comparison(make_run: MakeRun) -> None:
     assert (first / "plots" / "compare.png").is_file()
 
 
+@pytest.mark.slow
 def test_plots_are_written_at_a_readable_size(make_run: MakeRun) -> None:
     run_dir = make_run(steps=1)
     plots = write_plots(run_dir)
@@ -139,6 +143,7 @@ def test_a_run_without_steps_cannot_be_plotted_or_compared(make_run: MakeRun, tm
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_compare_takes_any_label_and_different_lengths(make_run: MakeRun, tmp_path: Path) -> None:
     runs = {"$\\frac{1}{0}$ <b>": make_run("a", steps=14), "none": make_run("b", kind="none", steps=6)}
     out = compare_entropy(runs, tmp_path / "new" / "compare.png")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_runs import MakeRun
 
 from megatron_entropic.observability.report import summarise
 from megatron_entropic.observability.run_data import load_run, smooth, smoothing_window
+from tests.observability.synthetic_runs import MakeRun
 
 
 def _edit(run_dir: Path, **fields: object) -> None:

@@ -4,10 +4,10 @@ import io
 from pathlib import Path
 
 import pytest
-from synthetic_runs import synthetic_metrics
 
 from megatron_entropic.config import TrainerConfig
 from megatron_entropic.observability import MetricsWriter, ProgressBar, TensorBoardTracker, Tracker, TrackerGroup, make_trackers
+from tests.observability.synthetic_runs import synthetic_metrics
 
 
 class Terminal(io.StringIO):

@@ -57,7 +57,7 @@ def test_huge_numbers_are_refused_at_once() -> None:
     assert TASK.score(ASKED, "0+" + "0" * 1_000_000 + "347") == 0.0
 
 
-@given(st.text() | st.from_regex(r"\d*\+?\d*\s?") | st.from_regex(r"[0-9]{1,5}\+[0-9]{1,5}", fullmatch=True))
+@given(st.text() | st.text("0123456789+- ٣\n", max_size=9))
 def test_never_raises(text: str) -> None:
     assert TASK.score(ASKED, text) in (0.0, 1.0)
 

@@ -42,7 +42,6 @@ SOME = [
     "rubiks_cube",
     "sudoku",
     "boxnet",
-    "zebra_puzzles",
 ]
 
 
@@ -51,7 +50,7 @@ def task(dataset: str = "chain_sum", seed: int = 0, **options: object) -> Task:
 
 
 def answer_of(problem: Problem) -> str:
-    return str(eval(problem.prompt.split(":")[1].split("=")[0]))  # noqa: S307  (our own arithmetic, "1 + 2 - 3")
+    return str(eval(problem.prompt.split(":")[1].split("=")[0]))  # our own arithmetic: "1 + 2 - 3"
 
 
 def test_the_right_answer_scores_one_and_others_do_not() -> None:

@@ -1,0 +1,90 @@
+"""Shards and merges are inverse, bit for bit, and lie where Megatron-Core expects them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_entropic.hf import Architecture, hf_shapes, padded_vocab_size
+from megatron_entropic.hf.mapping import LAYER_TABLES, Layout, canonical_name, checkpoint_rows, merge, model_rows, shard
+
+ARCH = Architecture(
+    architecture="Qwen2ForCausalLM",
+    num_layers=3,
+    hidden_size=12,
+    ffn_hidden_size=16,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=2,
+    vocab_size=99,
+    max_positions=64,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-6,
+    tied_embeddings=False,
+    qkv_bias=True,
+    qk_norm=False,
+)
+
+
+@pytest.mark.parametrize("name", LAYER_TABLES)
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_shards_of_every_row_merge_back_bit_for_bit(name: str, tp: int) -> None:
+    arch = replace(ARCH, architecture=name)
+    shapes = hf_shapes(arch)
+    padded = padded_vocab_size(arch.vocab_size, 4, tp)
+    for row in checkpoint_rows(arch):
+        whole = [torch.randn(shapes[hf_name]) for hf_name in row.hf]
+        shards = [shard(row.layout, whole, arch, rank, tp, padded) for rank in range(tp)]
+        assert len({part.shape for part in shards}) == 1
+        merged = merge(row.layout, shards, arch)
+        assert len(merged) == len(whole)
+        for ours, expected in zip(merged, whole, strict=True):
+            assert torch.equal(ours, expected), row
+
+
+def test_query_key_value_are_interleaved_by_group() -> None:
+    q, k, v = (torch.arange(rows)[:, None] + base for rows, base in ((16, 0), (8, 100), (8, 200)))
+    first, second = (shard(Layout.QKV, [q, k, v], ARCH, rank, 2, 0).flatten().tolist() for rank in range(2))
+    assert first == [0, 1, 2, 3, 100, 101, 200, 201, 4, 5, 6, 7, 102, 103, 202, 203]
+    assert second == [8, 9, 10, 11, 104, 105, 204, 205, 12, 13, 14, 15, 106, 107, 206, 207]
+
+
+def test_gate_and_up_are_split_separately() -> None:
+    gate, up = torch.arange(4)[:, None], torch.arange(4)[:, None] + 10
+    assert shard(Layout.GATE_UP, [gate, up], ARCH, 1, 2, 0).flatten().tolist() == [2, 3, 12, 13]
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_vocabulary_padding_is_zero_on_import_and_gone_on_export(tp: int) -> None:
+    padded = padded_vocab_size(99, 128, tp)
+    embedding = torch.randn(99, 3)
+    shards = [shard(Layout.VOCABULARY, [embedding], ARCH, rank, tp, padded) for rank in range(tp)]
+    whole = torch.cat(shards)
+    assert whole.shape == (128 * tp, 3)
+    assert torch.equal(whole[:99], embedding)
+    assert not whole[99:].any()
+    assert torch.equal(merge(Layout.VOCABULARY, shards, ARCH)[0], embedding)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "multiple", "tp", "expected"), [(99, 128, 1, 128), (128, 128, 1, 128), (129, 64, 2, 256), (7, 1, 1, 7)]
+)
+def test_padded_vocab_size(vocab: int, multiple: int, tp: int, expected: int) -> None:
+    assert padded_vocab_size(vocab, multiple, tp) == expected
+
+
+def test_transformer_engine_names_mean_the_same_parameters() -> None:
+    prefix = "decoder.layers.5."
+    assert canonical_name(prefix + "self_attention.linear_qkv.layer_norm_weight") == prefix + "input_layernorm.weight"
+    assert canonical_name(prefix + "mlp.linear_fc1.layer_norm_weight") == prefix + "pre_mlp_layernorm.weight"
+    assert canonical_name(prefix + "mlp.linear_fc1.weight") == prefix + "mlp.linear_fc1.weight"
+
+
+def test_tied_embeddings_have_no_head_in_the_checkpoint_but_one_on_the_last_stage() -> None:
+    tied = replace(ARCH, tied_embeddings=True)
+    assert "lm_head.weight" in hf_shapes(ARCH)
+    assert "lm_head.weight" not in hf_shapes(tied)
+    assert model_rows(tied)["output_layer.weight"].hf == ("model.embed_tokens.weight",)
+    assert sum(math.prod(shape) for shape in hf_shapes(ARCH).values()) > sum(math.prod(shape) for shape in hf_shapes(tied).values())

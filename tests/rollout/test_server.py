@@ -1,0 +1,102 @@
+"""Ports, command lines, environments and logs of servers: everything that needs no running server."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from megatron_entropic.config import RolloutConfig
+from megatron_entropic.rollout.server import VLLMServer, find_ports, log_tail
+from megatron_entropic.rollout.server_command import server_cores, server_environment
+from megatron_entropic.rollout.types import RolloutError
+
+
+def make_server(cfg: RolloutConfig, log_dir: Path) -> VLLMServer:
+    return VLLMServer(cfg, 0, port=8000, model_dir=Path("m"), dtype="float32", max_model_len=64, seed=3, log_dir=log_dir)
+
+
+def test_a_port_in_use_is_found_before_launching() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RolloutError, match=rf"rollout server 0 .*port {port}.*rollout\.base_port"):
+            find_ports(RolloutConfig(base_port=port))
+
+
+def test_ports_are_free_and_different() -> None:
+    ports = find_ports(RolloutConfig(servers=5))
+    assert len(set(ports)) == 5
+    base = ports[0]
+    assert find_ports(RolloutConfig(base_port=base)) == [base]
+
+
+def test_an_address_of_another_machine_is_named() -> None:
+    with pytest.raises(RolloutError, match=r"192\.0\.2\.77.*rollout\.host"):
+        find_ports(RolloutConfig(host="192.0.2.77"))
+
+
+def test_the_key_is_random_and_never_on_the_command_line(tmp_path: Path) -> None:
+    one, other = (make_server(RolloutConfig(), tmp_path) for _ in range(2))
+    assert one.key != other.key
+    assert len(one.key) >= 32
+    assert one.environment["VLLM_API_KEY"] == one.key
+    assert not any(one.key in argument for argument in one.arguments)
+
+
+def test_arguments_of_the_user_come_last(tmp_path: Path) -> None:
+    arguments = make_server(RolloutConfig(server_args=("--max-num-seqs", "7"), memory_gb=0.25), tmp_path).arguments
+    assert arguments[-2:] == ["--max-num-seqs", "7"]
+    assert arguments[arguments.index("--seed") + 1] == "3"
+    assert arguments[arguments.index("--logprobs-mode") + 1] == "processed_logprobs"
+    assert arguments[arguments.index("--generation-config") + 1] == "vllm"
+
+
+def test_a_server_does_not_take_its_owners_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TRITON_INTERPRET"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("KEPT", "yes")
+    environment = server_environment(RolloutConfig(), 0, "key")
+    assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TRITON_INTERPRET"} & set(
+        environment
+    )
+    assert environment["KEPT"] == "yes"
+    assert environment["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "servers", "shares"),
+    [([0, 1], 1, [[0, 1]]), ([0, 1], 2, [[0], [1]]), ([4, 6], 3, [[4], [6], [4]]), ([0, 1, 2, 3, 4], 2, [[0, 1], [2, 3, 4]])],
+)
+def test_cores_are_dealt_out(cores: list[int], servers: int, shares: list[list[int]]) -> None:
+    assert [server_cores(cores, servers, index) for index in range(servers)] == shares
+
+
+def test_the_log_tail_names_the_cause(tmp_path: Path) -> None:
+    log = tmp_path / "vllm_0.log"
+    prefix = "(EngineCore pid=7) ERROR 01-01 10:00:00 [core.py:12] "
+    lines = [
+        "(APIServer pid=3) INFO 01-01 10:00:00 [launcher.py:1] Route: /health, Methods: GET",
+        f"{prefix}Traceback (most recent call last):",
+        f'{prefix}  File "x.py", line 1, in f',
+        f"{prefix}ValueError: head_dim 7 is not supported",
+        "INFO:     Shutting down",
+        "RuntimeError: Engine core initialization failed. See root cause above.",
+        "nanobind: leaked 4 instances!",
+    ]
+    log.write_text("\n".join(lines))
+    assert log_tail(log) == [
+        "ValueError: head_dim 7 is not supported",
+        "RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    log.write_text("starting\nloading\n")
+    assert log_tail(log) == ["starting", "loading"]
+    assert log_tail(tmp_path / "none.log") == []
+
+
+def test_closing_a_server_that_never_started_is_harmless(tmp_path: Path) -> None:
+    server = make_server(RolloutConfig(), tmp_path)
+    server.close()
+    server.close()
+    assert server.exit_code() is None

@@ -1,0 +1,110 @@
+"""Invariant 1: same rollouts, same seed, same loss, gradient, entropy, alpha and weights, for every layout and micro-batch split.
+
+One rank records a run with the local engine; every layout replays it through the whole trainer.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from megatron_entropic.config import Config
+from megatron_entropic.config_loading import load_config
+from megatron_entropic.observability.metrics import read_metrics
+from megatron_entropic.policy.parallel import initialize_parallel
+from megatron_entropic.trainer import train
+from tests.distributed import run_ranks
+from tests.models import random_qwen3
+
+COMPARED = (
+    "policy/entropy",
+    "policy/clamped_entropy",
+    "control/alpha",
+    "control/coefficient",
+    "loss/policy",
+    "loss/total",
+    "grad_norm",
+    "policy/kl_old",
+    "rollout/logprob_gap",
+)
+SETTINGS = (
+    "parallel.tensor=1",
+    "batch.prompts_per_step=8",
+    "batch.samples_per_prompt=4",
+    "batch.max_tokens_per_micro_batch=256",
+    "control.kind=entropic+aent",
+    "control.coefficient_warmup_steps=0",
+    "control.coefficient=1e-3",
+    "control.target_entropy=4.0",
+    "optimizer.lr=1e-4",
+    "rollout.max_new_tokens=6",
+    "trainer.steps=3",
+    "trainer.tensorboard=false",
+)
+LAYOUTS = {
+    "micro-batches": ["batch.max_tokens_per_micro_batch=48"],
+    "tp2": ["parallel.tensor=2"],
+    "tp2-sp": ["parallel.tensor=2", "parallel.sequence=true"],
+    "pp2": ["parallel.pipeline=2"],
+    "dp2": ["parallel.data=2"],
+    "tp4-sp": ["parallel.tensor=4", "parallel.sequence=true"],
+    "pp4": ["parallel.pipeline=4", "batch.max_tokens_per_micro_batch=48"],
+    "dp4": ["parallel.data=4"],
+    "tp2-pp2": ["parallel.tensor=2", "parallel.pipeline=2", "batch.max_tokens_per_micro_batch=48"],
+    "tp2-sp-pp2": ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"],
+    "tp2-sp-dp2": ["parallel.tensor=2", "parallel.sequence=true", "parallel.data=2"],
+    "pp2-dp2": ["parallel.pipeline=2", "parallel.data=2", "batch.max_tokens_per_micro_batch=48"],
+}
+VARIANTS = {
+    "on-policy": [],
+    "off-policy": ["batch.mini_batches=2", "control.actuator=signed", "control.denominator=high_prob_tokens"],
+}
+
+
+def run_rank(cfg: Config) -> None:
+    train(cfg, initialize_parallel(cfg.parallel, cfg.trainer.seed))
+
+
+def run(settings: list[str]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    cfg = load_config("quickstart", settings)
+    run_ranks(run_rank, cfg.parallel.world_size, cfg)
+    return read_metrics(cfg.run_dir / "metrics.jsonl"), load_file(cfg.run_dir / "hf" / "model.safetensors")
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Any]:
+    """A variant's settings (with the replay engine on its record), and what one rank made of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = random_qwen3(folder / "model")
+    settings = [*SETTINGS, *VARIANTS[request.param], f"model.hf_path={model}"]
+    outcome = run([*settings, "rollout.engine=local", f"run.dir={folder / 'recorded'}"])
+    return [*settings, "rollout.engine=replay", f"rollout.replay_path={folder / 'recorded' / 'rollouts'}"], outcome
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_trains_the_same(recorded: tuple[list[str], Any], layout: str, tmp_path: Path) -> None:
+    settings, (expected_metrics, expected_weights) = recorded
+    metrics, weights = run([*settings, *LAYOUTS[layout], f"run.dir={tmp_path / 'run'}"])
+    assert len(metrics) == len(expected_metrics) == 3
+    for line, expected in zip(metrics, expected_metrics, strict=True):
+        for field in COMPARED:
+            assert line[field] == pytest.approx(expected[field], rel=1e-5, abs=2e-6), (line["step"], field)
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in weights.items():
+        distance = np.linalg.norm(weight - expected_weights[name]) / np.linalg.norm(expected_weights[name])
+        assert distance <= 1e-5, name
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_replay_is_bit_for_bit_the_run_it_records(recorded: tuple[list[str], Any], tmp_path: Path) -> None:
+    settings, (expected_metrics, expected_weights) = recorded
+    metrics, weights = run([*settings, f"run.dir={tmp_path / 'run'}"])
+    for line, expected in zip(metrics, expected_metrics, strict=True):
+        assert {field: line[field] for field in COMPARED} == {field: expected[field] for field in COMPARED}
+    assert all(np.array_equal(weights[name], expected_weights[name]) for name in expected_weights)
+    assert any(line["control/alpha"] for line in metrics)
