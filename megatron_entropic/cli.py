@@ -97,8 +97,9 @@ def _prepare_run_dir(cfg: Config, *, overwrite: bool) -> None:
 
 
 def _summarise(cfg: Config) -> None:
-    """After a run, whole or not: the report, and its headline numbers on the terminal."""
-    if not (cfg.run_dir / "metrics.jsonl").exists():
+    """After a run, whole or not: the report, and its headline numbers on the terminal. Nothing before the first step."""
+    metrics = cfg.run_dir / "metrics.jsonl"
+    if not metrics.exists() or not metrics.stat().st_size:
         return
     from megatron_entropic.observability.report import write_report
     from megatron_entropic.observability.summary import summarise
@@ -130,3 +131,7 @@ def _report(options: argparse.Namespace) -> int:
         compare_entropy(runs, out)
         print(out)
     return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -144,8 +144,8 @@ def measure(model: Qwen3ForCausalLM, task: Decompose, prompts: int) -> Quality:
     return Quality(prompts, float(right_P8.mean()), float(right_P8.any(1).mean()), float(np.mean(greedy)), entropy)
 
 
-def warm_up(model: Qwen3ForCausalLM, task: Decompose, *, steps: int, minutes: float, accuracy: float, batch: int, lr: float) -> int:
-    """Trains until avg@8 first reaches `accuracy`, for at most `steps` steps and `minutes`. Returns the steps made."""
+def warm_up(model: Qwen3ForCausalLM, task: Decompose, *, steps: int, minutes: float, accuracy: float, batch: int, lr: float) -> str:
+    """Trains until avg@8 first reaches `accuracy`, for at most `steps` steps and `minutes`. Returns how it ended."""
     rng = random.Random(task.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     started = time.monotonic()
@@ -164,11 +164,10 @@ def warm_up(model: Qwen3ForCausalLM, task: Decompose, *, steps: int, minutes: fl
             quality = measure(model, task, 128)
             print(f"step {step:5d}  {elapsed:5.0f} s  loss {loss.item():.4f}  {quality}", flush=True)
             if quality.avg_at_8 >= accuracy:
-                return step
+                return f"{step} steps, ended by avg@8 on 128 prompts reaching {accuracy:g}"
         if elapsed > 60 * minutes:
-            print(f"step {step:5d}: --minutes {minutes:g} are over", flush=True)
-            return step
-    return steps
+            return f"{step} steps, ended by --minutes {minutes:g}"
+    return f"{steps} steps, ended by --steps"
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, card: str, out: Path) -> None:
@@ -190,7 +189,7 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, card: str,
             os.replace(file, out / file.name)
 
 
-def model_card(quality: Quality, parameters: int, steps: int, arguments: argparse.Namespace) -> str:
+def model_card(quality: Quality, parameters: int, course: str, arguments: argparse.Namespace) -> str:
     """The README.md that travels with the model."""
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "tokenizers", "numpy"))
     return f"""# tiny-decompose
@@ -208,9 +207,9 @@ are right, not all.
 | entropy, token mean over sampled responses, temperature 1 | {quality.entropy:.3f} nats |
 
 * Tokenizer: one token per printable ASCII character and newline, plus `<pad>` (0), `<eos>` (1), `<unk>` (2): 99 ids, no BOS.
-* Data: totals uniform in [{arguments.low}, {arguments.high}], first term uniform in [0, total]; every label is right.
-* Training: AdamW, learning rate {arguments.lr:g}, {arguments.batch} answers a step, {steps} steps, seed {arguments.seed};
-  it ends when avg@8 on 128 prompts first reaches {arguments.accuracy:g}.
+* Data: totals uniform in [100, 999], first term uniform in [0, total]; every label is right.
+* Training: AdamW, learning rate {arguments.lr:g}, {arguments.batch} answers a step, seed {arguments.seed};
+  {course}.
 * Made on {date.today().isoformat()} with {versions}, on a CPU, by
 
       python recipes/make_tiny_model.py --out models/tiny-decompose
@@ -225,21 +224,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--steps", type=int, default=4000, help="train for at most this many steps")
-    parser.add_argument("--minutes", type=float, default=15.0, help="train for at most this long")
+    parser.add_argument("--minutes", type=float, default=30.0, help="train for at most this long")
     parser.add_argument("--accuracy", type=float, default=0.8, help="stop when avg@8 first reaches this")
     parser.add_argument("--seed", type=int, default=0, help="seeds weights, data and evaluation")
     parser.add_argument("--batch", type=int, default=128, help="answers per step")
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
-    parser.add_argument("--low", type=int, default=100, help="smallest number asked for")
-    parser.add_argument("--high", type=int, default=999, help="largest number asked for")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
-    task = Decompose(seed=arguments.seed, low=arguments.low, high=arguments.high)
+    task = Decompose(seed=arguments.seed)
     model = build_model(arguments.seed)
-    steps = warm_up(
+    course = warm_up(
         model,
         task,
         steps=arguments.steps,
@@ -249,9 +246,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         lr=arguments.lr,
     )
     quality = measure(model, task, 512)
-    card = model_card(quality, sum(p.numel() for p in model.parameters()), steps, arguments)
+    card = model_card(quality, sum(p.numel() for p in model.parameters()), course, arguments)
     save(model, build_tokenizer(), card, arguments.out)
-    print(f"{arguments.out}: {quality}")
+    print(f"{arguments.out}: {course}; {quality}")
 
 
 if __name__ == "__main__":

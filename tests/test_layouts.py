@@ -16,7 +16,7 @@ from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.trainer import train
 from tests.distributed import run_ranks
-from tests.models import random_qwen3
+from tests.tiny_models import save_divisible
 
 COMPARED = (
     "policy/entropy",
@@ -77,7 +77,7 @@ def run(settings: list[str]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Any]:
     """A variant's settings (with the replay engine on its record), and what one rank made of it."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = random_qwen3(folder / "model")
+    model = save_divisible(folder / "model")
     settings = [*SETTINGS, *VARIANTS[request.param], f"model.hf_path={model}"]
     outcome = run([*settings, "rollout.engine=local", f"run.dir={folder / 'recorded'}"])
     return [*settings, "rollout.engine=replay", f"rollout.replay_path={folder / 'recorded' / 'rollouts'}"], outcome

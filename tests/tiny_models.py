@@ -1,6 +1,7 @@
 """Tiny random Hugging Face models of every supported architecture, with nothing left at a value that hides a mistake."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 VOCAB_SIZE = 99
+TINY_DECOMPOSE = Path(__file__).resolve().parent.parent / "models" / "tiny-decompose"
 ARCHITECTURES = ("llama", "llama3_rope", "qwen2", "qwen2_tied", "qwen3")
 
 _COMMON = {
@@ -69,3 +71,17 @@ def edit_config(hf_dir: Path, **changes: object) -> None:
     config = json.loads(path.read_text())
     config.update(changes)
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+
+
+def save_divisible(hf_dir: Path) -> Path:
+    """Saves a random Qwen3 that every layout of 4 ranks can hold (2 key-value heads: 4 tensor ranks share them); returns `hf_dir`.
+
+    Its tokenizer is the tiny model's (99 ids).
+    """
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config = Qwen3Config(**_COMMON, head_dim=16, rope_parameters=rope, initializer_range=0.1, eos_token_id=1, pad_token_id=0)
+    Qwen3ForCausalLM(config).float().save_pretrained(hf_dir)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY_DECOMPOSE / name, hf_dir / name)
+    return hf_dir

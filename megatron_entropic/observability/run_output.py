@@ -12,7 +12,7 @@ from megatron_entropic.observability.step_timer import StepTimer
 from megatron_entropic.observability.trackers import TrackerGroup, make_trackers
 from megatron_entropic.policy.engine import Policy, UpdateStats
 from megatron_entropic.policy.parallel import Parallel
-from megatron_entropic.rollout.shared_engine import from_rank_zero
+from megatron_entropic.rollout.shared_engine import weights_to_rank_zero
 from megatron_entropic.rollout.types import Rollout
 
 
@@ -47,7 +47,5 @@ class RunOutput:
         """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks."""
         if not self.cfg.trainer.export_hf:
             return
-        if self.parallel.rank:
-            for _ in policy.weights():
-                pass
-        from_rank_zero(self.parallel, lambda: write_hf(self.cfg.run_dir / "hf", policy.weights(), self.cfg.model.hf_path))
+        out, source = self.cfg.run_dir / "hf", self.cfg.model.hf_path
+        weights_to_rank_zero(self.parallel, policy, lambda weights: write_hf(out, weights, source))

@@ -7,14 +7,19 @@ from megatron_entropic.hf.architectures import Architecture
 def check_layout(arch: Architecture, cfg: Config) -> list[str]:
     """Every reason why `arch` cannot be laid out as `cfg.parallel` says, each naming the field and legal values; [] if it can."""
     tensor, pipeline = cfg.parallel.tensor, cfg.parallel.pipeline
-    problems = []
-    sizes = {"attention heads": arch.num_heads, "key-value heads": arch.num_kv_heads, "feed-forward size": arch.ffn_hidden_size}
-    for what, size in sizes.items():
-        if size % tensor:
-            problems.append(f"parallel.tensor={tensor} does not divide the model's {size} {what}; {_divisors(size)}")
-    if arch.num_layers % pipeline:
+    divided = (
+        ("parallel.tensor", tensor, "num_attention_heads", arch.num_heads),
+        ("parallel.tensor", tensor, "intermediate_size", arch.ffn_hidden_size),
+        ("parallel.pipeline", pipeline, "num_hidden_layers", arch.num_layers),
+    )
+    problems = [
+        f"{setting}={parts} does not divide the model's {field}={size}; legal values: {_divisors(size)}"
+        for setting, parts, field, size in divided
+        if size % parts
+    ]
+    if arch.num_kv_heads % tensor and tensor % arch.num_kv_heads:
         problems.append(
-            f"parallel.pipeline={pipeline} does not divide the model's {arch.num_layers} layers; {_divisors(arch.num_layers)}"
+            f"parallel.tensor={tensor} is neither a divisor nor a multiple of the model's num_key_value_heads={arch.num_kv_heads}"
         )
     if cfg.rollout.max_new_tokens >= cfg.batch.max_tokens_per_micro_batch:
         problems.append(
@@ -25,4 +30,4 @@ def check_layout(arch: Architecture, cfg: Config) -> list[str]:
 
 
 def _divisors(size: int) -> str:
-    return "legal values: " + ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+    return ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)

@@ -17,6 +17,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.mapping import padded_vocab_size
 from megatron_entropic.policy.layers import local_block_spec
+from megatron_entropic.policy.layout import check_layout
 from megatron_entropic.policy.parallel import Parallel
 
 
@@ -70,7 +71,8 @@ def build_model(arch: Architecture, cfg: Config, parallel: Parallel) -> PolicyMo
 
 def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
     """Megatron-Core's configuration of the architecture in the run's layout and dtype; dropout is off."""
-    _require_divisible(arch, cfg)
+    if problems := check_layout(arch, cfg):
+        raise ValueError("; ".join(problems))
     dtype = getattr(torch, cfg.model.dtype)
     fused = platform.accelerated()
     transformer_engine = uses_transformer_engine(cfg)
@@ -114,6 +116,7 @@ def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
+        cuda_graph_scope=[],  # the default is deprecated, and says so on every rank
     )
 
 
@@ -132,17 +135,3 @@ def _layer_spec(config: TransformerConfig, cfg: Config) -> ModuleSpec | Transfor
     if uses_transformer_engine(cfg):
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     return local_block_spec(config)
-
-
-def _require_divisible(arch: Architecture, cfg: Config) -> None:
-    tensor, pipeline = cfg.parallel.tensor, cfg.parallel.pipeline
-    problems = []
-    for field, value in (("num_attention_heads", arch.num_heads), ("intermediate_size", arch.ffn_hidden_size)):
-        if value % tensor:
-            problems.append(f"parallel.tensor={tensor} does not divide {field}={value}")
-    if arch.num_kv_heads % tensor and tensor % arch.num_kv_heads:
-        problems.append(f"parallel.tensor={tensor} is neither a divisor nor a multiple of num_key_value_heads={arch.num_kv_heads}")
-    if arch.num_layers % pipeline:
-        problems.append(f"parallel.pipeline={pipeline} does not divide num_hidden_layers={arch.num_layers}")
-    if problems:
-        raise ValueError(f"{arch.architecture} cannot be laid out like this: {'; '.join(problems)}")

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_entropic.hf.files import HFReader
+from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.hf.mapping import Layout, Row, canonical_name, checkpoint_rows, hf_shapes, merge, model_rows, shard
 from megatron_entropic.policy.model import PolicyModel
 from megatron_entropic.policy.parallel import Parallel
@@ -24,18 +25,20 @@ def load_hf_weights(model: PolicyModel, hf_dir: Path, parallel: Parallel) -> Non
     """Fills this rank's parameters from a Hugging Face directory, reading only the tensors of its own layers.
 
     Values are converted to the parameters' dtype; padding rows of the vocabulary become zeros. No collective. Raises
-    CheckpointError when a file or tensor is missing.
+    CheckpointError when a file or tensor is missing or has another shape than the model was built for.
     """
-    rows = model_rows(model.arch)
+    rows, shapes = model_rows(model.arch), hf_shapes(model.arch)
     with HFReader(hf_dir) as reader, torch.no_grad():
         for name, parameter in _parameters(model).items():
             row = rows[name]
+            for hf_name in row.hf:
+                if reader.shape(hf_name) != shapes[hf_name]:
+                    raise CheckpointError(
+                        f"{reader.file(hf_name)}: tensor {hf_name} has shape {list(reader.shape(hf_name))}, "
+                        f"the model was built for {list(shapes[hf_name])}"
+                    )
             tensors = [reader.read(hf_name) for hf_name in row.hf]
-            own = shard(row.layout, tensors, model.arch, parallel.tp_rank, parallel.tp_size, model.vocab_size)
-            if own.shape != parameter.shape:
-                shapes = [list(tensor.shape) for tensor in tensors]
-                raise ValueError(f"{hf_dir}: {', '.join(row.hf)} of shape {shapes} do not make {name} {list(parameter.shape)}")
-            parameter.copy_(own)
+            parameter.copy_(shard(row.layout, tensors, model.arch, parallel.tp_rank, parallel.tp_size, model.vocab_size))
 
 
 def hf_weights(model: PolicyModel, parallel: Parallel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -43,7 +46,7 @@ def hf_weights(model: PolicyModel, parallel: Parallel, dtype: torch.dtype | None
 
     Collective: all ranks must iterate to the end together. One parameter at a time is gathered over its tensor ranks and
     sent to rank 0; data-parallel replicas other than the first send nothing. Tensors are on the model's device, in `dtype`
-    or the parameters' own, and are no views of the parameters on rank 0 to be kept: copy what must outlive the next step.
+    or else the parameters' own, and may share memory with the parameters: copy what must outlive the next update.
     """
     dtype = dtype or model.config.params_dtype
     parameters = _parameters(model)

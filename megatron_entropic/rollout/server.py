@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ class VLLMServer:
         self.arguments = server_arguments(cfg, port=port, model_dir=model_dir, dtype=dtype, max_model_len=max_model_len, seed=seed)
         self.environment = server_environment(cfg, index, self.key)
         self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._client: httpx.Client | None = None
 
     @property
@@ -64,9 +66,15 @@ class VLLMServer:
         command = [sys.executable, "-m", "megatron_entropic.rollout.vllm_main", *self.arguments]
         try:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._scratch = tempfile.TemporaryDirectory(prefix=f"{self.name}_")  # vLLM leaves its sockets lying in TMPDIR
             with self.log_path.open("wb") as log:
                 self._process = subprocess.Popen(
-                    command, env=self.environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+                    command,
+                    env=self.environment | {"TMPDIR": self._scratch.name},
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
         except OSError as error:
             raise RolloutError(f"rollout server {self.index} cannot be started with its log in {self.log_path}: {error}") from error
@@ -151,6 +159,8 @@ class VLLMServer:
         process.wait()
         if process.stdin is not None:
             process.stdin.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
 
 def log_tail(path: Path, lines: int = 12) -> list[str]:

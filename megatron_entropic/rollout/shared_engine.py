@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 
-from .types import RolloutEngine
+from .types import NamedWeights
 
 T = TypeVar("T")
 
@@ -40,9 +40,21 @@ def from_rank_zero(parallel: Parallel, function: Callable[..., T], *args: object
     return value  # type: ignore[return-value]  # T may include None
 
 
-def sync_weights(parallel: Parallel, engine: RolloutEngine | None, policy: Policy, version: int) -> None:
-    """Hands the policy's present weights to the engine (rank 0 only) as `version`. Collective over the world."""
+def weights_to_rank_zero(parallel: Parallel, policy: Policy, consume: Callable[[NamedWeights], object]) -> None:
+    """Streams the policy's whole weights through `consume` on rank 0. Collective over the world.
+
+    Producing the stream is collective, so it is read to its end on every rank even when `consume` fails half-way.
+    """
+    stream = policy.weights()
+
+    def consume_all() -> None:
+        try:
+            consume(stream)
+        finally:
+            for _ in stream:
+                pass
+
     if parallel.rank:
-        for _ in policy.weights():
+        for _ in stream:
             pass
-    from_rank_zero(parallel, lambda: engine.sync_weights(policy.weights(), version) if engine else None)
+    from_rank_zero(parallel, consume_all)

@@ -9,8 +9,8 @@ from megatron_entropic.rollout.fleet import VLLMFleet
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
 from megatron_entropic.rollout.recording import RolloutWriter
 from megatron_entropic.rollout.replay import ReplayEngine
-from megatron_entropic.rollout.shared_engine import from_rank_zero, sync_weights
-from megatron_entropic.rollout.types import Rollout, RolloutEngine
+from megatron_entropic.rollout.shared_engine import from_rank_zero, weights_to_rank_zero
+from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine
 from megatron_entropic.tasks import make_task
 
 
@@ -66,7 +66,12 @@ class RolloutSource:
 
     def sync_weights(self, policy: Policy, version: int) -> None:
         """Makes the engine sample from the policy's present weights, as `version`. Collective over all ranks."""
-        sync_weights(self.parallel, self.engine, policy, version)
+
+        def send(weights: NamedWeights) -> None:
+            assert self.engine is not None
+            self.engine.sync_weights(weights, version)
+
+        weights_to_rank_zero(self.parallel, policy, send)
 
 
 def make_engine(cfg: Config) -> RolloutEngine:

@@ -26,7 +26,7 @@ def test_plan_balances_the_ranks() -> None:
 
 
 def test_a_sequence_over_the_budget_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch.max_tokens_per_micro_batch=16"):
+    with pytest.raises(ValueError, match=r"batch\.max_tokens_per_micro_batch=16"):
         plan_micro_batches([17], data_parallel=1, max_tokens=16)
 
 

@@ -42,7 +42,10 @@ def test_a_server_that_dies_at_start_up_tells_why(model_dir: Path, tmp_path: Pat
     assert not group_members(group)
 
 
-def test_a_server_that_is_too_slow_is_ended(model_dir: Path, tmp_path: Path) -> None:
+def test_a_server_that_is_too_slow_is_ended(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     fleet = fleet_of(model_dir, tmp_path, startup_timeout_s=0.5)
     fleet.launch()
     group = fleet.servers[0].pid
@@ -50,6 +53,7 @@ def test_a_server_that_is_too_slow_is_ended(model_dir: Path, tmp_path: Path) -> 
     with pytest.raises(RolloutError, match=r"rollout server 0 .*not ready after 0\.5 s \(rollout\.startup_timeout_s\)"):
         fleet.start()
     assert not group_members(group)
+    assert not list(scratch.iterdir())
 
 
 def test_a_server_killed_while_generating_is_named_and_takes_its_engine_along(model_dir: Path, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""Runs the command line as a user does, and finds every process it may have left behind."""
+
+import os
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+_MARK = "MEGATRON_ENTROPIC_TEST_MARK"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended. `left_behind` are command lines of processes it started that are still there."""
+
+    code: int
+    output: str
+    left_behind: list[list[str]]
+
+
+def megatron_entropic(*arguments: str, timeout: float = 300.0, environ: dict[str, str] | None = None) -> Outcome:
+    """Runs `megatron-entropic ARGUMENTS` from the checkout; output is stdout and stderr together."""
+    mark = uuid.uuid4().hex
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "megatron_entropic.cli", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **(environ or {}), _MARK: mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        left = marked_processes(mark)
+        return Outcome(done.returncode, done.stdout, [process.cmdline() for process in left])
+    finally:
+        for process in marked_processes(mark):
+            process.kill()
+
+
+def marked_processes(mark: str) -> list[psutil.Process]:
+    """Live processes that inherited the mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == mark:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
