@@ -63,14 +63,15 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     cfg = load_config(options.source, options.overrides)
     rank = given_rank(os.environ)
-    config_path = cfg.run_dir / "config.yaml"
     if rank in (None, 0):
         _check_model(cfg)
         _prepare_run_dir(cfg, overwrite=options.overwrite)
-    if rank is not None:
-        return run_rank(cfg)
-    code = launch_ranks(config_path, cfg.parallel.world_size, cfg.run_dir / "logs")
-    _summarise(cfg)
+    if rank is None:
+        code = launch_ranks(cfg.run_dir / "config.yaml", cfg.parallel.world_size, cfg.run_dir / "logs")
+    else:
+        code = run_rank(cfg)
+    if rank in (None, 0):
+        _summarise(cfg)
     return code
 
 
@@ -120,16 +121,10 @@ def _summarise(cfg: Config) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    """Writes RUN_DIR/report.html and RUN_DIR/plots; with --compare also plots/compare.png."""
-    from megatron_entropic.observability.plots import compare_entropy
+    """Writes RUN_DIR/report.html and RUN_DIR/plots; with --compare the page also sets the other runs beside this one."""
     from megatron_entropic.observability.report import write_report
 
-    print(write_report(options.run_dir))
-    if options.compare:
-        runs = {folder.name: folder for folder in [options.run_dir, *options.compare]}
-        out = options.run_dir / "plots" / "compare.png"
-        compare_entropy(runs, out)
-        print(out)
+    print(write_report(options.run_dir, options.compare))
     return 0
 
 

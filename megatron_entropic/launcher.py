@@ -25,15 +25,15 @@ GRACE_S = 20.0
 def given_rank(environ: MutableMapping[str, str]) -> int | None:
     """This process's rank when torchrun or srun started it, else None. Completes `environ` from SLURM's variables.
 
-    Under srun (SLURM_PROCID with more than one task) RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are derived
-    where they are not set: the first node of the step, and a port from the job's number.
+    Under srun (a step of more than one task; the batch script itself is none) RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+    MASTER_PORT are derived where they are not set: the first node of the step, and a port from the job's number.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return int(environ["RANK"])
-    if int(environ.get("SLURM_NTASKS", "1")) < 2 or "SLURM_PROCID" not in environ:
+    if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return None
     environ.setdefault("RANK", environ["SLURM_PROCID"])
-    environ.setdefault("WORLD_SIZE", environ["SLURM_NTASKS"])
+    environ.setdefault("WORLD_SIZE", environ["SLURM_STEP_NUM_TASKS"])
     environ.setdefault("LOCAL_RANK", environ.get("SLURM_LOCALID", "0"))
     if "MASTER_ADDR" not in environ:
         hosts = subprocess.run(
