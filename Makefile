@@ -15,7 +15,7 @@ $(STAMP): requirements/cpu.lock setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or call make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "installing the pinned packages into $(VENV) (a few minutes, 4 GB)"
 	$(PYTHON) -m venv $(VENV)
-	# --no-deps: the lock file is complete; it leaves out what vLLM's CPU build names but cannot load (torchvision and friends).
+	@# --no-deps: the lock file is complete; it leaves out what vLLM's CPU build names but cannot load (torchvision and friends).
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -53,7 +53,16 @@ def test_a_batch_script_or_a_plain_shell_is_no_rank() -> None:
 def test_torchrun_starts_a_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     settings = ["rollout.engine=local", "trainer.steps=2", "batch.prompts_per_step=8", f"run.dir={run_dir}"]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "megatron_entropic.cli", "train", "quickstart"]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "megatron_entropic.cli",
+        "train",
+        "quickstart",
+    ]
     done = subprocess.run([sys.executable, *command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert len(read_metrics(run_dir / "metrics.jsonl")) == 2

@@ -1,5 +1,6 @@
 """Everything a run writes while it trains, apart from its rollouts: metrics, trackers, progress, and the final model."""
 
+import logging
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -14,6 +15,8 @@ from megatron_entropic.policy.engine import Policy, UpdateStats
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.rollout.shared_engine import weights_to_rank_zero
 from megatron_entropic.rollout.types import Rollout
+
+logger = logging.getLogger(__name__)
 
 
 class RunOutput:
@@ -48,4 +51,5 @@ class RunOutput:
         if not self.cfg.trainer.export_hf:
             return
         out, source = self.cfg.run_dir / "hf", self.cfg.model.hf_path
+        logger.info("writing the policy to %s", out)
         weights_to_rank_zero(self.parallel, policy, lambda weights: write_hf(out, weights, source))

@@ -3,11 +3,11 @@
 Shapes: T packed positions of a micro-batch, H hidden size, N response tokens of a batch.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients
 from megatron_entropic.entropy import TokenStatistics, linear_token_statistics
-from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf import Architecture, hf_shapes
 
 from .batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
 from .loss import MAXIMA, SUMS, Objective
@@ -32,6 +32,8 @@ from .model import build_model
 from .optimizer import make_optimizer, make_scheduler
 from .parallel import Parallel
 from .weights import hf_weights, load_hf_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,17 @@ class Policy:
         self.model_config.finalize_model_grads_func = finalize_model_grads
         self.optimizer = make_optimizer(cfg, self.ddp)
         self.scheduler = make_scheduler(cfg, self.optimizer)
+        layout = cfg.parallel
+        logger.info(
+            "policy: %s from %s, %.3g million parameters, tensor %d x pipeline %d x data %d, %s",
+            self.arch.architecture,
+            cfg.model.hf_path,
+            sum(math.prod(shape) for shape in hf_shapes(self.arch).values()) / 1e6,
+            layout.tensor,
+            layout.pipeline,
+            layout.data,
+            cfg.model.dtype,
+        )
 
     # -- updating -------------------------------------------------------------------------------------------------
 
@@ -213,11 +226,6 @@ class Policy:
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """The Hugging Face-named stream of whole tensors on rank 0; every rank must iterate it to the end."""
         return hf_weights(self.model, self.parallel, dtype)
-
-    @property
-    def hf_path(self) -> Path:
-        """Where config and tokenizer of the exported model come from."""
-        return self.cfg.model.hf_path
 
 
 def _packed(micro_batch: MicroBatch) -> PackedSeqParams:

@@ -1,5 +1,7 @@
 """Where the trainer gets its experience: prompts, an engine on rank 0, the verifier, and the record of it all."""
 
+import logging
+import time
 from types import TracebackType
 
 from megatron_entropic.config import Config
@@ -12,6 +14,8 @@ from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.shared_engine import from_rank_zero, weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine
 from megatron_entropic.tasks import make_task
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutSource:
@@ -42,6 +46,9 @@ class RolloutSource:
             chat_template=self.cfg.task.chat_template,
         )
         self.writer = RolloutWriter(self.cfg.run_dir / "rollouts")
+        self._opened = time.monotonic()
+        if self.cfg.rollout.engine == "vllm":
+            logger.info("starting %d vLLM servers; their logs: %s", self.cfg.rollout.servers, self.cfg.run_dir / "logs" / "vllm_*.log")
         self.engine = make_engine(self.cfg)
 
     def start(self, policy: Policy) -> None:
@@ -49,8 +56,13 @@ class RolloutSource:
 
         Apart from opening the source so that servers start while the policy is read.
         """
-        from_rank_zero(self.parallel, lambda: self.engine.start() if isinstance(self.engine, VLLMFleet) else None)
+        from_rank_zero(self.parallel, self._wait_for_servers)
         self.sync_weights(policy, version=0)
+
+    def _wait_for_servers(self) -> None:
+        if isinstance(self.engine, VLLMFleet):
+            self.engine.start()
+            logger.info("servers ready after %.0f s", time.monotonic() - self._opened)
 
     def collect(self, step: int) -> tuple[list[Rollout], list[float]]:
         """The rollouts of `step` (by prompt, then sample) and their rewards, on every rank. Raises RolloutError."""
