@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | report | settings`."""
+"""The command line: `megatron-entropic train | evaluate | report | settings`."""
 
 import argparse
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
+from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
 from megatron_entropic.settings_reference import settings_reference
 from megatron_entropic.worker import run_rank
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sys.exit(options.command(options))
-    except (ValueError, OSError) as error:
+    except (ReportedError, ValueError, OSError) as error:
         print(f"megatron-entropic: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
 
@@ -48,6 +49,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
     train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on a task: avg@k, pass@k, diversity",
+        description="Samples a model on fresh prompts (another stream than training) and scores it with the task's verifier.",
+        epilog="Example: megatron-entropic evaluate runs/quickstart --prompts 256   (task and engine as in that run)",
+    )
+    evaluate.add_argument("model", type=Path, metavar="MODEL", help="a run folder (its hf/ is scored), or a Hugging Face directory")
+    evaluate.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="settings to change, such as rollout.engine=local"
+    )
+    evaluate.add_argument("--recipe", default="quickstart", help="settings for a MODEL that is no run folder (default: %(default)s)")
+    evaluate.add_argument("--prompts", type=int, default=256, help="number of problems (default: %(default)s)")
+    evaluate.add_argument("--out", type=Path, help="also write the scores to this JSON file (default for a run: evaluation.json in it)")
+    evaluate.set_defaults(command=_evaluate)
 
     report = commands.add_parser("report", help="write report.html and plots of a run", description=_report.__doc__)
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -118,6 +134,28 @@ def _summarise(cfg: Config) -> None:
     if (cfg.run_dir / "hf").is_dir():
         print(f"model   {cfg.run_dir / 'hf'}  (Hugging Face)")
     print(f"report  {report}")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    """Scores MODEL and prints the scores."""
+    run_config = options.model / "config.yaml"
+    is_run = run_config.is_file()
+    hf_path = options.model / "hf" if is_run else options.model
+    if options.prompts < 1:
+        raise ConfigError(f"--prompts={options.prompts}: at least 1 is needed")
+    overrides = [*options.overrides, f"model.hf_path={hf_path}", f"run.dir={options.model if is_run else Path('runs/evaluate')}"]
+    cfg = load_config(run_config if is_run else options.recipe, overrides)
+    _check_model(cfg)
+
+    from megatron_entropic.evaluation.evaluate import evaluate
+
+    evaluation = evaluate(cfg, options.prompts)
+    print(evaluation)
+    out = options.out or (options.model / "evaluation.json" if is_run else None)
+    if out is not None:
+        evaluation.save(out)
+        print(f"written to {out}")
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

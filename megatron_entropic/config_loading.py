@@ -16,11 +16,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from .config import Config
+from .errors import ReportedError
 
 _ADAPTER = TypeAdapter(Config)
 
 
-class ConfigError(ValueError):
+class ConfigError(ReportedError, ValueError):
     """The settings cannot be used; the message names every offending field and what would be right."""
 
 

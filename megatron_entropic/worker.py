@@ -10,6 +10,7 @@ from types import FrameType
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
+from megatron_entropic.errors import ReportedError
 
 EXIT_FAILED = 1
 EXIT_FOLLOWED = 3
@@ -30,10 +31,8 @@ def run_rank(cfg: Config) -> int:
     _log_to(cfg.run_dir / "logs" / f"rank-{rank}.log", rank)
 
     # Only now: whoever loads the settings reports a bad one before seconds go into these imports.
-    from megatron_entropic.control import NonFiniteEntropyError
     from megatron_entropic.policy.parallel import initialize_parallel, shutdown
     from megatron_entropic.rollout.shared_engine import RankZeroError
-    from megatron_entropic.rollout.types import RolloutError
     from megatron_entropic.trainer import train
 
     try:
@@ -41,7 +40,7 @@ def run_rank(cfg: Config) -> int:
     except RankZeroError as error:
         logging.warning("stopped with rank 0: %s", error)
         return EXIT_FOLLOWED
-    except (RolloutError, NonFiniteEntropyError, ValueError, OSError) as error:
+    except (ReportedError, ValueError, OSError) as error:
         logging.getLogger(__name__).debug("where the error below comes from", exc_info=True)
         logging.error("error: %s", error)
         return EXIT_FAILED

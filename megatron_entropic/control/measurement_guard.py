@@ -4,10 +4,12 @@ import logging
 import math
 from dataclasses import dataclass
 
+from megatron_entropic.errors import ReportedError
+
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteEntropyError(RuntimeError):
+class NonFiniteEntropyError(ReportedError, RuntimeError):
     """Too many measurements in a row were not finite: the policy or its logits are broken."""
 
 

@@ -1,0 +1,1 @@
+"""Scores of a policy on a task: avg@k, pass@k, diversity."""

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from megatron_entropic.errors import ReportedError
+
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit; keeps a corrupt length from asking for all memory
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ReportedError, ValueError):
     """A checkpoint directory is not what it should be; the message names the files and tensors."""
 
 

@@ -58,6 +58,9 @@ class LocalEngine:
         self._eos_ids = _eos_ids(model)
         self._max_length = int(model.config.max_position_embeddings)
 
+    def start(self) -> None:
+        """The model was read when the engine was made."""
+
     def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
 

@@ -37,6 +37,9 @@ class ReplayEngine:
         """The recorded step the next `generate` returns."""
         return self._next_step
 
+    def start(self) -> None:
+        """There is nothing to wait for."""
+
     def seek(self, step: int) -> None:
         """Makes `step` the next one returned; a resumed run calls it. Raises RolloutError when it was not recorded.
 

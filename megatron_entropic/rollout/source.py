@@ -30,14 +30,26 @@ class RolloutSource:
         self.engine: RolloutEngine | None = None
 
     def __enter__(self) -> "RolloutSource":
-        from_rank_zero(self.parallel, self._open)
+        try:
+            from_rank_zero(self.parallel, self._open)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the engine and every process it started."""
         if self.engine is not None:
             self.engine.close()
 
     def _open(self) -> None:
+        self._opened = time.monotonic()
+        if self.cfg.rollout.engine == "vllm":
+            logger.info("starting %d vLLM servers; their logs: %s", self.cfg.rollout.servers, self.cfg.run_dir / "logs" / "vllm_*.log")
+        self.engine = make_engine(self.cfg)  # first: servers start while the rest is read
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
         self.prompts = PromptStream(
             self.task,
@@ -46,10 +58,6 @@ class RolloutSource:
             chat_template=self.cfg.task.chat_template,
         )
         self.writer = RolloutWriter(self.cfg.run_dir / "rollouts")
-        self._opened = time.monotonic()
-        if self.cfg.rollout.engine == "vllm":
-            logger.info("starting %d vLLM servers; their logs: %s", self.cfg.rollout.servers, self.cfg.run_dir / "logs" / "vllm_*.log")
-        self.engine = make_engine(self.cfg)
 
     def start(self, policy: Policy) -> None:
         """Waits until the engine can generate, and gives it the policy's weights as version 0. Collective over all ranks.
@@ -60,8 +68,9 @@ class RolloutSource:
         self.sync_weights(policy, version=0)
 
     def _wait_for_servers(self) -> None:
-        if isinstance(self.engine, VLLMFleet):
-            self.engine.start()
+        assert self.engine is not None
+        self.engine.start()
+        if self.cfg.rollout.engine == "vllm":
             logger.info("servers ready after %.0f s", time.monotonic() - self._opened)
 
     def collect(self, step: int) -> tuple[list[Rollout], list[float]]:

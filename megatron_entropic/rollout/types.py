@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from megatron_entropic.errors import ReportedError
+
 NamedWeights = Iterable[tuple[str, Tensor]]
 """Hugging Face names with whole (unsharded) tensors, in a fixed order, produced lazily."""
 
@@ -43,6 +45,10 @@ class Rollout:
 class RolloutEngine(Protocol):
     """A source of rollouts, driven by one process (rank 0)."""
 
+    def start(self) -> None:
+        """Returns once `generate` can be called; a fleet waits for its servers here. Raises RolloutError."""
+        ...
+
     def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample. Raises RolloutError."""
         ...
@@ -56,5 +62,5 @@ class RolloutEngine(Protocol):
         ...
 
 
-class RolloutError(RuntimeError):
+class RolloutError(ReportedError, RuntimeError):
     """An engine failed; the message names the server and what to do."""
