@@ -35,8 +35,9 @@ lint: env ## ruff, mypy, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: env ## the settings reference from the code
-	$(BIN)/megatron-entropic settings > docs/settings.txt
+docs: env ## the pages as a site under build/site, with the settings page made from the code
+	$(BIN)/megatron-entropic settings --markdown > docs/settings.md
+	$(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove the environment and every cache; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

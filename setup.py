@@ -38,7 +38,7 @@ setup(
         "gpu": ["vllm", "transformer-engine[pytorch]"],
         "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "import-linter", "ruff", "mypy", "pre-commit"],
-        "docs": ["mkdocs-material"],
+        "docs": ["mkdocs"],
     },
     entry_points={"console_scripts": ["megatron-entropic = megatron_entropic.cli:main"]},
 )

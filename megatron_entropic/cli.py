@@ -12,7 +12,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
-from megatron_entropic.settings_reference import settings_reference
+from megatron_entropic.settings_reference import settings_markdown, settings_reference
 from megatron_entropic.worker import run_rank
 
 EXIT_USAGE = 2
@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
 
     settings = commands.add_parser("settings", help="list every setting with its default and meaning")
     settings.add_argument("section", nargs="?", help="only this section, for example control")
-    settings.set_defaults(command=lambda options: print(settings_reference(options.section)) or 0)
+    settings.add_argument("--markdown", action="store_true", help="as the page docs/settings.md")
+    settings.set_defaults(command=_settings)
     return parser
 
 
@@ -155,6 +156,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     if out is not None:
         evaluation.save(out)
         print(f"written to {out}")
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> int:
+    """Prints the reference of all settings."""
+    print(settings_markdown() if options.markdown else settings_reference(options.section))
     return 0
 
 

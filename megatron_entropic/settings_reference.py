@@ -1,30 +1,47 @@
 """The reference of all settings, made from their definitions."""
 
 import dataclasses
-from typing import Any, get_type_hints
+from collections.abc import Iterator
+from typing import get_type_hints
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import ConfigError, to_dict
 
 
 def settings_reference(section: str | None = None) -> str:
-    """One line per setting: name, default, meaning; of one section or of all. Raises ConfigError for an unknown section."""
-    sections = get_type_hints(Config)
+    """One line per setting for a terminal: name, default, meaning; of one section or of all.
+
+    Raises ConfigError for an unknown section.
+    """
+    sections = _sections()
     if section is not None and section not in sections:
         raise ConfigError(f"no section {section!r}; sections: {', '.join(sections)}")
-    defaults = to_dict(Config())
     lines: list[str] = []
-    for name, section_type in sections.items():
+    for name, (meaning, rows) in sections.items():
         if section in (None, name):
-            lines += ["", f"{name}: {section_type.__doc__}"]
-            lines += [_line(name, field, defaults[name][field.name]) for field in dataclasses.fields(section_type)]
+            lines += ["", f"{name}: {meaning}"]
+            lines += [f"  {f'{setting}={default}':<46} {description}" for setting, default, description in rows]
     return "\n".join(lines).lstrip("\n")
 
 
-def _line(section: str, field: dataclasses.Field[Any], default: object) -> str:
-    return f"  {f'{section}.{field.name}={default}':<46} {_description(field.default)}"
+def settings_markdown() -> str:
+    """The page docs/settings.md: a table per section."""
+    lines = ["# Settings", "", "Made from `megatron_entropic/config.py` by `make docs`. Recipes change some of these defaults."]
+    for name, (meaning, rows) in _sections().items():
+        lines += ["", f"## {name}", "", meaning, "", "| setting | default | meaning |", "|---|---|---|"]
+        lines += [
+            f"| `{setting}` | `{default}` | {description.replace('|', chr(92) + '|')} |" for setting, default, description in rows
+        ]
+    return "\n".join(lines)
 
 
-def _description(default: object) -> str:
-    """A pydantic dataclass keeps its FieldInfo, description and all, as the dataclass field's default."""
-    return str(getattr(default, "description", ""))
+def _sections() -> dict[str, tuple[str, list[tuple[str, object, str]]]]:
+    """By section: its meaning, and (dotted name, default, meaning) of each setting."""
+    defaults = to_dict(Config())
+
+    def rows(section: str, section_type: type) -> Iterator[tuple[str, object, str]]:
+        for field in dataclasses.fields(section_type):
+            # A pydantic dataclass keeps its FieldInfo, description and all, as the dataclass field's default.
+            yield f"{section}.{field.name}", defaults[section][field.name], str(getattr(field.default, "description", ""))
+
+    return {name: (kind.__doc__ or "", list(rows(name, kind))) for name, kind in get_type_hints(Config).items()}

@@ -3,14 +3,14 @@
 import re
 from pathlib import Path
 
-from megatron_entropic.settings_reference import settings_reference
+from megatron_entropic.settings_reference import settings_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_settings_page_is_made_from_the_code() -> None:
-    assert (ROOT / "docs" / "settings.txt").read_text() == settings_reference() + "\n", "run `make docs`"
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_markdown() + "\n", "run `make docs`"
 
 
 def test_links_and_pictures_exist() -> None:
