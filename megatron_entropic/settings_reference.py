@@ -1,6 +1,7 @@
 """The reference of all settings, made from their definitions."""
 
 import dataclasses
+import html
 from collections.abc import Iterator
 from typing import get_type_hints
 
@@ -29,10 +30,13 @@ def settings_markdown() -> str:
     lines = ["# Settings", "", "Made from `megatron_entropic/config.py` by `make docs`. Recipes change some of these defaults."]
     for name, (meaning, rows) in _sections().items():
         lines += ["", f"## {name}", "", meaning, "", "| setting | default | meaning |", "|---|---|---|"]
-        lines += [
-            f"| `{setting}` | `{default}` | {description.replace('|', chr(92) + '|')} |" for setting, default, description in rows
-        ]
+        lines += [f"| `{setting}` | `{default}` | {_cell(description)} |" for setting, default, description in rows]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that a Markdown table shows as it is."""
+    return html.escape(text, quote=False).replace("|", "\\|")
 
 
 def _sections() -> dict[str, tuple[str, list[tuple[str, object, str]]]]:
