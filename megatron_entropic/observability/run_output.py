@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from types import TracebackType
 
+import torch
+
 from megatron_entropic.config import Config
 from megatron_entropic.hf.files import write_hf
 from megatron_entropic.observability.metrics import MetricsWriter
@@ -52,4 +54,5 @@ class RunOutput:
             return
         out, source = self.cfg.run_dir / "hf", self.cfg.model.hf_path
         logger.info("writing the policy to %s", out)
-        weights_to_rank_zero(self.parallel, policy, lambda weights: write_hf(out, weights, source))
+        dtype = getattr(torch, self.cfg.model.dtype)
+        weights_to_rank_zero(self.parallel, policy, lambda weights: write_hf(out, weights, source, dtype=dtype))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.platform import select_device
@@ -53,6 +54,7 @@ class LocalEngine:
         self._seed = seed
         self._version = 0
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        transformers_logging.disable_progress_bar()  # a bar per loaded model has no place among the step lines
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True)
         self._model: Any = model.to(select_device(0) if device is None else device).eval()
         self._eos_ids = _eos_ids(model)
