@@ -1,0 +1,124 @@
+"""One update of the engine against the formulas, written out on transformers' logits in float64."""
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_entropic.config import Config
+from megatron_entropic.config_loading import load_config
+from megatron_entropic.control import Coefficients
+from megatron_entropic.policy.batching import Batch, Sample
+from megatron_entropic.policy.engine import Policy, UpdateStats
+from megatron_entropic.policy.parallel import initialize_parallel
+from tests.distributed import run_ranks
+from tests.tiny_models import save_divisible
+
+TEMPERATURE, CLAMP, ALPHA, BONUS = 0.8, 0.3, -0.6, 0.05
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+
+def settings(model: Path, *overrides: str) -> Config:
+    base = ["parallel.tensor=1", "batch.max_tokens_per_micro_batch=64", "control.kind=entropic+aent", f"control.clamp={CLAMP}"]
+    return load_config("quickstart", [*base, f"model.hf_path={model}", f"rollout.temperature={TEMPERATURE}", *overrides])
+
+
+def make_samples(seed: int = 0) -> list[Sample]:
+    rng = random.Random(seed)
+    samples = []
+    for _ in range(12):
+        # From 2: transformers gives the padding token (0) no embedding gradient.
+        prompt = [rng.randrange(2, 99) for _ in range(rng.randint(1, 6))]
+        response = [rng.randrange(2, 99) for _ in range(rng.randint(1, 9))]
+        samples.append(Sample(prompt, response, [rng.uniform(-6, -2) for _ in response], rng.gauss(0, 1)))
+    return samples
+
+
+def old_log_probs(batch: Batch, current_N: torch.Tensor) -> torch.Tensor:
+    """Old log-probs near the current ones, so that some ratios are clipped on either side."""
+    return current_N + torch.randn(batch.response_tokens, generator=torch.Generator().manual_seed(1)) * 0.3
+
+
+def update_once(cfg: Config, old_N: torch.Tensor | None, advantage: float | None = None) -> tuple[UpdateStats, list[float], bool]:
+    """(statistics of the update, log-probs of the pass before it, whether any weight changed)."""
+    policy = Policy(cfg, initialize_parallel(cfg.parallel, 0))
+    samples = make_samples()
+    if advantage is not None:
+        samples[3] = Sample(samples[3].prompt_ids, samples[3].response_ids, samples[3].sampler_log_probs, advantage)
+    batch = Batch(samples)
+    policy.prepare(batch)
+    assert batch.old_log_probs_N is not None
+    prepared = batch.old_log_probs_N.tolist()
+    batch.old_log_probs_N = old_N
+    before = [parameter.detach().clone() for parameter in policy.model.parameters()]
+    stats = policy.update(batch, Coefficients(ALPHA, BONUS))
+    changed = any(not torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+    return stats, prepared, changed
+
+
+def reference(cfg: Config, model_dir: Path) -> dict[str, Any]:
+    """method: L = (1/N) sum [-min(r A, clip(r) A)] + alpha (1/D) sum [-m r |A|] - c (1/N) sum Hc, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir).double()
+    batch = Batch(make_samples())
+    log_probs, entropies, clamped, advantages = [], [], [], []
+    for sample in batch.samples:
+        ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
+        logits_RV = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / TEMPERATURE
+        log_p_RV = logits_RV.log_softmax(-1)
+        log_probs.append(log_p_RV.gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0])
+        entropies.append(-(log_p_RV.exp() * log_p_RV).sum(-1))
+        kept = 99 - math.floor(CLAMP * 99)
+        log_q_RK = logits_RV.topk(kept, dim=-1).values.log_softmax(-1)
+        clamped.append(-(log_q_RK.exp() * log_q_RK).sum(-1))
+        advantages += [sample.advantage] * len(sample.response_ids)
+    log_prob_N, entropy_N, clamped_N, advantage_N = (
+        torch.cat(log_probs), torch.cat(entropies), torch.cat(clamped), torch.tensor(advantages).double()
+    )  # fmt: skip
+    old_N = old_log_probs(batch, log_prob_N.detach().float()).double()
+    ratio_N = (log_prob_N - old_N).exp()
+    clipped_N = ratio_N.clamp(1 - cfg.algorithm.clip_low, 1 + cfg.algorithm.clip_high)
+    policy_loss = -torch.minimum(ratio_N * advantage_N, clipped_N * advantage_N).mean()
+    mask_N = torch.sign(log_prob_N + entropy_N).detach()
+    denominator = len(mask_N) if cfg.control.denominator == "response_tokens" else mask_N.abs().sum()
+    adjust = -(mask_N * ratio_N * advantage_N.abs()).sum() / denominator
+    total = policy_loss + ALPHA * adjust - BONUS * clamped_N.mean()
+    total.backward()
+    norm = torch.stack([parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]).norm()
+    return {
+        "entropy": entropy_N.mean().item(),
+        "clamped_entropy": clamped_N.mean().item(),
+        "policy_loss": policy_loss.item(),
+        "total_loss": total.item(),
+        "grad_norm": norm.item(),
+        "kl_old": (old_N - log_prob_N).mean().item(),
+        "log_probs": log_prob_N.tolist(),
+        "old_log_probs": old_N.float(),
+    }
+
+
+@pytest.mark.parametrize("denominator", ["response_tokens", "high_prob_tokens"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_update_is_the_formula(tmp_path: Path, world_size: int, denominator: str) -> None:
+    model = save_divisible(tmp_path / "model")
+    cfg = settings(model, f"parallel.tensor={world_size}", f"control.denominator={denominator}", "control.actuator=signed")
+    expected = reference(cfg, model)
+    for stats, log_probs, changed in run_ranks(update_once, world_size, cfg, expected["old_log_probs"]):
+        for field in ("entropy", "clamped_entropy", "policy_loss", "total_loss", "grad_norm", "kl_old"):
+            assert getattr(stats, field) == pytest.approx(expected[field], rel=2e-5, abs=1e-6), field
+        assert log_probs == pytest.approx(expected["log_probs"], abs=1e-5)
+        assert 0 < stats.clip_fraction < 1
+        assert stats.applied
+        assert changed
+
+
+def test_an_update_that_is_not_finite_leaves_the_weights_alone(tmp_path: Path) -> None:
+    cfg = settings(save_divisible(tmp_path / "model"), "parallel.data=2")
+    for stats, _, changed in run_ranks(update_once, 2, cfg, None, math.nan):
+        assert not stats.applied
+        assert not changed
+        assert math.isnan(stats.total_loss)
+        assert math.isfinite(stats.entropy)
