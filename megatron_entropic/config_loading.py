@@ -15,8 +15,8 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .config import Config
-from .errors import ReportedError
+from megatron_entropic.config import Config
+from megatron_entropic.errors import ReportedError
 
 _ADAPTER = TypeAdapter(Config)
 

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_entropic.config import ControlConfig
-
-from .aent import AEnt
-from .entropic import EntroPIC
+from megatron_entropic.control.aent import AEnt
+from megatron_entropic.control.entropic import EntroPIC
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,13 @@ from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients
 from megatron_entropic.entropy import TokenStatistics, linear_token_statistics
 from megatron_entropic.hf import Architecture, hf_shapes
-
-from .batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
-from .loss import MAXIMA, SUMS, Objective
-from .measure import reduce_sums, share_from_last_stage
-from .model import build_model
-from .optimizer import make_optimizer, make_scheduler
-from .parallel import Parallel
-from .weights import hf_weights, load_hf_weights
+from megatron_entropic.policy.batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
+from megatron_entropic.policy.loss import MAXIMA, SUMS, Objective
+from megatron_entropic.policy.measure import reduce_sums, share_from_last_stage
+from megatron_entropic.policy.model import build_model
+from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
+from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.policy.weights import hf_weights, load_hf_weights
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from megatron_entropic.algorithms import (
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients
 from megatron_entropic.entropy import TokenStatistics
-
-from .batching import MicroBatch
+from megatron_entropic.policy.batching import MicroBatch
 
 SUMS = (
     "tokens",

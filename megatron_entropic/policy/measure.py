@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .parallel import Parallel
+from megatron_entropic.policy.parallel import Parallel
 
 
 def reduce_sums(sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor], parallel: Parallel) -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .types import NamedWeights
+from megatron_entropic.rollout.types import NamedWeights
 
 BUCKET_BYTES = 64 * 2**20
 """Default size of a bucket. One larger tensor still travels whole, in a bucket of its own."""

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.config import RolloutConfig
-
-from .prompts import load_tokenizer
-from .sampling import Sampled, SamplingRequest, sample
-from .server import VLLMServer, find_ports
-from .transports import make_transport
-from .types import NamedWeights, Prompt, Rollout, RolloutError
-from .weight_sync import WeightSync, call_together
+from megatron_entropic.rollout.prompts import load_tokenizer
+from megatron_entropic.rollout.sampling import Sampled, SamplingRequest, sample
+from megatron_entropic.rollout.server import VLLMServer, find_ports
+from megatron_entropic.rollout.transports import make_transport
+from megatron_entropic.rollout.types import NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.weight_sync import WeightSync, call_together
 
 
 class VLLMFleet:

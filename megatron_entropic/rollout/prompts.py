@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from megatron_entropic.rollout.types import Prompt
 from megatron_entropic.tasks.task import Problem, Task
-
-from .types import Prompt
 
 
 class Tokenizer(Protocol):

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 
-from .server import VLLMServer
-from .server_command import MODEL_NAME
-from .types import Prompt, RolloutError
+from megatron_entropic.rollout.server import VLLMServer
+from megatron_entropic.rollout.server_command import MODEL_NAME
+from megatron_entropic.rollout.types import Prompt, RolloutError
 
 MAX_CONCURRENT_REQUESTS = 64
 """Requests in flight per server; the server queues what exceeds its --max-num-seqs."""

@@ -17,9 +17,8 @@ from typing import Any
 import httpx
 
 from megatron_entropic.config import RolloutConfig
-
-from .server_command import server_arguments, server_environment
-from .types import RolloutError
+from megatron_entropic.rollout.server_command import server_arguments, server_environment
+from megatron_entropic.rollout.types import RolloutError
 
 POLL_S = 0.2
 GRACE_S = 8.0

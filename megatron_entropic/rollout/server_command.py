@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from megatron_entropic.config import RolloutConfig
-
-from .types import RolloutError
-from .vllm_main import FORK_ENGINE
+from megatron_entropic.rollout.types import RolloutError
+from megatron_entropic.rollout.vllm_main import FORK_ENGINE
 
 MODEL_NAME = "policy"
 MAX_SEQUENCES = 256

@@ -7,8 +7,7 @@ import torch.distributed as dist
 
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
-
-from .types import NamedWeights
+from megatron_entropic.rollout.types import NamedWeights
 
 T = TypeVar("T")
 

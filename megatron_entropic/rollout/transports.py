@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .buckets import BUCKET_BYTES, Bucket, pack
-from .gloo import WeightGroup, host_store
-from .server import VLLMServer
-from .server_command import uses_gpu
-from .weight_sync import Call, Transport
+from megatron_entropic.rollout.buckets import BUCKET_BYTES, Bucket, pack
+from megatron_entropic.rollout.gloo import WeightGroup, host_store
+from megatron_entropic.rollout.server import VLLMServer
+from megatron_entropic.rollout.server_command import uses_gpu
+from megatron_entropic.rollout.weight_sync import Call, Transport
 
 
 def make_transport(host: str, tensor: int) -> Transport:

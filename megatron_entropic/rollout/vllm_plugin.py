@@ -19,8 +19,8 @@ from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
-from .buckets import WeightsChecksum, entries_of, unpack
-from .gloo import WeightGroup, visit_store
+from megatron_entropic.rollout.buckets import WeightsChecksum, entries_of, unpack
+from megatron_entropic.rollout.gloo import WeightGroup, visit_store
 
 OPEN_PATHS = ("/health",)
 

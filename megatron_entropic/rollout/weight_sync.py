@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from .buckets import Bucket, WeightsChecksum, buckets, manifest
-from .server import VLLMServer
-from .types import NamedWeights, RolloutError
+from megatron_entropic.rollout.buckets import Bucket, WeightsChecksum, buckets, manifest
+from megatron_entropic.rollout.server import VLLMServer
+from megatron_entropic.rollout.types import NamedWeights, RolloutError
 
 Call = Callable[[], Any]
 
