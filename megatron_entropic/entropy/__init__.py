@@ -6,9 +6,10 @@ row_math.py          the formulas: moments of one rank's columns, how ranks comb
 checks.py            arguments and rows that are errors
 token_statistics.py  the operation on logits
 linear.py            the operation on hidden states and the output weight; the logits never exist as a whole
+linear_head.py       its computation, tile by tile; product_sum.py: how the tiles' matrix products become gradients
 """
 
-from megatron_entropic.entropy.linear import linear_token_statistics
-from megatron_entropic.entropy.token_statistics import TokenStatistics, token_statistics
+from megatron_entropic.entropy.linear import linear_token_log_probs, linear_token_statistics
+from megatron_entropic.entropy.token_statistics import TokenStatistics, token_log_probs, token_statistics
 
-__all__ = ["TokenStatistics", "linear_token_statistics", "token_statistics"]
+__all__ = ["TokenStatistics", "linear_token_log_probs", "linear_token_statistics", "token_log_probs", "token_statistics"]

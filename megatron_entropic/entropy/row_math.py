@@ -79,7 +79,7 @@ def local_moments(
     cut = None if threshold is None else Cut.of(threshold, rows)
     buffers = rows.buffers(2 if cut is None else 4)
     for block, raw_BV in rows.blocks():
-        d_BV, exp_BV, *spare = buffers[:, : len(raw_BV)]
+        d_BV, exp_BV, *spare = [buffer_BV[: len(raw_BV)] for buffer_BV in buffers]
         x_BV = raw_BV if raw_BV.dtype == dtype else d_BV.copy_(raw_BV)
         max_T[block] = x_BV.amax(1)
         origin_B1 = torch.where(max_T[block] == -torch.inf, 0, max_T[block])[:, None]
@@ -152,6 +152,18 @@ class Cut(NamedTuple):
 
 def combine_moments(local: Moments, max_T: Tensor, column_T: Tensor, temperature: float, shard: VocabShard) -> Tensor:
     """Sums over all ranks relative to the global maximum `max_T`; one all-reduce [K, T]. Returns sums_KT."""
+    return shard.all_reduce(_relative_sums(local, max_T, column_T, temperature), dist.ReduceOp.SUM)
+
+
+def merge_moments(parts: list[Moments], columns: list[Tensor], temperature: float) -> Moments:
+    """Moments of several pieces of one rank's columns as if they had been one; `columns`: the target's column in each, or -1."""
+    max_T = torch.stack([part.max_T for part in parts]).amax(0)
+    sums = [_relative_sums(part, max_T, column_T, temperature) for part, column_T in zip(parts, columns, strict=True)]
+    return Moments(max_T, torch.stack(sums).sum(0))
+
+
+def _relative_sums(local: Moments, max_T: Tensor, column_T: Tensor, temperature: float) -> Tensor:
+    """`local.sums_KT` as they are relative to `max_T` instead of the maximum they come with."""
     shift_T = torch.where(local.max_T == -torch.inf, 0, (local.max_T - max_T) / temperature)
     target_T = torch.where(column_T >= 0, local.sums_KT[2] + shift_T, 0)
     shift_T = shift_T.clamp(min=LOWEST)
@@ -163,7 +175,7 @@ def combine_moments(local: Moments, max_T: Tensor, column_T: Tensor, temperature
     sums = [*rescaled(local.sums_KT[0], local.sums_KT[1]), target_T]
     if local.sums_KT.shape[0] == 5:
         sums += rescaled(local.sums_KT[3], local.sums_KT[4])
-    return shard.all_reduce(torch.stack(sums), dist.ReduceOp.SUM)
+    return torch.stack(sums)
 
 
 def finish(max_T: Tensor, sums_KT: Tensor) -> tuple[Tensor, TokenScalars]:
@@ -197,9 +209,9 @@ def write_logits_gradient(
     factors = _factors(scalars, upstream, temperature)
     cut = None if threshold is None or factors.kept_T1 is None else Cut.of(threshold, rows)
     buffers = rows.buffers(2 if cut is None else 4)
-    dtype = buffers.dtype
+    dtype = statistics_dtype(rows.logits.dtype)
     for block, raw_BV in rows.blocks():
-        d_BV, exp_BV, *spare = buffers[:, : len(raw_BV)]
+        d_BV, exp_BV, *spare = [buffer_BV[: len(raw_BV)] for buffer_BV in buffers]
         x_BV = raw_BV if raw_BV.dtype == dtype else d_BV.copy_(raw_BV)
         kept_BV = None if cut is None else cut.at(block).write_membership(x_BV, *spare)
         _scaled_distance(x_BV, scalars.max_T[block, None], temperature, d_BV)

@@ -114,10 +114,10 @@ class ShardRows:
             block = slice(start, min(start + step, len(self)))
             yield block, self._read(block)
 
-    def buffers(self, count: int) -> Tensor:
-        """[count, B, V] in the statistics' dtype: what a block is worked on in, made once for all blocks."""
+    def buffers(self, count: int) -> list[Tensor]:
+        """`count` times [B, V] in the statistics' dtype: what a block is worked on in, made once for all blocks."""
         dtype = statistics_dtype(self.logits.dtype)
-        return torch.empty(count, self.block_rows, self.columns, dtype=dtype, device=self.logits.device)
+        return [torch.empty(self.block_rows, self.columns, dtype=dtype, device=self.logits.device) for _ in range(count)]
 
     def place(self, out_NV: Tensor, block: slice, otherwise_BV: Tensor) -> Tensor:
         """Where a block's values are best computed: in `out_NV` itself if its rows and dtype allow, else in `otherwise_BV`."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_entropic.entropy import linear as linear_module
+from megatron_entropic.entropy import linear_head as linear_module
 from megatron_entropic.entropy import linear_token_statistics, token_statistics
 from tests.distributed import run_ranks
 from tests.entropy.oracle import NAMES, assert_close, gradient_rounding, weighted_sum
