@@ -36,6 +36,9 @@ CHUNK_BYTES = 256 * 2**20
 TILES, MIN_COLUMNS, MIN_ELEMENTS = 64, 1024, 2**20
 """Tiles of all tokens: about so many, but none so narrow or so small that the products lose speed."""
 
+BUFFER_BYTES = 2**20
+"""Size of the float32 buffers that a tile is worked on in: small beside the tile, since the products take nearly all the time."""
+
 
 class Tile(NamedTuple):
     """`rows` x `columns` of the logits; `target_R`: the column of the tile with the row's target, or -1."""
@@ -97,7 +100,9 @@ class Head:
                 shape = (rows.stop - rows.start, span.stop - span.start)
                 logits_RC = torch.mm(hidden_TH[rows], weight[span].T, out=memory[: math.prod(shape)].view(shape))
                 here_R = (column_T[rows] >= span.start) & (column_T[rows] < span.stop)
-                yield Tile(rows, span, ShardRows(logits_RC, None, shape[1]), torch.where(here_R, column_T[rows] - span.start, -1))
+                yield Tile(
+                    rows, span, ShardRows(logits_RC, None, shape[1], BUFFER_BYTES), torch.where(here_R, column_T[rows] - span.start, -1)
+                )
 
     def measure(self, hidden: Tensor, weight: Tensor, targets_T: Tensor, rows_T: Tensor | None) -> Measured:
         """Forward: one rank's moments of every tile, then the ranks' in one go."""

@@ -3,7 +3,8 @@
 A floating-point number's bits, read as an integer with the magnitude bits of negative numbers flipped, sort like the
 number. The K-th largest key is found one byte at a time: histogram the byte among the keys that share the bytes found so
 far, add the histograms over the ranks, walk down to the byte that holds the K-th. Two rounds for 16-bit logits, four for
-float32; each moves 256 counts a row, however large the vocabulary or K is.
+float32; each moves 256 counts a row, however large the vocabulary or K is. Whole rows in host memory need no rounds: there a
+partial sort is several times faster, and finds the same threshold.
 
 Shapes: T rows inside the mask, B rows of a block, V this rank's real columns, D = 256 values of a byte, R tensor ranks.
 """
@@ -69,11 +70,16 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
         rows: this rank's logits; at least one row.
         count: K, 1 <= K <= vocab_size.
 
-    Collectives: one all-reduce [T, 256] int32 per byte of the logits' dtype, one all-gather [T] int32 of tie counts.
-    NaN takes some place in the order and disturbs nothing but its own row.
+    Collectives: one all-reduce [T, 256] int32 per byte of the logits' dtype, one all-gather [T] int32 of tie counts; none for
+    whole rows. NaN takes some place in the order and disturbs nothing but its own row.
     """
     if shard.ranks == 1 and rows.logits.is_cpu:
-        return select_on_host(rows, count)
+        return select_by_partition(rows, count)
+    return select_by_digits(rows, count, shard)
+
+
+def select_by_digits(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
+    """`select_largest` for rows spread over any number of ranks, on any device."""
     element_size = rows.logits.element_size()
     key_T = torch.zeros(len(rows), dtype=_KEY_DTYPES[element_size], device=rows.logits.device)
     wanted_T = torch.full((len(rows),), count, dtype=torch.int32, device=rows.logits.device)
@@ -89,8 +95,8 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
     return Threshold(key_T, _tie_end(rows, key_T, quota_T, ties_T))
 
 
-def select_on_host(rows: ShardRows, count: int) -> Threshold:
-    """`select_largest` of whole rows in host memory: partial sorting (introselect, vectorised in NumPy) beats counting there."""
+def select_by_partition(rows: ShardRows, count: int) -> Threshold:
+    """`select_largest` for whole rows in host memory, where NumPy's vectorised partial sort costs about ten passes over a row."""
     key_T = torch.empty(len(rows), dtype=_KEY_DTYPES[rows.logits.element_size()])
     tie_end_T = torch.empty(len(rows), dtype=torch.int32)
     smaller = rows.columns - count

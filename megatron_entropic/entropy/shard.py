@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BLOCK_BYTES = 2**20
-"""Rows are worked on in blocks whose float32 copy is about this large: the few buffers of a block then stay in the cores' L2
-caches (2 MiB each where this was measured) while a dozen operations pass over them, and memory is read once. A row is never
-split: one of 152k columns is 0.6 MB, enough work for every operation to use more than one core."""
+BLOCK_BYTES = 2**22
+"""Rows are worked on in blocks whose float32 copy is about this large. The two to four buffers of a block then stay in cache
+while a dozen operations pass over them, so memory is read once; smaller blocks are no faster and make the threads wait for each
+other more often, which is dear where other processes use the same cores. A row is never split."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,13 @@ class ShardRows:
         logits: [..., width], any layout.
         rows_T: int64 flat indices of the rows inside the mask; None means all of them.
         columns: real columns V; the rest is padding.
+        block_bytes: in place of BLOCK_BYTES.
     """
 
     logits: Tensor
     rows_T: Tensor | None
     columns: int
+    block_bytes: int | None = None
 
     def __len__(self) -> int:
         return self.rows_total if self.rows_T is None else self.rows_T.numel()
@@ -105,7 +107,7 @@ class ShardRows:
     @property
     def block_rows(self) -> int:
         """Rows of a block; the last one may have fewer."""
-        return min(max(1, BLOCK_BYTES // (4 * max(self.columns, 1))), max(len(self), 1))
+        return min(max(1, (self.block_bytes or BLOCK_BYTES) // (4 * max(self.columns, 1))), max(len(self), 1))
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """(positions among the T rows, raw_BV in the logits' dtype) for every block; raw_BV may be a view."""
