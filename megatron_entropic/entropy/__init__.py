@@ -1,6 +1,7 @@
 """Token statistics under tensor parallelism: log-prob, entropy and clamped entropy, exact and differentiable.
 
 shard.py             which vocabulary columns and which rows this rank works on; the collectives over the tensor ranks
+block_workers.py     blocks of rows shared out among threads
 selection.py         the K largest logits of a row over all tensor ranks, exactly (radix select)
 row_math.py          the formulas: moments of one rank's columns, how ranks combine, the gradient of the logits
 checks.py            arguments and rows that are errors

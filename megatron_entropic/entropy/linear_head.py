@@ -36,7 +36,7 @@ CHUNK_BYTES = 256 * 2**20
 TILES, MIN_COLUMNS, MIN_ELEMENTS = 64, 1024, 2**20
 """Tiles of all tokens: about so many, but none so narrow or so small that the products lose speed."""
 
-BUFFER_BYTES = 2**20
+BUFFER_BYTES = 2**19
 """Size of the float32 buffers that a tile is worked on in: small beside the tile, since the products take nearly all the time."""
 
 

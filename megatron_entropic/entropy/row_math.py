@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_entropic.entropy.block_workers import for_each_block
 from megatron_entropic.entropy.selection import Threshold, keys_below, numbers_of_keys
 from megatron_entropic.entropy.shard import ShardRows, VocabShard, statistics_dtype
 
@@ -77,9 +78,9 @@ def local_moments(
     if rows.columns == 0 or len(rows) == 0:
         return Moments(max_T, sums_KT)
     cut = None if threshold is None else Cut.of(threshold, rows)
-    buffers = rows.buffers(2 if cut is None else 4)
-    for block, raw_BV in rows.blocks():
-        d_BV, exp_BV, *spare = [buffer_BV[: len(raw_BV)] for buffer_BV in buffers]
+
+    def measure(block: slice, raw_BV: Tensor, buffers_BV: list[Tensor]) -> None:
+        d_BV, exp_BV, *spare = buffers_BV
         x_BV = raw_BV if raw_BV.dtype == dtype else d_BV.copy_(raw_BV)
         max_T[block] = x_BV.amax(1)
         origin_B1 = torch.where(max_T[block] == -torch.inf, 0, max_T[block])[:, None]
@@ -93,6 +94,8 @@ def local_moments(
             sums_KT[4, block] = kept_BV.mul_(d_BV).sum(1)
         if entropy:
             sums_KT[1, block] = exp_BV.mul_(d_BV).sum(1)
+
+    for_each_block(rows, 2 if cut is None else 4, measure)
     return Moments(max_T, sums_KT)
 
 
@@ -208,10 +211,10 @@ def write_logits_gradient(
         return
     factors = _factors(scalars, upstream, temperature)
     cut = None if threshold is None or factors.kept_T1 is None else Cut.of(threshold, rows)
-    buffers = rows.buffers(2 if cut is None else 4)
     dtype = statistics_dtype(rows.logits.dtype)
-    for block, raw_BV in rows.blocks():
-        d_BV, exp_BV, *spare = [buffer_BV[: len(raw_BV)] for buffer_BV in buffers]
+
+    def differentiate(block: slice, raw_BV: Tensor, buffers_BV: list[Tensor]) -> None:
+        d_BV, exp_BV, *spare = buffers_BV
         x_BV = raw_BV if raw_BV.dtype == dtype else d_BV.copy_(raw_BV)
         kept_BV = None if cut is None else cut.at(block).write_membership(x_BV, *spare)
         _scaled_distance(x_BV, scalars.max_T[block, None], temperature, d_BV)
@@ -222,6 +225,8 @@ def write_logits_gradient(
             at_target_B = torch.where(column_T[block] >= 0, upstream.log_prob_T[block] / temperature, 0)
             grad_BV.scatter_add_(1, column_T[block, None].clamp(min=0), at_target_B[:, None])
         rows.write(out_NV, block, grad_BV)
+
+    for_each_block(rows, 2 if cut is None else 4, differentiate)
 
 
 class _Factors(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_entropic.entropy.block_workers import for_each_block
 from megatron_entropic.entropy.shard import ShardRows, VocabShard, statistics_dtype
 
 DIGITS = 256
@@ -100,7 +101,8 @@ def select_by_partition(rows: ShardRows, count: int) -> Threshold:
     key_T = torch.empty(len(rows), dtype=_KEY_DTYPES[rows.logits.element_size()])
     tie_end_T = torch.empty(len(rows), dtype=torch.int32)
     smaller = rows.columns - count
-    for block, raw_BV in rows.blocks():
+
+    def select(block: slice, raw_BV: Tensor, _: list[Tensor]) -> None:
         x_BV = raw_BV.to(statistics_dtype(raw_BV.dtype)).numpy(force=True)
         partial_BV = numpy.partition(x_BV, smaller, axis=1)
         cut_B = partial_BV[:, smaller].copy()
@@ -110,6 +112,8 @@ def select_by_partition(rows: ShardRows, count: int) -> Threshold:
             tie_V = x_V == cut
             divided = 0 < quota < numpy.count_nonzero(tie_V)
             tie_end_T[position] = int(numpy.flatnonzero(tie_V)[quota - 1]) + 1 if divided else rows.columns
+
+    for_each_block(rows, 0, select)
     return Threshold(key_T, tie_end_T)
 
 

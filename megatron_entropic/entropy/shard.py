@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 BLOCK_BYTES = 2**22
-"""Rows are worked on in blocks whose float32 copy is about this large. The two to four buffers of a block then stay in cache
-while a dozen operations pass over them, so memory is read once; smaller blocks are no faster and make the threads wait for each
-other more often, which is dear where other processes use the same cores. A row is never split."""
+"""Rows are worked on in blocks whose float32 copy is about this large: the two to four buffers of a block then stay in a core's
+caches while a dozen operations pass over them, so memory is read once, and each operation is long beside the cost of calling it
+(1 MiB was half as fast on two cores, 8 MiB the same). A row is never split."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,15 @@ class ShardRows:
         """Rows of a block; the last one may have fewer."""
         return min(max(1, (self.block_bytes or BLOCK_BYTES) // (4 * max(self.columns, 1))), max(len(self), 1))
 
+    def block_slices(self) -> list[slice]:
+        """Positions of the blocks among the T rows."""
+        step = self.block_rows
+        return [slice(start, min(start + step, len(self))) for start in range(0, len(self), step)]
+
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """(positions among the T rows, raw_BV in the logits' dtype) for every block; raw_BV may be a view."""
-        step = self.block_rows
-        for start in range(0, len(self), step):
-            block = slice(start, min(start + step, len(self)))
-            yield block, self._read(block)
+        for block in self.block_slices():
+            yield block, self.read(block)
 
     def buffers(self, count: int) -> list[Tensor]:
         """`count` times [B, V] in the statistics' dtype: what a block is worked on in, made once for all blocks."""
@@ -136,7 +139,8 @@ class ShardRows:
         else:
             out_NV[:, : self.columns].index_copy_(0, self.rows_T[block], values_BV.to(out_NV.dtype))
 
-    def _read(self, block: slice) -> Tensor:
+    def read(self, block: slice) -> Tensor:
+        """[B, V] of a block in the logits' dtype; may be a view."""
         if self.logits.dim() <= 2 or self.logits.is_contiguous():
             logits_NV = self.logits[None] if self.logits.dim() == 1 else self.logits.flatten(0, -2)
             raw_BV = logits_NV[block] if self.rows_T is None else logits_NV[self.rows_T[block]]
