@@ -1,14 +1,16 @@
 """Token statistics under tensor parallelism: log-prob, entropy and clamped entropy, exact and differentiable.
 
 shard.py             which vocabulary columns and which rows this rank works on; the collectives over the tensor ranks
+block_workers.py     blocks of rows shared out among threads
 selection.py         the K largest logits of a row over all tensor ranks, exactly (radix select)
 row_math.py          the formulas: moments of one rank's columns, how ranks combine, the gradient of the logits
 checks.py            arguments and rows that are errors
 token_statistics.py  the operation on logits
 linear.py            the operation on hidden states and the output weight; the logits never exist as a whole
+linear_head.py       its computation, tile by tile; product_sum.py: how the tiles' matrix products become gradients
 """
 
-from megatron_entropic.entropy.linear import linear_token_statistics
-from megatron_entropic.entropy.token_statistics import TokenStatistics, token_statistics
+from megatron_entropic.entropy.linear import linear_token_log_probs, linear_token_statistics
+from megatron_entropic.entropy.token_statistics import TokenStatistics, token_log_probs, token_statistics
 
-__all__ = ["TokenStatistics", "linear_token_statistics", "token_statistics"]
+__all__ = ["TokenStatistics", "linear_token_log_probs", "linear_token_statistics", "token_log_probs", "token_statistics"]

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_entropic.entropy.selection import Threshold
+from megatron_entropic.entropy.block_workers import for_each_block
+from megatron_entropic.entropy.selection import Threshold, keys_below, numbers_of_keys
 from megatron_entropic.entropy.shard import ShardRows, VocabShard, statistics_dtype
 
 LOWEST = -1e4
@@ -63,31 +64,109 @@ class UpstreamGradients(NamedTuple):
         return UpstreamGradients(*(None if x_T is None else x_T[block] for x_T in self))
 
 
-def local_moments(rows: ShardRows, column_T: Tensor, temperature: float, threshold: Threshold | None) -> Moments:
-    """Moments of this rank's columns; `column_T` is the target's column here or -1. No collective."""
+def local_moments(
+    rows: ShardRows, column_T: Tensor, temperature: float, threshold: Threshold | None, *, entropy: bool = True
+) -> Moments:
+    """Moments of this rank's columns; `column_T` is the target's column here or -1. No collective.
+
+    Memory is read once: a block's rows stay in cache for all that is done with them. Without `entropy` sum d exp(d) is left
+    out, and stays 0.
+    """
     dtype, device = statistics_dtype(rows.logits.dtype), rows.logits.device
     max_T = torch.full((len(rows),), -torch.inf, dtype=dtype, device=device)
     sums_KT = torch.zeros(3 if threshold is None else 5, len(rows), dtype=dtype, device=device)
-    if rows.columns == 0:
+    if rows.columns == 0 or len(rows) == 0:
         return Moments(max_T, sums_KT)
-    for block, raw_BV in rows.blocks():
-        max_T[block] = raw_BV.amax(1)
+    cut = None if threshold is None else Cut.of(threshold, rows)
+
+    def measure(block: slice, raw_BV: Tensor, buffers_BV: list[Tensor]) -> None:
+        d_BV, exp_BV, *spare = buffers_BV
+        x_BV = raw_BV if raw_BV.dtype == dtype else d_BV.copy_(raw_BV)
+        max_T[block] = x_BV.amax(1)
         origin_B1 = torch.where(max_T[block] == -torch.inf, 0, max_T[block])[:, None]
-        target_B1 = (raw_BV.gather(1, column_T[block, None].clamp(min=0)).to(dtype) - origin_B1) / temperature
+        target_B1 = (x_BV.gather(1, column_T[block, None].clamp(min=0)) - origin_B1) / temperature
         sums_KT[2, block] = torch.where(column_T[block] >= 0, target_B1.squeeze(1), 0)
-        d_BV = (raw_BV.to(dtype) - origin_B1).div_(temperature).clamp_(min=LOWEST)
-        exp_BV = d_BV.exp()
-        sums_KT[0, block] = exp_BV.sum(1)
-        if threshold is not None:
-            exp_kept_BV = exp_BV * threshold.at(block).keep(raw_BV)
-            sums_KT[3, block] = exp_kept_BV.sum(1)
-            sums_KT[4, block] = exp_kept_BV.mul_(d_BV).sum(1)
-        sums_KT[1, block] = exp_BV.mul_(d_BV).sum(1)
+        kept_BV = None if cut is None else cut.at(block).write_membership(x_BV, *spare)
+        _scaled_distance(x_BV, origin_B1, temperature, d_BV)
+        sums_KT[0, block] = torch.exp(d_BV, out=exp_BV).sum(1)
+        if kept_BV is not None:
+            sums_KT[3, block] = kept_BV.mul_(exp_BV).sum(1)
+            sums_KT[4, block] = kept_BV.mul_(d_BV).sum(1)
+        if entropy:
+            sums_KT[1, block] = exp_BV.mul_(d_BV).sum(1)
+
+    for_each_block(rows, 2 if cut is None else 4, measure)
     return Moments(max_T, sums_KT)
+
+
+def _scaled_distance(x_BV: Tensor, origin_B1: Tensor, temperature: float, out_BV: Tensor) -> None:
+    """d = (x - origin) / temperature into `out_BV`, which may be x_BV."""
+    torch.sub(x_BV, origin_B1, out=out_BV)
+    if temperature != 1:
+        out_BV.div_(temperature)
+    out_BV.clamp_(min=LOWEST)
+
+
+class Cut(NamedTuple):
+    """A threshold as numbers, for comparisons that write 0.0 and 1.0: several times faster on a CPU than booleans.
+
+    Attributes:
+        above_T1: columns with a larger number are kept.
+        tie_T1, end_T1: so are those equal to the first left of the second; None when no row divides its ties.
+        column_V: 0, 1, 2 ...
+    """
+
+    above_T1: Tensor
+    tie_T1: Tensor | None
+    end_T1: Tensor | None
+    column_V: Tensor | None
+
+    @classmethod
+    def of(cls, threshold: Threshold, rows: ShardRows) -> "Cut":
+        dtype, raw_dtype = statistics_dtype(rows.logits.dtype), rows.logits.dtype
+        all_T = threshold.tie_end_T >= rows.columns
+        above_T = numbers_of_keys(torch.where(all_T, keys_below(threshold.key_T), threshold.key_T), raw_dtype).to(dtype)
+        # nothing is below -inf, and whether the -inf of a row are kept makes no difference
+        above_T1 = above_T.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)[:, None]
+        if not bool(((threshold.tie_end_T > 0) & ~all_T).any()):
+            return cls(above_T1, None, None, None)
+        # where all ties are kept they are above already, and must not count twice
+        end_T1 = torch.where(all_T, 0, threshold.tie_end_T).to(dtype)[:, None]
+        column_V = torch.arange(rows.columns, device=above_T.device, dtype=dtype)
+        return cls(above_T1, numbers_of_keys(threshold.key_T, raw_dtype).to(dtype)[:, None], end_T1, column_V)
+
+    def at(self, block: slice) -> "Cut":
+        if self.tie_T1 is None or self.end_T1 is None:
+            return Cut(self.above_T1[block], None, None, None)
+        return Cut(self.above_T1[block], self.tie_T1[block], self.end_T1[block], self.column_V)
+
+    def write_membership(self, x_BV: Tensor, out_BV: Tensor, spare_BV: Tensor) -> Tensor:
+        """1.0 for the columns that are kept, else 0.0, into `out_BV`."""
+        torch.gt(x_BV, self.above_T1, out=out_BV)
+        if self.tie_T1 is not None and self.end_T1 is not None and self.column_V is not None:
+            ends_B = self.end_T1.squeeze(1).long().tolist() if len(x_BV) == 1 else [x_BV.shape[1]]
+            left = slice(0, ends_B[0])  # of a single row, look no further than its last kept tie
+            tie_BV = torch.eq(x_BV[:, left], self.tie_T1, out=spare_BV[:, left])
+            if len(x_BV) > 1:
+                tie_BV.mul_(self.column_V < self.end_T1)
+            out_BV[:, left].add_(tie_BV)
+        return out_BV
 
 
 def combine_moments(local: Moments, max_T: Tensor, column_T: Tensor, temperature: float, shard: VocabShard) -> Tensor:
     """Sums over all ranks relative to the global maximum `max_T`; one all-reduce [K, T]. Returns sums_KT."""
+    return shard.all_reduce(_relative_sums(local, max_T, column_T, temperature), dist.ReduceOp.SUM)
+
+
+def merge_moments(parts: list[Moments], columns: list[Tensor], temperature: float) -> Moments:
+    """Moments of several pieces of one rank's columns as if they had been one; `columns`: the target's column in each, or -1."""
+    max_T = torch.stack([part.max_T for part in parts]).amax(0)
+    sums = [_relative_sums(part, max_T, column_T, temperature) for part, column_T in zip(parts, columns, strict=True)]
+    return Moments(max_T, torch.stack(sums).sum(0))
+
+
+def _relative_sums(local: Moments, max_T: Tensor, column_T: Tensor, temperature: float) -> Tensor:
+    """`local.sums_KT` as they are relative to `max_T` instead of the maximum they come with."""
     shift_T = torch.where(local.max_T == -torch.inf, 0, (local.max_T - max_T) / temperature)
     target_T = torch.where(column_T >= 0, local.sums_KT[2] + shift_T, 0)
     shift_T = shift_T.clamp(min=LOWEST)
@@ -99,7 +178,7 @@ def combine_moments(local: Moments, max_T: Tensor, column_T: Tensor, temperature
     sums = [*rescaled(local.sums_KT[0], local.sums_KT[1]), target_T]
     if local.sums_KT.shape[0] == 5:
         sums += rescaled(local.sums_KT[3], local.sums_KT[4])
-    return shard.all_reduce(torch.stack(sums), dist.ReduceOp.SUM)
+    return torch.stack(sums)
 
 
 def finish(max_T: Tensor, sums_KT: Tensor) -> tuple[Tensor, TokenScalars]:
@@ -128,48 +207,66 @@ def write_logits_gradient(
     d log p_y / dz_i = 1[i = y] - p_i,    dH / dz_i = -p_i (log p_i + H),    dHc / dz_i = -q_i (log q_i + Hc) on the K
     largest, else 0;    dz / dx = 1 / temperature.
     """
-    # nothing is divided by the temperature but V-sized d: the rest of it goes into the per-token factors
-    scaled = UpstreamGradients(*(None if g_T is None else g_T / temperature for g_T in upstream))
-    for block, raw_BV in rows.blocks():
-        grad_BV = _block_gradient(
-            raw_BV, column_T[block], temperature, scalars.at(block), threshold and threshold.at(block), scaled.at(block)
-        )
+    if rows.columns == 0 or len(rows) == 0:
+        return
+    factors = _factors(scalars, upstream, temperature)
+    cut = None if threshold is None or factors.kept_T1 is None else Cut.of(threshold, rows)
+    dtype = statistics_dtype(rows.logits.dtype)
+
+    def differentiate(block: slice, raw_BV: Tensor, buffers_BV: list[Tensor]) -> None:
+        d_BV, exp_BV, *spare = buffers_BV
+        x_BV = raw_BV if raw_BV.dtype == dtype else d_BV.copy_(raw_BV)
+        kept_BV = None if cut is None else cut.at(block).write_membership(x_BV, *spare)
+        _scaled_distance(x_BV, scalars.max_T[block, None], temperature, d_BV)
+        torch.exp(d_BV, out=exp_BV)
+        _write_slope(factors.at(block), d_BV, kept_BV, spare)
+        grad_BV = torch.mul(d_BV, exp_BV, out=rows.place(out_NV, block, d_BV))
+        if upstream.log_prob_T is not None:
+            at_target_B = torch.where(column_T[block] >= 0, upstream.log_prob_T[block] / temperature, 0)
+            grad_BV.scatter_add_(1, column_T[block, None].clamp(min=0), at_target_B[:, None])
         rows.write(out_NV, block, grad_BV)
 
+    for_each_block(rows, 2 if cut is None else 4, differentiate)
 
-def _block_gradient(
-    raw_BV: Tensor,
-    column_B: Tensor,
-    temperature: float,
-    scalars: TokenScalars,
-    threshold: Threshold | None,
-    upstream: UpstreamGradients,
-) -> Tensor:
-    d_BV = (raw_BV.to(scalars.max_T.dtype) - scalars.max_T[:, None]).div_(temperature)
-    grad_BV = None
-    if upstream.log_prob_T is not None or upstream.entropy_T is not None:
-        grad_BV = _softmax_gradient(d_BV - scalars.log_sum_T[:, None], scalars.entropy_T, upstream.entropy_T, upstream.log_prob_T)
-        if upstream.log_prob_T is not None and raw_BV.shape[1] > 0:
-            at_target_B = torch.where(column_B >= 0, upstream.log_prob_T, 0)
-            grad_BV.scatter_add_(1, column_B.clamp(min=0)[:, None], at_target_B[:, None])
+
+class _Factors(NamedTuple):
+    """The gradient is exp(d) times base + slope d, and kept_base + kept_slope d more for the kept columns; [T, 1] each."""
+
+    base_T1: Tensor | None
+    slope_T1: Tensor | None
+    kept_base_T1: Tensor | None
+    kept_T1: Tensor | None
+
+    def at(self, block: slice) -> "_Factors":
+        return _Factors(*(None if x_T1 is None else x_T1[block] for x_T1 in self))
+
+
+def _factors(scalars: TokenScalars, upstream: UpstreamGradients, temperature: float) -> _Factors:
+    """With log p = d - log S, p = exp(d) / S: -p (log p + H) g_H - p g_log_prob = exp(d) (slope d + base)."""
+    base_T, slope_T, kept_base_T, kept_T = None, None, None, None
+    scale_T = -(-scalars.log_sum_T).exp() / temperature
+    if upstream.log_prob_T is not None:
+        base_T = scale_T * upstream.log_prob_T
+    if upstream.entropy_T is not None:
+        slope_T = scale_T * upstream.entropy_T
+        from_entropy_T = slope_T * (scalars.entropy_T - scalars.log_sum_T)
+        base_T = from_entropy_T if base_T is None else base_T + from_entropy_T
     if upstream.kept_entropy_T is not None:
-        assert threshold is not None
         assert scalars.kept_log_sum_T is not None
         assert scalars.kept_entropy_T is not None
-        log_q_BV = d_BV.sub_(scalars.kept_log_sum_T[:, None])
-        kept_grad_BV = _softmax_gradient(log_q_BV, scalars.kept_entropy_T, upstream.kept_entropy_T, None)
-        kept_grad_BV.mul_(threshold.keep(raw_BV))
-        grad_BV = kept_grad_BV if grad_BV is None else grad_BV.add_(kept_grad_BV)
-    return torch.zeros_like(d_BV) if grad_BV is None else grad_BV
+        kept_T = -(-scalars.kept_log_sum_T).exp() / temperature * upstream.kept_entropy_T
+        kept_base_T = kept_T * (scalars.kept_entropy_T - scalars.kept_log_sum_T)
+    return _Factors(*(None if x_T is None else x_T[:, None] for x_T in (base_T, slope_T, kept_base_T, kept_T)))
 
 
-def _softmax_gradient(log_p_BV: Tensor, entropy_B: Tensor, for_entropy_B: Tensor | None, for_log_prob_B: Tensor | None) -> Tensor:
-    """-p (log p + H) g_entropy - p g_log_prob; overwrites `log_p_BV`."""
-    log_p_BV.clamp_(min=LOWEST)
-    if for_entropy_B is None:
-        assert for_log_prob_B is not None
-        return log_p_BV.exp_().mul_(-for_log_prob_B[:, None])
-    grad_BV = (log_p_BV + entropy_B[:, None]).mul_(-for_entropy_B[:, None])
-    if for_log_prob_B is not None:
-        grad_BV.sub_(for_log_prob_B[:, None])
-    return grad_BV.mul_(log_p_BV.exp_())
+def _write_slope(factors: _Factors, d_BV: Tensor, kept_BV: Tensor | None, spare: list[Tensor]) -> None:
+    """Overwrites d with what exp(d) is multiplied by."""
+    base_B1, slope_B1, kept_base_B1, kept_B1 = factors
+    if kept_BV is not None and kept_base_B1 is not None and kept_B1 is not None:
+        kept_BV.mul_(torch.mul(d_BV, kept_B1, out=spare[1]).add_(kept_base_B1))
+    if slope_B1 is None or base_B1 is None:
+        d_BV.copy_(torch.zeros(()) if base_B1 is None else base_B1)
+    else:
+        d_BV.mul_(slope_B1).add_(base_B1)
+    if kept_BV is not None:
+        d_BV.add_(kept_BV)

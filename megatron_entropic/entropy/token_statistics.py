@@ -85,7 +85,30 @@ def token_statistics(
     """
     shard = VocabShard.of(logits.shape[-1], vocab_size, tp_group)
     check_arguments(logits.shape[:-1], targets, mask, shard, temperature, clamp)
-    request = Request(shard, temperature, kept_count(vocab_size, clamp), validate)
+    return _statistics(logits, targets, mask, Request(shard, temperature, kept_count(vocab_size, clamp), validate))
+
+
+def token_log_probs(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    tp_group: dist.ProcessGroup | None = None,
+    vocab_size: int,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    validate: bool = True,
+) -> Tensor:
+    """`token_statistics(...).log_prob`, to the last bit, and nothing else: for passes that have no use for the entropy.
+
+    The arguments, collectives, errors and what is saved are those of `token_statistics` without a clamp; about a third less
+    work on the logits in forward and in backward.
+    """
+    shard = VocabShard.of(logits.shape[-1], vocab_size, tp_group)
+    check_arguments(logits.shape[:-1], targets, mask, shard, temperature, None)
+    return _statistics(logits, targets, mask, Request(shard, temperature, None, validate, entropy=False)).log_prob
+
+
+def _statistics(logits: Tensor, targets: Tensor, mask: Tensor | None, request: "Request") -> TokenStatistics:
     rows_T = rows_inside(mask)
     targets_T = targets.reshape(-1) if rows_T is None else targets.reshape(-1)[rows_T]
     if torch.is_grad_enabled() and logits.requires_grad:
@@ -95,12 +118,13 @@ def token_statistics(
 
 @dataclass(frozen=True)
 class Request:
-    """What to compute. `kept`: K of the clamped entropy; None without a clamp."""
+    """What to compute. `kept`: K of the clamped entropy; None without a clamp. Without `entropy` only the log-prob is right."""
 
     shard: VocabShard
     temperature: float
     kept: int | None
     validate: bool
+    entropy: bool = True
 
     @property
     def selects(self) -> bool:
@@ -188,7 +212,7 @@ def _measure(logits: Tensor, targets_T: Tensor, rows_T: Tensor | None, request: 
     shard = request.shard
     rows = ShardRows(logits, rows_T, shard.columns)
     threshold = select_largest(rows, request.kept, shard) if request.kept and request.selects and len(rows) > 0 else None
-    local = local_moments(rows, shard.local_columns(targets_T), request.temperature, threshold)
+    local = local_moments(rows, shard.local_columns(targets_T), request.temperature, threshold, entropy=request.entropy)
     return conclude(local, threshold, targets_T, rows_T, logits.shape[:-1], request)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_entropic.entropy import linear as linear_module
+from megatron_entropic.entropy import linear_head as linear_module
 from megatron_entropic.entropy import linear_token_statistics, token_statistics
 from tests.distributed import run_ranks
 from tests.entropy.oracle import NAMES, assert_close, gradient_rounding, weighted_sum
@@ -67,6 +67,46 @@ def test_same_as_through_whole_logits(dtype: torch.dtype, clamp: float | None, m
     assert_close(hidden.grad, grad_hidden, *case.tolerance(), what="gradient of hidden")
     assert_close(weight.grad, grad_weight, *case.tolerance(), what="gradient of weight")
     assert (weight.grad[VOCAB:] == 0).all()
+
+
+@pytest.fixture
+def narrow_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the default tiles of the small cases here a few columns wide."""
+    set_narrow_tiles(monkeypatch.setattr)
+
+
+def set_narrow_tiles(set_value: Any) -> None:
+    set_value(linear_module, "TILES", 64)
+    set_value(linear_module, "MIN_COLUMNS", 7)
+    set_value(linear_module, "MIN_ELEMENTS", 1)
+
+
+@pytest.mark.usefixtures("narrow_tiles")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clamp", [None, 0.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_tiles_of_few_columns(dtype: torch.dtype, clamp: float | None, masked: bool) -> None:
+    case = Case(dtype, clamp, masked)
+    reference, grad_hidden, grad_weight = case.reference()
+    hidden, weight = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
+    with WidestTensor() as widest:
+        statistics = linear_token_statistics(hidden, weight, case.targets, **case.arguments)
+        weighted_sum(statistics, case.weights_3N).backward()
+    assert widest.numel == PADDED * HIDDEN
+    check_results(statistics, reference)
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert_close(hidden.grad, grad_hidden, *case.tolerance(), what="gradient of hidden")
+    assert_close(weight.grad, grad_weight, *case.tolerance(), what="gradient of weight")
+
+
+@pytest.mark.usefixtures("narrow_tiles")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_row_is_named_whichever_tile_it_is_in(bad: float) -> None:
+    hidden, weight = torch.ones(3, 1), torch.ones(20, 1)
+    weight[12] = bad
+    with pytest.raises(ValueError, match=r"row 0 \(index \(0,\) of \(3,\)\): a logit is"):
+        linear_token_statistics(hidden, weight, torch.ones(3, dtype=torch.int64), vocab_size=20)
 
 
 def test_numerical_gradient() -> None:
@@ -200,9 +240,10 @@ def test_second_derivatives_are_refused() -> None:
 
 
 def run_sharded(
-    dtype: torch.dtype, clamp: float | None, masked: bool, sequence_parallel: bool
+    dtype: torch.dtype, clamp: float | None, masked: bool, sequence_parallel: bool, chunk_tokens: int | None
 ) -> tuple[dict[str, int], dict[str, int]]:
     group = start_group()
+    set_narrow_tiles(setattr)
     case = Case(dtype, clamp, masked)
     reference, grad_hidden, grad_weight = case.reference()
     hidden = (shard_of(case.hidden, group, 0) if sequence_parallel else case.hidden.clone()).requires_grad_()
@@ -214,7 +255,7 @@ def run_sharded(
             case.targets,
             tp_group=group,
             sequence_parallel=sequence_parallel,
-            chunk_tokens=7,
+            chunk_tokens=chunk_tokens,
             validate=False,
             **case.arguments,
         )
@@ -235,10 +276,11 @@ def run_sharded(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     ("world_size", "dtype", "clamp"),
-    [(2, torch.float32, None), (2, torch.float32, 0.4), (2, torch.bfloat16, 0.4), (4, torch.float32, 0.4)],
+    [(2, torch.float32, None), (4, torch.bfloat16, 0.0), (2, torch.float32, 0.4), (2, torch.bfloat16, 0.4), (4, torch.float32, 0.4)],
 )
 def test_sharded_weight(world_size: int, dtype: torch.dtype, clamp: float | None, masked: bool, sequence_parallel: bool) -> None:
-    counts = run_ranks(run_sharded, world_size, dtype, clamp, masked, sequence_parallel)
+    chunk_tokens = 7 if clamp else None
+    counts = run_ranks(run_sharded, world_size, dtype, clamp, masked, sequence_parallel, chunk_tokens)
     tokens = SEQUENCE * BATCH if not masked else int(Case(dtype, clamp, True).arguments["mask"].sum())
     selections = math.ceil(tokens / 7) if clamp else 0
     bytes_per_logit = torch.empty((), dtype=dtype).element_size()

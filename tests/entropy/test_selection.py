@@ -6,15 +6,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_entropic.entropy.selection import order_keys, select_largest
+from megatron_entropic.entropy.selection import (
+    Threshold,
+    keys_below,
+    numbers_of_keys,
+    order_keys,
+    select_by_digits,
+    select_by_partition,
+    select_largest,
+)
 from megatron_entropic.entropy.shard import ShardRows, VocabShard
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def keep(logits_TV: Tensor, count: int) -> Tensor:
+    """Membership by both ways of selection, which must agree on it."""
     width = logits_TV.shape[1]
-    return select_largest(ShardRows(logits_TV, None, width), count, VocabShard.of(width, width, None)).keep(logits_TV)
+    rows, shard = ShardRows(logits_TV, None, width), VocabShard.of(width, width, None)
+    by_digits, by_partition = select_by_digits(rows, count, shard), select_by_partition(rows, count)
+    assert torch.equal(by_digits.key_T, by_partition.key_T)
+    assert torch.equal(by_digits.tie_end_T, by_partition.tie_end_T)
+    chosen: Threshold = select_largest(rows, count, shard)
+    assert all(torch.equal(a, b) for a, b in zip(chosen, by_digits, strict=True))
+    return chosen.keep(logits_TV)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -25,6 +40,9 @@ def test_keys_order_every_16_bit_number(dtype: torch.dtype) -> None:
     values, keys = numbers.double()[by_value], order_keys(numbers).long()[by_value]
     assert torch.equal(keys[1:] > keys[:-1], values[1:] > values[:-1])
     assert (keys.diff() >= 0).all()
+    assert torch.equal(numbers_of_keys(order_keys(numbers), dtype), numbers)  # 0.0 == -0.0
+    below = keys_below(order_keys(numbers[numbers != -torch.inf]))
+    assert torch.isin(below, order_keys(numbers)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,67 @@
+"""Sums of matrix products that make up a gradient, each piece rounded as little and moved as rarely as can be."""
+
+import torch
+from torch import Tensor
+
+from megatron_entropic.entropy.shard import statistics_dtype
+
+
+class ProductSum:
+    """A gradient [rows, H] of which products [r, K] @ [K, H] fill or add to some rows at a time.
+
+    Args:
+        like: the tensor whose gradient it is; decides dtype and device.
+        pieces_overlap: several products go to the same rows, and are then added up in float32; else each row gets one.
+        buffer: add to this tensor, in its dtype, instead of making one.
+    """
+
+    def __init__(self, like: Tensor, shape: torch.Size, *, pieces_overlap: bool, buffer: Tensor | None = None) -> None:
+        self._dtype = like.dtype
+        self._adds = pieces_overlap or buffer is not None
+        if buffer is not None:
+            self._sum = buffer
+        elif pieces_overlap:
+            self._sum = torch.zeros(shape, dtype=statistics_dtype(like.dtype), device=like.device)
+        else:
+            self._sum = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self._filled = 0
+
+    def add(self, rows: slice, left: Tensor, right: Tensor) -> None:
+        self._filled = max(self._filled, rows.stop)
+        if not self._adds:
+            torch.mm(left, right, out=self._sum[rows])
+        elif self._sum.dtype == left.dtype:
+            self._sum[rows].addmm_(left, right)
+        else:
+            self._sum[rows].add_(left @ right)
+
+    def total(self) -> Tensor:
+        """The gradient in its own dtype; rows behind the last one that was given are 0."""
+        if not self._adds:
+            self._sum[self._filled :].zero_()
+        return self._sum.to(self._dtype)
+
+
+def check_main_grad(weight: Tensor) -> None:
+    """Raises ValueError unless Megatron's data-parallel wrapper has given `weight` a gradient buffer."""
+    if not (hasattr(weight, "main_grad") and hasattr(weight, "grad_added_to_main_grad")):
+        raise ValueError(
+            f"accumulate_main_grad: weight {tuple(weight.shape)} has no main_grad; wrap the model in Megatron's "
+            "DistributedDataParallel first, or leave accumulate_main_grad off"
+        )
+
+
+def main_grad(weight: Tensor) -> Tensor:
+    """Megatron's gradient buffer of `weight`."""
+    buffer: Tensor = weight.main_grad  # type: ignore[attr-defined]
+    return buffer
+
+
+def added_to_main_grad(weight: Tensor) -> Tensor:
+    """Tells Megatron's hook that weight.main_grad has the gradient already; what autograd is then given in its place.
+
+    The convention of Megatron's linear layers: the hook wants a gradient but does not read it, unless `zero_out_wgrad` says
+    that others (the embedding that is tied to this weight) add theirs to it.
+    """
+    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
