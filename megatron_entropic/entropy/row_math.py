@@ -1,4 +1,4 @@
-"""The formulas, forward and backward, in plain torch; a kernel replaces `local_moments` and `write_logits_gradient`.
+"""The formulas, forward and backward, in plain torch; on a GPU kernels.py takes over `local_moments`, `write_logits_gradient`.
 
 With d = (x - max x) / temperature, S = sum exp(d), M = sum d exp(d):   log p_i = d_i - log S,   H = log S - M / S.
 M <= 0 <= log S, so nothing cancels, whatever the offset of the logits: moments are of d, never of x. The subtraction comes
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_entropic.entropy.device_path import runs_kernels
 from megatron_entropic.entropy.selection import Threshold
 from megatron_entropic.entropy.shard import ShardRows, VocabShard, statistics_dtype
 
@@ -65,6 +66,10 @@ class UpstreamGradients(NamedTuple):
 
 def local_moments(rows: ShardRows, column_T: Tensor, temperature: float, threshold: Threshold | None) -> Moments:
     """Moments of this rank's columns; `column_T` is the target's column here or -1. No collective."""
+    if runs_kernels(rows.logits):
+        from megatron_entropic.entropy import kernels  # imports Triton
+
+        return kernels.local_moments(rows, column_T, temperature, threshold)
     dtype, device = statistics_dtype(rows.logits.dtype), rows.logits.device
     max_T = torch.full((len(rows),), -torch.inf, dtype=dtype, device=device)
     sums_KT = torch.zeros(3 if threshold is None else 5, len(rows), dtype=dtype, device=device)
@@ -128,6 +133,11 @@ def write_logits_gradient(
     d log p_y / dz_i = 1[i = y] - p_i,    dH / dz_i = -p_i (log p_i + H),    dHc / dz_i = -q_i (log q_i + Hc) on the K
     largest, else 0;    dz / dx = 1 / temperature.
     """
+    if runs_kernels(rows.logits):
+        from megatron_entropic.entropy import kernels  # imports Triton
+
+        kernels.write_logits_gradient(rows, column_T, temperature, scalars, threshold, upstream, out_NV)
+        return
     # nothing is divided by the temperature but V-sized d: the rest of it goes into the per-token factors
     scaled = UpstreamGradients(*(None if g_T is None else g_T / temperature for g_T in upstream))
     for block, raw_BV in rows.blocks():

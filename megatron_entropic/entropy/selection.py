@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_entropic.entropy.device_path import runs_kernels
 from megatron_entropic.entropy.shard import ShardRows, VocabShard
 
 DIGITS = 256
@@ -60,6 +61,10 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
     Collectives: one all-reduce [T, 256] int32 per byte of the logits' dtype, one all-gather [T] int32 of tie counts.
     NaN takes some place in the order and disturbs nothing but its own row.
     """
+    if runs_kernels(rows.logits):
+        from megatron_entropic.entropy import kernel_selection  # imports Triton
+
+        return kernel_selection.select_largest(rows, count, shard)
     element_size = rows.logits.element_size()
     key_T = torch.zeros(len(rows), dtype=_KEY_DTYPES[element_size], device=rows.logits.device)
     wanted_T = torch.full((len(rows),), count, dtype=torch.int32, device=rows.logits.device)

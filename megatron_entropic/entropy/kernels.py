@@ -1,0 +1,363 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+"""Triton kernels for row_math.py: `local_moments` and `write_logits_gradient`, the same formulas in one pass each.
+
+Bytes moved for a row of V logits of b bytes: the moments read b V, the gradient reads b V and writes b V; everything else is
+per token. Arithmetic stays below the memory's time: a column costs about ten instructions and one exp in either (the clamped
+part of the gradient reuses p: q = p S / S_kept), where the memory leaves time for about twenty. Accumulators are float32
+scalars: a block's columns are added as a tree, a row's blocks one after the other, rescaled when a block raises the maximum.
+
+Shapes: T rows inside the mask, N all rows, V this rank's real columns, P one span of one row, K = 3 sums (5 with a clamp).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from megatron_entropic.entropy import kernel_rows
+from megatron_entropic.entropy.kernel_rows import LOWEST, RowSource, is_kept, number_of_key, row_pointer
+from megatron_entropic.entropy.row_math import Moments, TokenScalars, UpstreamGradients
+from megatron_entropic.entropy.selection import Threshold
+from megatron_entropic.entropy.shard import ShardRows
+
+
+def local_moments(rows: ShardRows, column_T: Tensor, temperature: float, threshold: Threshold | None) -> Moments:
+    """row_math.local_moments, reading the logits once."""
+    count, sums = len(rows), 3 if threshold is None else 5
+
+    def moments_of(parts: int) -> Moments:
+        max_P = torch.full((parts,), -torch.inf, dtype=torch.float32, device=rows.logits.device)
+        return Moments(max_P, torch.zeros(sums, parts, dtype=torch.float32, device=rows.logits.device))
+
+    if rows.columns == 0 or count == 0:
+        return moments_of(count)
+    source = RowSource.of(rows)
+    block, span, splits = kernel_rows.spans(rows.columns)
+    partial = moments_of(count * splits)
+    column_T = column_T.contiguous()
+    key_T, tie_end_T = (None, None) if threshold is None else (threshold.key_T.contiguous(), threshold.tie_end_T.contiguous())
+    with torch.cuda.device_of(rows.logits):
+        _moments[(count * splits,)](
+            *source,
+            *(column_T, key_T, tie_end_T, *partial),
+            *(rows.columns, span, splits, count * splits, 1 / temperature),
+            BLOCK=block,
+            num_warps=kernel_rows.WARPS,
+        )
+        if splits == 1:
+            return partial
+        joined = moments_of(count)
+        _join_spans[(count,)](
+            *(*partial, column_T, *joined),
+            *(span, splits, count * splits, count, 1 / temperature),
+            SUMS=sums,
+            SPLITS=triton.next_power_of_2(splits),
+            num_warps=1,
+        )
+    return joined
+
+
+@triton.jit
+def _moments(
+    logits_ptr,
+    index_ptr,
+    row_stride,
+    column_stride,
+    target_ptr,
+    key_ptr,
+    tie_end_ptr,
+    max_ptr,
+    sums_ptr,
+    columns,
+    span,
+    splits,
+    programs,
+    inverse_temperature,
+    BLOCK: tl.constexpr,
+):
+    """One span of one row: its maximum, and the sums about it."""
+    program = tl.program_id(0).to(tl.int64)
+    row = program // splits
+    first = (program % splits).to(tl.int32) * span
+    end = tl.minimum(first + span, columns)
+    whole = first + (end - first) // BLOCK * BLOCK
+    row_ptr = row_pointer(logits_ptr, index_ptr, row, row_stride)
+    cut = 0.0
+    tie_end = 0
+    if key_ptr is not None:
+        cut = number_of_key(tl.load(key_ptr + row), logits_ptr.dtype.element_ty)
+        tie_end = tl.load(tie_end_ptr + row)
+    lane = tl.arange(0, BLOCK)
+    top = float("-inf")
+    exp_sum, dexp_sum, kept_sum, kept_dexp_sum = 0.0, 0.0, 0.0, 0.0
+    for start in range(first, whole, BLOCK):
+        column = start + lane
+        x = tl.load(row_ptr + column.to(tl.int64) * column_stride).to(tl.float32)
+        top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum = _add_block(
+            x, column, inverse_temperature, cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, key_ptr is not None
+        )
+    if whole < end:
+        column = whole + lane
+        x = tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=column < end, other=float("-inf")).to(tl.float32)
+        top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum = _add_block(
+            x, column, inverse_temperature, cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, key_ptr is not None
+        )
+    bad = exp_sum != exp_sum
+    if bad:  # a NaN or +inf; which one is told by the maximum, and comparisons skip a NaN: look again
+        nans = 0
+        for start in range(first, end, BLOCK):
+            column = start + lane
+            x = tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=column < end, other=0.0).to(tl.float32)
+            nans += tl.sum((x != x).to(tl.int32))
+        top = tl.where(nans > 0, float("nan"), top)
+    target = tl.load(target_ptr + row)
+    here = (target >= first) & (target < end)
+    x = tl.load(row_ptr + tl.where(here, target, 0) * column_stride).to(tl.float32)
+    target_d = tl.where(here, (x - _origin(top)) * inverse_temperature, 0.0)
+    tl.store(max_ptr + program, top)
+    tl.store(sums_ptr + program, exp_sum)
+    tl.store(sums_ptr + programs + program, dexp_sum)
+    tl.store(sums_ptr + 2 * programs + program, target_d)
+    if key_ptr is not None:
+        tl.store(sums_ptr + 3 * programs + program, tl.where(bad, float("nan"), kept_sum))
+        tl.store(sums_ptr + 4 * programs + program, tl.where(bad, float("nan"), kept_dexp_sum))
+
+
+@triton.jit
+def _add_block(x, column, inverse_temperature, cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, CLAMPS: tl.constexpr):
+    """The online maximum and sums with one more block of columns."""
+    new_top = tl.maximum(top, tl.max(x))
+    d = (x - _origin(new_top)) * inverse_temperature
+    d = tl.where(d < LOWEST, LOWEST, d)  # not maximum, which loses a NaN
+    e = tl.exp(d)
+    de = d * e
+    shift = tl.where(top == new_top, 0.0, (_origin(top) - new_top) * inverse_temperature)
+    shift = tl.where(top == float("-inf"), LOWEST, shift)
+    shift = tl.where(shift < LOWEST, LOWEST, shift)
+    scale = tl.exp(shift)
+    dexp_sum = scale * (dexp_sum + shift * exp_sum) + tl.sum(de)
+    exp_sum = scale * exp_sum + tl.sum(e)
+    if CLAMPS:
+        keep = is_kept(x, column, cut, tie_end)
+        kept_dexp_sum = scale * (kept_dexp_sum + shift * kept_sum) + tl.sum(tl.where(keep, de, 0.0))
+        kept_sum = scale * kept_sum + tl.sum(tl.where(keep, e, 0.0))
+    return new_top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum
+
+
+@triton.jit
+def _origin(top):
+    """What d is measured from: 0 where there is no finite logit, so that -inf minus -inf is never formed."""
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit
+def _join_spans(
+    part_max_ptr,
+    part_sums_ptr,
+    target_ptr,
+    max_ptr,
+    sums_ptr,
+    span,
+    splits,
+    programs,
+    rows,
+    inverse_temperature,
+    SUMS: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """One row's spans, about the row's maximum; reads 16 to 24 bytes a span."""
+    row = tl.program_id(0).to(tl.int64)
+    split = tl.arange(0, SPLITS)
+    exists = split < splits
+    part = row * splits + split
+    part_max = tl.load(part_max_ptr + part, mask=exists, other=float("-inf"))
+    top = tl.max(part_max)
+    top = tl.where(tl.sum((part_max != part_max).to(tl.int32)) > 0, float("nan"), top)
+    shift = tl.where(part_max == float("-inf"), 0.0, (part_max - top) * inverse_temperature)
+    holds_target = split == tl.load(target_ptr + row) // span
+    target_d = tl.load(part_sums_ptr + 2 * programs + part, mask=exists & holds_target, other=0.0)
+    tl.store(sums_ptr + 2 * rows + row, tl.sum(tl.where(holds_target, target_d + shift, 0.0)))
+    shift = tl.where(shift < LOWEST, LOWEST, shift)
+    scale = tl.exp(shift)
+    for first in tl.static_range(0, SUMS, 3):  # sums 0 and 1, and with a clamp 3 and 4
+        exp_sum = tl.load(part_sums_ptr + first * programs + part, mask=exists, other=0.0)
+        dexp_sum = tl.load(part_sums_ptr + (first + 1) * programs + part, mask=exists, other=0.0)
+        tl.store(sums_ptr + first * rows + row, tl.sum(scale * exp_sum))
+        tl.store(sums_ptr + (first + 1) * rows + row, tl.sum(scale * (dexp_sum + shift * exp_sum)))
+    tl.store(max_ptr + row, top)
+
+
+def write_logits_gradient(
+    rows: ShardRows,
+    column_T: Tensor,
+    temperature: float,
+    scalars: TokenScalars,
+    threshold: Threshold | None,
+    upstream: UpstreamGradients,
+    out_NV: Tensor,
+) -> None:
+    """row_math.write_logits_gradient, and zeros in all the rest of contiguous `out_NV` [N, width]: each element is written once.
+
+    A column is read and written by one thread, so `out_NV` may be the logits' own memory.
+    """
+    width = out_NV.shape[1]
+    if out_NV.numel() == 0:
+        return
+    if rows.columns == 0 or len(rows) == 0 or all(g_T is None for g_T in upstream):
+        out_NV.zero_()
+        return
+    position_N = None
+    if rows.rows_T is not None:
+        position_N = torch.full((rows.rows_total,), -1, dtype=torch.int32, device=out_NV.device)
+        position_N[rows.rows_T] = torch.arange(len(rows), dtype=torch.int32, device=out_NV.device)
+    source = RowSource.of(rows)
+    block, span, splits = kernel_rows.spans(width)
+    upstream = UpstreamGradients(*(None if g_T is None else g_T.contiguous() for g_T in upstream))
+    scalars = TokenScalars(*(None if x_T is None else x_T.contiguous() for x_T in scalars))  # type: ignore[arg-type]
+    key_T = tie_end_T = None
+    if upstream.kept_entropy_T is not None:
+        assert threshold is not None
+        key_T, tie_end_T = threshold.key_T.contiguous(), threshold.tie_end_T.contiguous()
+    with torch.cuda.device_of(rows.logits):
+        _gradient[(rows.rows_total * splits,)](
+            *source,
+            *(position_N, column_T.contiguous(), key_T, tie_end_T, *scalars, *upstream, out_NV),
+            *(rows.columns, width, span, splits, 1 / temperature),
+            BLOCK=block,
+            num_warps=kernel_rows.WARPS,
+        )
+
+
+@triton.jit
+def _gradient(
+    logits_ptr,
+    index_ptr,
+    row_stride,
+    column_stride,
+    position_ptr,
+    target_ptr,
+    key_ptr,
+    tie_end_ptr,
+    max_ptr,
+    log_sum_ptr,
+    entropy_ptr,
+    kept_log_sum_ptr,
+    kept_entropy_ptr,
+    for_log_prob_ptr,
+    for_entropy_ptr,
+    for_kept_ptr,
+    out_ptr,
+    columns,
+    width,
+    span,
+    splits,
+    inverse_temperature,
+    BLOCK: tl.constexpr,
+):
+    """One span of one of the N rows, from the logits or, outside the mask and the real columns, zeros.
+
+    With p = exp(d - log S), g_y, g_H, g_Hc the upstream gradients over the temperature, ratio = S / S_kept:
+    g_i = g_y 1[i = y] - p (log p g_H + (H g_H + g_y)) - 1[kept] p ratio (log p + log ratio + Hc) g_Hc
+    """
+    program = tl.program_id(0).to(tl.int64)
+    out_row = program // splits
+    first = (program % splits).to(tl.int32) * span
+    end = tl.minimum(first + span, width)
+    out_row_ptr = out_ptr + out_row * width
+    lane = tl.arange(0, BLOCK)
+    row = out_row
+    if position_ptr is not None:
+        row = tl.load(position_ptr + out_row).to(tl.int64)
+    if row < 0:
+        zero = tl.zeros((BLOCK,), out_ptr.dtype.element_ty)
+        for start in range(first, end, BLOCK):
+            tl.store(out_row_ptr + start + lane, zero, mask=start + lane < end)
+    else:
+        row_ptr = row_pointer(logits_ptr, index_ptr, row, row_stride)
+        target = tl.load(target_ptr + row).to(tl.int32)
+        top = tl.load(max_ptr + row)
+        log_sum = tl.load(log_sum_ptr + row)
+        for_log_prob = 0.0
+        if for_log_prob_ptr is not None:
+            for_log_prob = tl.load(for_log_prob_ptr + row) * inverse_temperature
+        slope = 0.0
+        base = for_log_prob
+        if for_entropy_ptr is not None:
+            slope = tl.load(for_entropy_ptr + row) * inverse_temperature
+            base += tl.load(entropy_ptr + row) * slope
+        cut, kept_slope, kept_base = 0.0, 0.0, 0.0
+        tie_end = 0
+        if for_kept_ptr is not None:
+            cut = number_of_key(tl.load(key_ptr + row), logits_ptr.dtype.element_ty)
+            tie_end = tl.load(tie_end_ptr + row)
+            log_ratio = log_sum - tl.load(kept_log_sum_ptr + row)
+            kept_slope = tl.load(for_kept_ptr + row) * inverse_temperature * tl.exp(log_ratio)
+            kept_base = (log_ratio + tl.load(kept_entropy_ptr + row)) * kept_slope
+        real_end = tl.minimum(end, columns)
+        whole = first + tl.maximum(real_end - first, 0) // BLOCK * BLOCK
+        for start in range(first, whole, BLOCK):
+            column = start + lane
+            x = tl.load(row_ptr + column.to(tl.int64) * column_stride).to(tl.float32)
+            g = _column_gradient(
+                x,
+                column,
+                top,
+                log_sum,
+                inverse_temperature,
+                target,
+                for_log_prob,
+                slope,
+                base,
+                cut,
+                tie_end,
+                kept_slope,
+                kept_base,
+                for_kept_ptr is not None,
+            )
+            tl.store(out_row_ptr + column, g.to(out_ptr.dtype.element_ty))
+        for start in range(whole, end, BLOCK):
+            column = start + lane
+            real = column < columns
+            x = tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=real, other=0.0).to(tl.float32)
+            g = _column_gradient(
+                x,
+                column,
+                top,
+                log_sum,
+                inverse_temperature,
+                target,
+                for_log_prob,
+                slope,
+                base,
+                cut,
+                tie_end,
+                kept_slope,
+                kept_base,
+                for_kept_ptr is not None,
+            )
+            tl.store(out_row_ptr + column, tl.where(real, g, 0.0).to(out_ptr.dtype.element_ty), mask=column < end)
+
+
+@triton.jit
+def _column_gradient(
+    x,
+    column,
+    top,
+    log_sum,
+    inverse_temperature,
+    target,
+    for_log_prob,
+    slope,
+    base,
+    cut,
+    tie_end,
+    kept_slope,
+    kept_base,
+    CLAMPS: tl.constexpr,
+):
+    log_p = (x - top) * inverse_temperature - log_sum
+    log_p = tl.where(log_p < LOWEST, LOWEST, log_p)
+    factor = log_p * slope + base
+    if CLAMPS:
+        factor += tl.where(is_kept(x, column, cut, tie_end), log_p * kept_slope + kept_base, 0.0)
+    return tl.where(column == target, for_log_prob, 0.0) - tl.exp(log_p) * factor
