@@ -1,14 +1,15 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
-"""What the kernels share: how a program finds its row and columns, order-preserving keys, block sizes.
+"""What the kernels share: how a program finds its row and columns, order-preserving keys, exp, block sizes.
 
 A program works on one row and one span of at most SPAN columns, in blocks of at most BLOCK columns. Whole blocks are loaded
 without a mask, so that loads are 16 bytes wide whatever the true vocabulary is (it is rarely a multiple of 16, the stride
 between rows nearly always is); only the last block of a row has one.
 
-Sizes, from the bytes moved. Every kernel here reads the logits once, so all that matters is to keep enough bytes in flight:
-on an H200 about 4.3 TB/s times 0.7 us = 3 MB, 23 KB for each of its 132 multiprocessors. BLOCK = 4096 with WARPS = 8 gives a
-thread 16 columns, two 16-byte loads in bfloat16 and four in float32; at 64 registers a thread four such programs share a
-multiprocessor, 32 KB (64 KB in float32) in flight, and while one waits for the reduction that ends its block the other three load.
+Sizes, from the bytes moved. Every kernel reads the logits once, so what matters is to keep enough bytes in flight: on an H200
+about 4.3 TB/s times 0.7 us = 3 MB, 23 KB for each of its 132 multiprocessors. BLOCK = 4096 with WARPS = 8 gives a thread 16
+columns, two 16-byte loads in bfloat16 and four in float32; at up to 64 registers a thread, four such programs share a
+multiprocessor: 32 KB in flight, 64 KB in float32. The other bound is the instructions: at 1.75 GHz a column of bfloat16 has 13
+of them while it is read at that rate, 26 while it is read and written, so the kernels count theirs.
 SPAN = 32,768 cuts a vocabulary of 152k into five programs: 2048 rows make ten waves instead of two, so the last, partly
 filled wave costs little, and 64 rows still reach every multiprocessor. The partial results are 24 bytes for each 64 KB read.
 The span depends on the vocabulary alone, never on the number of rows: a row's bits do not depend on the rows beside it.
@@ -16,6 +17,7 @@ The span depends on the vocabulary alone, never on the number of rows: a row's b
 Shapes: T rows inside the mask, N all rows.
 """
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -29,7 +31,12 @@ BLOCK = 4096
 SPAN = 32_768
 WARPS = 8
 LOWEST = tl.constexpr(-1e4)
-"""As in row_math.py: exp of this is 0."""
+"""As in row_math.py: exp of this, and 2 to this power, is 0."""
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and torch.version.hip is None)
+"""Whether the kernels are compiled for an NVIDIA GPU."""
 
 
 class RowSource(NamedTuple):
@@ -112,6 +119,15 @@ def number_of_key(key, dtype: tl.constexpr):
     else:
         bits = key ^ ((key >> 31) & 0x7FFFFFFF)
         return bits.to(dtype, bitcast=True)
+
+
+@triton.jit
+def power_of_2(x):
+    """2 ** x in one instruction; tl.exp2 spends four to return numbers below 2^-126, which no sum here can see."""
+    if PTX:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.exp2(x)
 
 
 @triton.jit

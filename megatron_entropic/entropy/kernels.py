@@ -2,9 +2,12 @@
 """Triton kernels for row_math.py: `local_moments` and `write_logits_gradient`, the same formulas in one pass each.
 
 Bytes moved for a row of V logits of b bytes: the moments read b V, the gradient reads b V and writes b V; everything else is
-per token. Arithmetic stays below the memory's time: a column costs about ten instructions and one exp in either (the clamped
-part of the gradient reuses p: q = p S / S_kept), where the memory leaves time for about twenty. Accumulators are float32
-scalars: a block's columns are added as a tree, a row's blocks one after the other, rescaled when a block raises the maximum.
+per token. Instructions a column, one of them the exponential (powers of 2, the factor log2(e) in the temperature's): moments 11,
+with a clamp 15; gradient 13, with a clamp 19 (q = p S / S_kept needs no second exponential): kernel_rows.py has the bounds.
+
+Accumulators of the moments are float32, one set for every 16 bytes of a block, so that each thread keeps its own maximum and
+sums: the loop over the blocks has no reduction over threads and no barrier, and rescales once in 8 (4) columns. They meet when
+the span is through. Sums are of a few dozen terms each, then a tree.
 
 Shapes: T rows inside the mask, N all rows, V this rank's real columns, P one span of one row, K = 3 sums (5 with a clamp).
 """
@@ -15,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from megatron_entropic.entropy import kernel_rows
-from megatron_entropic.entropy.kernel_rows import LOWEST, RowSource, is_kept, number_of_key, row_pointer
+from megatron_entropic.entropy.kernel_rows import LN_2, LOG2_E, LOWEST, RowSource, is_kept, number_of_key, power_of_2, row_pointer
 from megatron_entropic.entropy.row_math import Moments, TokenScalars, UpstreamGradients
 from megatron_entropic.entropy.selection import Threshold
 from megatron_entropic.entropy.shard import ShardRows
@@ -42,6 +45,7 @@ def local_moments(rows: ShardRows, column_T: Tensor, temperature: float, thresho
             *(column_T, key_T, tie_end_T, *partial),
             *(rows.columns, span, splits, count * splits, 1 / temperature),
             BLOCK=block,
+            PER=16 // rows.logits.element_size(),
             num_warps=kernel_rows.WARPS,
         )
         if splits == 1:
@@ -74,74 +78,98 @@ def _moments(
     programs,
     inverse_temperature,
     BLOCK: tl.constexpr,
+    PER: tl.constexpr,
 ):
-    """One span of one row: its maximum, and the sums about it."""
+    """One span of one row: its maximum, and the sums about it. PER: columns of 16 bytes."""
     program = tl.program_id(0).to(tl.int64)
     row = program // splits
     first = (program % splits).to(tl.int32) * span
     end = tl.minimum(first + span, columns)
     whole = first + (end - first) // BLOCK * BLOCK
     row_ptr = row_pointer(logits_ptr, index_ptr, row, row_stride)
-    cut = 0.0
+    scale = inverse_temperature * LOG2_E
+    cut, above_cut = 0.0, 0.0
     tie_end = 0
     if key_ptr is not None:
-        cut = number_of_key(tl.load(key_ptr + row), logits_ptr.dtype.element_ty)
+        key = tl.load(key_ptr + row)
+        cut = number_of_key(key, logits_ptr.dtype.element_ty)
+        above_cut = number_of_key(key + 1, logits_ptr.dtype.element_ty)
         tie_end = tl.load(tie_end_ptr + row)
-    lane = tl.arange(0, BLOCK)
-    top = float("-inf")
-    exp_sum, dexp_sum, kept_sum, kept_dexp_sum = 0.0, 0.0, 0.0, 0.0
+    offset = tl.arange(0, BLOCK // PER)[:, None] * PER + tl.arange(0, PER)[None, :]
+    top = tl.full((BLOCK // PER,), float("-inf"), tl.float32)
+    exp_sum = tl.zeros((BLOCK // PER,), tl.float32)
+    dexp_sum, kept_sum, kept_dexp_sum = exp_sum, exp_sum, exp_sum
     for start in range(first, whole, BLOCK):
-        column = start + lane
-        x = tl.load(row_ptr + column.to(tl.int64) * column_stride).to(tl.float32)
+        x = tl.load(row_ptr + (start + offset).to(tl.int64) * column_stride).to(tl.float32)
         top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum = _add_block(
-            x, column, inverse_temperature, cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, key_ptr is not None
+            x, start, scale, cut, above_cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, key_ptr is not None
         )
     if whole < end:
-        column = whole + lane
+        column = whole + offset
         x = tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=column < end, other=float("-inf")).to(tl.float32)
         top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum = _add_block(
-            x, column, inverse_temperature, cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, key_ptr is not None
+            x, whole, scale, cut, above_cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, key_ptr is not None
         )
-    bad = exp_sum != exp_sum
+    span_top = tl.max(top)
+    shift = _shift(top, span_top, scale)
+    weight = power_of_2(shift)
+    span_exp_sum = tl.sum(weight * exp_sum)
+    bad = span_exp_sum != span_exp_sum
     if bad:  # a NaN or +inf; which one is told by the maximum, and comparisons skip a NaN: look again
         nans = 0
         for start in range(first, end, BLOCK):
-            column = start + lane
+            column = start + offset
             x = tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=column < end, other=0.0).to(tl.float32)
             nans += tl.sum((x != x).to(tl.int32))
-        top = tl.where(nans > 0, float("nan"), top)
+        span_top = tl.where(nans > 0, float("nan"), span_top)
     target = tl.load(target_ptr + row)
     here = (target >= first) & (target < end)
     x = tl.load(row_ptr + tl.where(here, target, 0) * column_stride).to(tl.float32)
-    target_d = tl.where(here, (x - _origin(top)) * inverse_temperature, 0.0)
-    tl.store(max_ptr + program, top)
-    tl.store(sums_ptr + program, exp_sum)
-    tl.store(sums_ptr + programs + program, dexp_sum)
+    target_d = tl.where(here, (x - _origin(span_top)) * inverse_temperature, 0.0)
+    tl.store(max_ptr + program, span_top)
+    tl.store(sums_ptr + program, span_exp_sum)
+    tl.store(sums_ptr + programs + program, tl.sum(weight * (dexp_sum + shift * exp_sum)) * LN_2)
     tl.store(sums_ptr + 2 * programs + program, target_d)
     if key_ptr is not None:
-        tl.store(sums_ptr + 3 * programs + program, tl.where(bad, float("nan"), kept_sum))
-        tl.store(sums_ptr + 4 * programs + program, tl.where(bad, float("nan"), kept_dexp_sum))
+        # the columns left of tie_end in its group of PER, which _add_block could not tell apart from those right of it
+        column = tie_end // PER * PER + tl.arange(0, PER)
+        counted = (column >= first) & (column < end) & (column < tie_end)
+        x = tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=counted, other=float("nan")).to(tl.float32)
+        ties = tl.sum((x == cut).to(tl.float32))
+        cut_d = tl.maximum((cut - _origin(span_top)) * scale, LOWEST)
+        cut_exp = tl.where(ties > 0, ties * power_of_2(cut_d), 0.0)
+        span_kept_sum = tl.sum(weight * kept_sum) + cut_exp
+        span_kept_dexp_sum = tl.sum(weight * (kept_dexp_sum + shift * kept_sum)) + cut_d * cut_exp
+        tl.store(sums_ptr + 3 * programs + program, tl.where(bad, float("nan"), span_kept_sum))
+        tl.store(sums_ptr + 4 * programs + program, tl.where(bad, float("nan"), span_kept_dexp_sum * LN_2))
 
 
 @triton.jit
-def _add_block(x, column, inverse_temperature, cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, CLAMPS: tl.constexpr):
-    """The online maximum and sums with one more block of columns."""
-    new_top = tl.maximum(top, tl.max(x))
-    d = (x - _origin(new_top)) * inverse_temperature
+def _add_block(x, start, scale, cut, above_cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, CLAMPS: tl.constexpr):
+    """Every group's online maximum and sums (in powers of 2: d log2(e)) with its PER columns of one more block."""
+    new_top = tl.maximum(top, tl.max(x, axis=1))
+    d = (x - _origin(new_top)[:, None]) * scale
     d = tl.where(d < LOWEST, LOWEST, d)  # not maximum, which loses a NaN
-    e = tl.exp(d)
-    de = d * e
-    shift = tl.where(top == new_top, 0.0, (_origin(top) - new_top) * inverse_temperature)
-    shift = tl.where(top == float("-inf"), LOWEST, shift)
-    shift = tl.where(shift < LOWEST, LOWEST, shift)
-    scale = tl.exp(shift)
-    dexp_sum = scale * (dexp_sum + shift * exp_sum) + tl.sum(de)
-    exp_sum = scale * exp_sum + tl.sum(e)
+    e = power_of_2(d)
+    shift = _shift(top, new_top, scale)
+    weight = power_of_2(shift)
+    dexp_sum = weight * (dexp_sum + shift * exp_sum) + tl.sum(d * e, axis=1)
+    exp_sum = weight * exp_sum + tl.sum(e, axis=1)
     if CLAMPS:
-        keep = is_kept(x, column, cut, tie_end)
-        kept_dexp_sum = scale * (kept_dexp_sum + shift * kept_sum) + tl.sum(tl.where(keep, de, 0.0))
-        kept_sum = scale * kept_sum + tl.sum(tl.where(keep, e, 0.0))
+        # One comparison a column: a group left of tie_end keeps its ties, one right of it or across it does not.
+        group_end = start + (tl.arange(0, x.shape[0]) + 1) * x.shape[1]
+        least = tl.where(group_end <= tie_end, cut, above_cut)
+        kept = tl.where(x >= least[:, None], e, 0.0)
+        kept_dexp_sum = weight * (kept_dexp_sum + shift * kept_sum) + tl.sum(d * kept, axis=1)
+        kept_sum = weight * kept_sum + tl.sum(kept, axis=1)
     return new_top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum
+
+
+@triton.jit
+def _shift(top, new_top, scale):
+    """d of an old maximum from a new one; LOWEST where there was no finite logit."""
+    shift = (_origin(top) - _origin(new_top)) * scale
+    return tl.where((top == float("-inf")) | (shift < LOWEST), LOWEST, shift)
 
 
 @triton.jit
@@ -276,7 +304,8 @@ def _gradient(
         row_ptr = row_pointer(logits_ptr, index_ptr, row, row_stride)
         target = tl.load(target_ptr + row).to(tl.int32)
         top = tl.load(max_ptr + row)
-        log_sum = tl.load(log_sum_ptr + row)
+        log_sum = tl.load(log_sum_ptr + row) * LOG2_E
+        scale = inverse_temperature * LOG2_E
         for_log_prob = 0.0
         if for_log_prob_ptr is not None:
             for_log_prob = tl.load(for_log_prob_ptr + row) * inverse_temperature
@@ -285,14 +314,16 @@ def _gradient(
         if for_entropy_ptr is not None:
             slope = tl.load(for_entropy_ptr + row) * inverse_temperature
             base += tl.load(entropy_ptr + row) * slope
+            slope *= LN_2
         cut, kept_slope, kept_base = 0.0, 0.0, 0.0
         tie_end = 0
         if for_kept_ptr is not None:
             cut = number_of_key(tl.load(key_ptr + row), logits_ptr.dtype.element_ty)
             tie_end = tl.load(tie_end_ptr + row)
-            log_ratio = log_sum - tl.load(kept_log_sum_ptr + row)
+            log_ratio = tl.load(log_sum_ptr + row) - tl.load(kept_log_sum_ptr + row)
             kept_slope = tl.load(for_kept_ptr + row) * inverse_temperature * tl.exp(log_ratio)
             kept_base = (log_ratio + tl.load(kept_entropy_ptr + row)) * kept_slope
+            kept_slope *= LN_2
         real_end = tl.minimum(end, columns)
         whole = first + tl.maximum(real_end - first, 0) // BLOCK * BLOCK
         for start in range(first, whole, BLOCK):
@@ -303,7 +334,7 @@ def _gradient(
                 column,
                 top,
                 log_sum,
-                inverse_temperature,
+                scale,
                 target,
                 for_log_prob,
                 slope,
@@ -324,7 +355,7 @@ def _gradient(
                 column,
                 top,
                 log_sum,
-                inverse_temperature,
+                scale,
                 target,
                 for_log_prob,
                 slope,
@@ -344,7 +375,7 @@ def _column_gradient(
     column,
     top,
     log_sum,
-    inverse_temperature,
+    scale,
     target,
     for_log_prob,
     slope,
@@ -355,9 +386,10 @@ def _column_gradient(
     kept_base,
     CLAMPS: tl.constexpr,
 ):
-    log_p = (x - top) * inverse_temperature - log_sum
+    """`log_sum` and `scale` make log_p a power of 2; the slopes are per such unit."""
+    log_p = (x - top) * scale - log_sum
     log_p = tl.where(log_p < LOWEST, LOWEST, log_p)
     factor = log_p * slope + base
     if CLAMPS:
         factor += tl.where(is_kept(x, column, cut, tie_end), log_p * kept_slope + kept_base, 0.0)
-    return tl.where(column == target, for_log_prob, 0.0) - tl.exp(log_p) * factor
+    return tl.where(column == target, for_log_prob, 0.0) - power_of_2(log_p) * factor
