@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """What the kernels share: how a program finds its row and columns, order-preserving keys, exp, block sizes.
 
 A program works on one row and one span of at most SPAN columns, in blocks of at most BLOCK columns. Whole blocks are loaded
@@ -112,13 +112,15 @@ def order_keys(x):
 @triton.jit
 def number_of_key(key, dtype: tl.constexpr):
     """The number of type `dtype` whose key this is, as float32 (exact)."""
-    if dtype.primitive_bitwidth == 16:
+    if dtype.primitive_bitwidth == 32:
+        return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    else:
         key = key.to(tl.int32)
         bits = key ^ ((key >> 15) & 0x7FFF)
-        return bits.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
-    else:
-        bits = key ^ ((key >> 31) & 0x7FFFFFFF)
-        return bits.to(dtype, bitcast=True)
+        if dtype == tl.bfloat16:  # the upper half of a float32; as bits, since not every conversion keeps subnormal numbers
+            return (bits << 16).to(tl.float32, bitcast=True)
+        else:
+            return bits.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
 
 
 @triton.jit

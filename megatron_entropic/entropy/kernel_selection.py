@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Triton kernels for selection.py: the same radix select, one byte a round, with the same collectives.
 
 Bytes moved for a row of V logits of b bytes: b V a round, b rounds; then at most b V, about half of it as a rule, to find where

@@ -1,4 +1,4 @@
-"""The formulas, forward and backward, in plain torch; on a GPU kernels.py takes over `local_moments`, `write_logits_gradient`.
+"""The formulas, forward and backward, in plain torch; on a GPU, kernels.py and kernel_gradient.py do the same.
 
 With d = (x - max x) / temperature, S = sum exp(d), M = sum d exp(d):   log p_i = d_i - log S,   H = log S - M / S.
 M <= 0 <= log S, so nothing cancels, whatever the offset of the logits: moments are of d, never of x. The subtraction comes
@@ -134,9 +134,9 @@ def write_logits_gradient(
     largest, else 0;    dz / dx = 1 / temperature.
     """
     if runs_kernels(rows.logits):
-        from megatron_entropic.entropy import kernels  # imports Triton
+        from megatron_entropic.entropy import kernel_gradient  # imports Triton
 
-        kernels.write_logits_gradient(rows, column_T, temperature, scalars, threshold, upstream, out_NV)
+        kernel_gradient.write_logits_gradient(rows, column_T, temperature, scalars, threshold, upstream, out_NV)
         return
     # nothing is divided by the temperature but V-sized d: the rest of it goes into the per-token factors
     scaled = UpstreamGradients(*(None if g_T is None else g_T / temperature for g_T in upstream))
