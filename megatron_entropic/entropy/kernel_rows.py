@@ -6,7 +6,7 @@ without a mask, so that loads are 16 bytes wide whatever the true vocabulary is 
 between rows nearly always is); only the last block of a row has one.
 
 Sizes, from the bytes moved. Every kernel reads the logits once, so what matters is to keep enough bytes in flight: on an H200
-about 4.3 TB/s times 0.7 us = 3 MB, 23 KB for each of its 132 multiprocessors. BLOCK = 4096 with WARPS = 8 gives a thread 16
+about 4.3 TB/s times 0.7 us = 3 MB, 23 KB for each of its 132 multiprocessors. BLOCK = 4096 with 8 warps gives a thread 16
 columns, two 16-byte loads in bfloat16 and four in float32; at up to 64 registers a thread, four such programs share a
 multiprocessor: 32 KB in flight, 64 KB in float32. The other bound is the instructions: at 1.75 GHz a column of bfloat16 has 13
 of them while it is read at that rate, 26 while it is read and written, so the kernels count theirs.
@@ -29,7 +29,7 @@ from megatron_entropic.entropy.shard import ShardRows
 
 BLOCK = 4096
 SPAN = 32_768
-WARPS = 8
+COLUMNS_PER_THREAD = 16
 LOWEST = tl.constexpr(-1e4)
 """As in row_math.py: exp of this, and 2 to this power, is 0."""
 
@@ -50,7 +50,8 @@ class RowSource(NamedTuple):
     @classmethod
     def of(cls, rows: ShardRows) -> "RowSource":
         """Any layout, nothing copied but row numbers."""
-        logits, index_T = rows.logits, rows.rows_T
+        logits = rows.logits
+        index_T = None if rows.rows_T is None else rows.rows_T.contiguous()
         lead_shape, lead_strides = logits.shape[:-1], logits.stride()[:-1]
         row_stride = _common_stride(lead_shape, lead_strides)
         if row_stride is not None:
@@ -79,6 +80,11 @@ def _common_stride(lead_shape: torch.Size, lead_strides: tuple[int, ...]) -> int
             return None
         rows_below *= size
     return row_stride
+
+
+def warps(block: int) -> int:
+    """Warps of a program: 8 for a whole BLOCK, fewer for a small vocabulary, never more threads than columns."""
+    return max(1, block // (32 * COLUMNS_PER_THREAD))
 
 
 def spans(columns: int) -> tuple[int, int, int]:
