@@ -64,7 +64,7 @@ def local_moments(
     return joined
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])  # it varies from call to call
 def _moments(
     logits_ptr,
     index_ptr,
@@ -198,7 +198,7 @@ def _origin(top):
     return tl.where(top == float("-inf"), 0.0, top)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs", "rows"])
 def _join_spans(
     part_max_ptr,
     part_sums_ptr,
