@@ -56,7 +56,7 @@ def write_logits_gradient(
             *(position_N, column_T.contiguous(), key_T, tie_end_T, *scalars, *upstream, out_NV),
             *(rows.columns, width, span, splits, 1 / temperature),
             BLOCK=block,
-            num_warps=kernel_rows.warps(block),
+            **kernel_rows.options(block),
         )
 
 

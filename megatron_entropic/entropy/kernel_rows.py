@@ -18,7 +18,7 @@ Shapes: T rows inside the mask, N all rows.
 """
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -85,6 +85,11 @@ def _common_stride(lead_shape: torch.Size, lead_strides: tuple[int, ...]) -> int
 def warps(block: int) -> int:
     """Warps of a program: 8 for a whole BLOCK, fewer for a small vocabulary, never more threads than columns."""
     return max(1, block // (32 * COLUMNS_PER_THREAD))
+
+
+def options(block: int) -> dict[str, Any]:
+    """Compiler options of a launch: multiplications and additions fuse, which the instruction counts rely on."""
+    return {"num_warps": warps(block), "enable_fp_fusion": True}
 
 
 def spans(columns: int) -> tuple[int, int, int]:

@@ -48,7 +48,7 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
         if rows.columns > 0:
             block, _, _ = kernel_rows.spans(rows.columns)
             _find_tie_end[(len(rows),)](
-                *source, key_T, quota_T, ties_T, tie_end_T, rows.columns, BLOCK=block, num_warps=kernel_rows.warps(block)
+                *source, key_T, quota_T, ties_T, tie_end_T, rows.columns, BLOCK=block, **kernel_rows.options(block)
             )
     return Threshold(key_T, tie_end_T)
 
@@ -63,7 +63,7 @@ def _histogram(source: RowSource, columns: int, prefix_T: Tensor, byte: int, fir
             SHIFT=8 * byte,
             FIRST=first_round,
             BLOCK=block,
-            num_warps=kernel_rows.warps(block),
+            **kernel_rows.options(block),
         )
     return counts_TD
 

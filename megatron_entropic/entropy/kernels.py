@@ -48,7 +48,7 @@ def local_moments(
             BLOCK=block,
             PER=16 // rows.logits.element_size(),
             ENTROPY=entropy,
-            num_warps=kernel_rows.warps(block),
+            **kernel_rows.options(block),
         )
         if splits == 1:
             return partial
