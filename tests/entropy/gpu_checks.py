@@ -23,8 +23,7 @@ from torch import Tensor
 
 from megatron_entropic.entropy import token_statistics
 from tests.entropy import kernel_checks
-from tests.entropy.oracle import NAMES, Problem, expected, gradient_rounding, random_problem
-from tests.entropy.ranks import equal_on_all_ranks, shard_of
+from tests.entropy.oracle import NAMES, gradient_rounding
 
 ROWS_AT_A_TIME = 128
 QWEN_VOCAB, QWEN_PADDED = 151_669, 151_936
@@ -147,33 +146,11 @@ def _compare_on_a_rank(rank: int, ranks: int, port: int, answers: Any) -> None:
         dist.init_process_group("gloo", timeout=timedelta(seconds=120))
         group = dist.group.WORLD
         assert group is not None
-        for seed in range(24):
-            dtype = (torch.float32, torch.bfloat16, torch.float16)[seed % 3]
-            vocab_size = (1, 3, 50, 700, 5001)[seed % 5]
-            _compare_problem(random_problem(seed, seed % 6, vocab_size, -vocab_size % ranks + ranks * (seed % 2), dtype), group)
+        kernel_checks.use_kernels_here("cuda")
+        kernel_checks.compare_problems_on_ranks(24, group)
         answers.put((rank, None))
     except BaseException:  # noqa: BLE001 - reported to the parent, which raises it
         answers.put((rank, traceback.format_exc()))
-
-
-def _compare_problem(problem: Problem, group: dist.ProcessGroup) -> None:
-    """This rank's part of a problem against the definition, and the same bits on all ranks."""
-    shard_NV = shard_of(problem.logits_NP, group).cuda().requires_grad_()
-    mask_N = None if problem.mask_N is None else problem.mask_N.cuda()
-    arguments = {**problem.arguments(), "mask": mask_N}
-    statistics = token_statistics(shard_NV, problem.targets_N.cuda(), tp_group=group, **arguments)  # type: ignore[arg-type]
-    total = sum((x * w_N).sum() for x, w_N in zip(statistics, problem.weights_3N.cuda(), strict=True) if x is not None)
-    assert isinstance(total, Tensor)
-    total.backward()  # type: ignore[no-untyped-call]
-    values, grad_NP = expected(problem)
-    for name, actual, exact in zip(NAMES, statistics, values, strict=True):
-        if actual is not None and exact is not None:
-            assert equal_on_all_ranks(actual.cpu(), group), name
-            kernel_checks.assert_close(actual.cpu(), exact, 5e-6, what=name)
-    assert shard_NV.grad is not None
-    tolerance = 2e-5 * max(1.0, 1 / problem.temperature)
-    rounding = gradient_rounding(shard_NV.dtype)
-    kernel_checks.assert_close(shard_NV.grad.cpu(), shard_of(grad_NP, group), tolerance, rounding, "gradient")
 
 
 def check_two_tensor_ranks() -> None:

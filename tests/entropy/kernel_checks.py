@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.entropy import linear_token_statistics, row_math, selection, token_statistics
 from megatron_entropic.entropy.row_math import UpstreamGradients
 from megatron_entropic.entropy.shard import ShardRows, VocabShard
+from tests.distributed import run_ranks
 from tests.entropy.oracle import DTYPES, NAMES, Problem, assert_close, expected, gradient_rounding, random_problem, weighted_sum
+from tests.entropy.ranks import equal_on_all_ranks, shard_of, start_group
 
 DEVICE = "cpu"
 """Where the kernels run; set by `main`."""
@@ -276,6 +279,38 @@ def check_gradient_in_the_logits_own_memory() -> None:
     assert torch.equal(logits_NV, elsewhere_NV)
 
 
+def compare_problems_on_ranks(count: int, group: dist.ProcessGroup) -> None:
+    """This rank's part of random problems of every kind against the definition, and the same bits on all ranks."""
+    ranks = dist.get_world_size(group)
+    for seed in range(count):
+        vocab_size = (1, 3, 50, 700, 1801)[seed % 5]
+        problem = random_problem(seed, seed % 6, vocab_size, -vocab_size % ranks + ranks * (seed % 2), DTYPES[seed % 3])
+        shard_NV = shard_of(problem.logits_NP, group).to(DEVICE).requires_grad_()
+        mask_N = None if problem.mask_N is None else problem.mask_N.to(DEVICE)
+        arguments = {**problem.arguments(), "mask": mask_N}
+        statistics = token_statistics(shard_NV, problem.targets_N.to(DEVICE), tp_group=group, **arguments)  # type: ignore[arg-type]
+        on_host = tuple(None if x is None else x.cpu() for x in statistics)
+        weighted_sum(on_host, problem.weights_3N).backward()  # type: ignore[no-untyped-call]
+        values, grad_NP = expected(problem)
+        for name, actual, exact in zip(NAMES, on_host, values, strict=True):
+            if actual is not None and exact is not None:
+                assert equal_on_all_ranks(actual, group), name
+                assert_close(actual, exact, 5e-6, what=name)
+        assert shard_NV.grad is not None
+        tolerance, rounding = 2e-5 * max(1.0, 1 / problem.temperature), gradient_rounding(shard_NV.dtype)
+        assert_close(shard_NV.grad.cpu(), shard_of(grad_NP, group), tolerance, rounding, "gradient")
+
+
+def check_two_ranks() -> None:
+    """The kernels between collectives (on a GPU, gpu_checks.py has it: a process that uses one must not fork)."""
+    if DEVICE == "cpu":
+        run_ranks(_two_ranks, 2, timeout=200.0)
+
+
+def _two_ranks() -> None:
+    compare_problems_on_ranks(14, start_group())
+
+
 CHECKS: tuple[Callable[[], None], ...] = (
     check_the_definition,
     check_large_logits_stay_accurate,
@@ -289,6 +324,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     check_columns_that_are_all_padding,
     check_the_fused_head,
     check_gradient_in_the_logits_own_memory,
+    check_two_ranks,
 )
 
 
