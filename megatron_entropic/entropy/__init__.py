@@ -6,6 +6,8 @@ selection.py         the K largest logits of a row over all tensor ranks, exactl
 row_math.py          the formulas: moments of one rank's columns, how ranks combine, the gradient of the logits
 checks.py            arguments and rows that are errors
 token_statistics.py  the operation on logits
+device_path.py       kernels on a GPU, plain torch elsewhere
+kernels.py, kernel_gradient.py, kernel_selection.py, kernel_rows.py    the Triton kernels, and what they share
 linear.py            the operation on hidden states and the output weight; the logits never exist as a whole
 linear_head.py       its computation, tile by tile; product_sum.py: how the tiles' matrix products become gradients
 """

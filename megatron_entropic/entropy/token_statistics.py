@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.entropy.checks import check_arguments, check_rows, refuse_second_derivative
+from megatron_entropic.entropy.device_path import runs_kernels
 from megatron_entropic.entropy.row_math import (
     Moments,
     TokenScalars,
@@ -248,9 +249,10 @@ def _logits_gradient(
     rows = ShardRows(logits, rows_T, request.shard.columns)
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     grad_NV = grad.view(rows.rows_total, logits.shape[-1])
-    if rows_T is not None:
-        grad_NV.zero_()
-    grad_NV[:, rows.columns :].zero_()
+    if not runs_kernels(logits):  # they write these zeros in the same pass
+        if rows_T is not None:
+            grad_NV.zero_()
+        grad_NV[:, rows.columns :].zero_()
     column_T = request.shard.local_columns(targets_T)
     write_logits_gradient(rows, column_T, request.temperature, scalars, threshold, upstream, grad_NV)
     return grad
