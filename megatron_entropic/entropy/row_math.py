@@ -1,4 +1,4 @@
-"""The formulas, forward and backward, in plain torch; a kernel replaces `local_moments` and `write_logits_gradient`.
+"""The formulas, forward and backward, in plain torch; on a GPU, kernels.py and kernel_gradient.py do the same.
 
 With d = (x - max x) / temperature, S = sum exp(d), M = sum d exp(d):   log p_i = d_i - log S,   H = log S - M / S.
 M <= 0 <= log S, so nothing cancels, whatever the offset of the logits: moments are of d, never of x. The subtraction comes
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.entropy.block_workers import for_each_block
+from megatron_entropic.entropy.device_path import runs_kernels
 from megatron_entropic.entropy.selection import Threshold, keys_below, numbers_of_keys
 from megatron_entropic.entropy.shard import ShardRows, VocabShard, statistics_dtype
 
@@ -72,6 +73,10 @@ def local_moments(
     Memory is read once: a block's rows stay in cache for all that is done with them. Without `entropy` sum d exp(d) is left
     out, and stays 0.
     """
+    if runs_kernels(rows.logits):
+        from megatron_entropic.entropy import kernels  # imports Triton
+
+        return kernels.local_moments(rows, column_T, temperature, threshold, entropy=entropy)
     dtype, device = statistics_dtype(rows.logits.dtype), rows.logits.device
     max_T = torch.full((len(rows),), -torch.inf, dtype=dtype, device=device)
     sums_KT = torch.zeros(3 if threshold is None else 5, len(rows), dtype=dtype, device=device)
@@ -207,6 +212,11 @@ def write_logits_gradient(
     d log p_y / dz_i = 1[i = y] - p_i,    dH / dz_i = -p_i (log p_i + H),    dHc / dz_i = -q_i (log q_i + Hc) on the K
     largest, else 0;    dz / dx = 1 / temperature.
     """
+    if runs_kernels(rows.logits):
+        from megatron_entropic.entropy import kernel_gradient  # imports Triton
+
+        kernel_gradient.write_logits_gradient(rows, column_T, temperature, scalars, threshold, upstream, out_NV)
+        return
     if rows.columns == 0 or len(rows) == 0:
         return
     factors = _factors(scalars, upstream, temperature)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.entropy.block_workers import for_each_block
+from megatron_entropic.entropy.device_path import runs_kernels
 from megatron_entropic.entropy.shard import ShardRows, VocabShard, statistics_dtype
 
 DIGITS = 256
@@ -74,6 +75,10 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
     Collectives: one all-reduce [T, 256] int32 per byte of the logits' dtype, one all-gather [T] int32 of tie counts; none for
     whole rows. NaN takes some place in the order and disturbs nothing but its own row.
     """
+    if runs_kernels(rows.logits):
+        from megatron_entropic.entropy import kernel_selection  # imports Triton
+
+        return kernel_selection.select_largest(rows, count, shard)
     if shard.ranks == 1 and rows.logits.is_cpu:
         return select_by_partition(rows, count)
     return select_by_digits(rows, count, shard)
