@@ -4,7 +4,9 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from megatron_entropic.hf import Architecture, HFReader, check_hf_dir
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.check import check_hf_dir
+from megatron_entropic.hf.files import HFReader
 
 
 def describe(hf_dir: Path) -> str:

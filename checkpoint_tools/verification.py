@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_entropic.hf import HFReader
+from megatron_entropic.hf.files import HFReader
 
 SHOWN = 10
 

@@ -96,7 +96,7 @@ def _check_model(cfg: Config) -> None:
     """Everything about the checkpoint and the layout that can be known before a process is started."""
     from megatron_entropic.hf.architectures import Architecture
     from megatron_entropic.hf.check import check_hf_dir
-    from megatron_entropic.policy.layout import check_layout
+    from megatron_entropic.hf.layout import check_layout
 
     arch = Architecture.from_hf(cfg.model.hf_path)
     check_hf_dir(cfg.model.hf_path, arch)

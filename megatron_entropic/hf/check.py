@@ -8,9 +8,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.hf.files import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, weight_files
+from megatron_entropic.hf.directory import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, weight_files
 from megatron_entropic.hf.headers import CheckpointError, TensorHeader, read_header
-from megatron_entropic.hf.mapping import hf_shapes
+from megatron_entropic.hf.tables import hf_shapes
 
 _HEAD = "lm_head.weight"
 

@@ -15,25 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_entropic.hf.directory import COMPANION_FILES, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, weight_files
 from megatron_entropic.hf.headers import CheckpointError, TensorHeader, read_header
 
-CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 2**30
-
-COMPANION_FILES = (
-    "generation_config.json",
-    TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""What belongs to a model besides config.json and weights; copied byte for byte where present."""
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class HFReader:
@@ -60,7 +46,7 @@ class HFReader:
         return self._header(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._header(name).dtype
+        return DTYPES[self._header(name).dtype]
 
     def file(self, name: str) -> Path:
         """The file that holds tensor `name`."""
@@ -91,29 +77,6 @@ class HFReader:
         if name not in self._headers:
             raise CheckpointError(f"{self._dir}: no tensor {name} in its safetensors files")
         return self._headers[name]
-
-
-def weight_files(hf_dir: Path) -> tuple[str, ...]:
-    """Names of a model directory's safetensors files: the index's when there is one, else the single file.
-
-    Raises CheckpointError when there is neither, the index cannot be read, or it names a file that is not there.
-    """
-    index = hf_dir / INDEX_FILE
-    if not index.is_file():
-        if not (hf_dir / SINGLE_FILE).is_file():
-            raise CheckpointError(f"{hf_dir}: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
-        return (SINGLE_FILE,)
-    try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
-        raise CheckpointError(f"{index}: not a safetensors index ({problem!r})") from problem
-    for file in files:
-        if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError(f"{index}: weight_map names {file!r}, which is not a plain file name")
-    missing = [file for file in files if not (hf_dir / file).is_file()]
-    if missing:
-        raise CheckpointError("\n".join(f"{hf_dir / file}: missing, but {INDEX_FILE} names it" for file in missing))
-    return tuple(files)
 
 
 def write_hf(

@@ -4,11 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from megatron_entropic.errors import ReportedError
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""Types a checkpoint may have, by safetensors' names."""
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit; keeps a corrupt length from asking for all memory
 
@@ -22,7 +21,7 @@ class TensorHeader:
     """One tensor of a file, as its header describes it."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: str
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
@@ -52,4 +51,4 @@ def _tensor_header(path: Path, name: str, entry: dict[str, object]) -> TensorHea
         raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}; supported are {', '.join(DTYPES)}")
     if not isinstance(shape, list):
         raise TypeError(f"shape of {name} is {shape!r}")
-    return TensorHeader(tuple(int(n) for n in shape), DTYPES[dtype])
+    return TensorHeader(tuple(int(n) for n in shape), dtype)

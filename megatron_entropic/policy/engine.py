@@ -23,7 +23,8 @@ from torch import Tensor
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients
 from megatron_entropic.entropy import TokenStatistics, linear_token_statistics
-from megatron_entropic.hf import Architecture, hf_shapes
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.tables import hf_shapes
 from megatron_entropic.policy.batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
 from megatron_entropic.policy.loss import MAXIMA, SUMS, Objective
 from megatron_entropic.policy.measure import reduce_sums, share_from_last_stage

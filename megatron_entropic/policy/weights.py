@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.headers import CheckpointError
-from megatron_entropic.hf.mapping import Layout, Row, canonical_name, checkpoint_rows, hf_shapes, merge, model_rows, shard
+from megatron_entropic.hf.mapping import merge, shard
+from megatron_entropic.hf.tables import Layout, Row, canonical_name, checkpoint_rows, hf_shapes, model_rows
 from megatron_entropic.policy.model import PolicyModel
 from megatron_entropic.policy.parallel import Parallel
 

@@ -9,7 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_entropic.hf import Architecture, CheckpointError, HFReader, check_hf_dir, hf_shapes, write_hf
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.check import check_hf_dir
+from megatron_entropic.hf.files import HFReader, write_hf
+from megatron_entropic.hf.headers import CheckpointError
+from megatron_entropic.hf.tables import hf_shapes
 from tests import tiny_models
 
 

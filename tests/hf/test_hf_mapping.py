@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_entropic.hf import Architecture, hf_shapes, padded_vocab_size
-from megatron_entropic.hf.mapping import LAYER_TABLES, Layout, canonical_name, checkpoint_rows, merge, model_rows, shard
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.mapping import merge, shard
+from megatron_entropic.hf.tables import LAYER_TABLES, Layout, canonical_name, checkpoint_rows, hf_shapes, model_rows, padded_vocab_size
 
 ARCH = Architecture(
     architecture="Qwen2ForCausalLM",

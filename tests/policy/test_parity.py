@@ -8,8 +8,10 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_entropic.config import Config, ModelConfig, ParallelConfig
-from megatron_entropic.hf import Architecture, write_hf
-from megatron_entropic.hf.mapping import checkpoint_rows, merge
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.files import write_hf
+from megatron_entropic.hf.mapping import merge
+from megatron_entropic.hf.tables import checkpoint_rows
 from megatron_entropic.policy.model import PolicyModel, build_model
 from megatron_entropic.policy.parallel import Parallel, initialize_parallel, shutdown
 from megatron_entropic.policy.weights import hf_weights, load_hf_weights
