@@ -1,5 +1,6 @@
 """The learning-rate schedule, update by update."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_decay_ends_at_min_lr() -> None:
     assert linear == pytest.approx([1.0, 0.84, 0.68, 0.52, 0.36])
     cosine = learning_rates(100, schedule="cosine", min_lr=0.1, warmup_updates=10)
     assert cosine[10] == pytest.approx(1.0)
-    assert all(a > b for a, b in zip(cosine[10:], cosine[11:], strict=False))
+    assert all(a > b for a, b in pairwise(cosine[10:]))
     assert cosine[-1] == pytest.approx(0.1, abs=1e-3)
 
 
