@@ -11,8 +11,9 @@ from megatron_entropic.observability.run_output import RunOutput
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy, UpdateStats
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.rollout.shared_engine import RankZeroError
 from megatron_entropic.rollout.source import RolloutSource
-from megatron_entropic.rollout.types import Rollout
+from megatron_entropic.rollout.types import Rollout, RolloutError
 
 
 def train(cfg: Config, parallel: Parallel) -> None:
@@ -30,7 +31,19 @@ def train(cfg: Config, parallel: Parallel) -> None:
             with output.time("sync"):
                 source.sync_weights(policy, version=step + 1)
             output.record(step, rollouts, rewards, updates)
+            check_sampler(cfg, parallel, step, updates)
         output.export(policy)
+
+
+def check_sampler(cfg: Config, parallel: Parallel, step: int, updates: Sequence[UpdateStats]) -> None:
+    """Ends the run, on every rank, when the sampler's log-probs are further from the trainer's than `rollout.max_logprob_gap`."""
+    limit, gap = cfg.rollout.max_logprob_gap, max(update.logprob_gap_max for update in updates)
+    if limit and not gap <= limit:
+        message = (
+            f"step {step}: |trainer - sampler| log-prob reached {gap:.3g}, above rollout.max_logprob_gap={limit:g}: the engine does "
+            "not sample from the trainer's policy; look at rollout/logprob_gap in metrics.jsonl, or raise the limit"
+        )
+        raise RolloutError(message) if parallel.rank == 0 else RankZeroError(message)
 
 
 def make_batch(cfg: Config, rollouts: Sequence[Rollout], rewards: Sequence[float]) -> Batch:

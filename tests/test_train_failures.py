@@ -89,6 +89,17 @@ def test_replaying_another_run_is_refused_on_all_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
+def test_a_sampler_that_drifts_from_the_trainer_ends_the_run(tmp_path: Path) -> None:
+    settings = ["rollout.engine=local", "rollout.max_logprob_gap=1e-9", "batch.prompts_per_step=8", "trainer.steps=3"]
+    outcome = megatron_entropic("train", "quickstart", *settings, f"run.dir={tmp_path / 'run'}")
+    assert outcome.code == 1, outcome.output
+    assert outcome.left_behind == []
+    assert outcome.output.count("above rollout.max_logprob_gap=1e-09") == 1, outcome.output
+    assert "1 of 3 steps done" in outcome.output
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from megatron_entropic.config import RolloutConfig
+from megatron_entropic.platform import accelerated
 from megatron_entropic.rollout.types import RolloutError
 from megatron_entropic.rollout.vllm_main import FORK_ENGINE
 
@@ -17,11 +18,6 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 # What a launcher of ranks sets, and a server must not take for its own.
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "TRITON_INTERPRET", "VLLM_CPU_KVCACHE_SPACE")
 _RANK_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
-
-
-def uses_gpu() -> bool:
-    """Whether servers run on GPUs, and weights travel over NCCL; otherwise on CPU cores, and over gloo."""
-    return torch.cuda.is_available()
 
 
 def server_arguments(cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: str, max_model_len: int, seed: int) -> list[str]:
@@ -40,14 +36,14 @@ def server_arguments(cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: s
         "--generation-config": "vllm",  # no top-k, top-p or penalty from the checkpoint's generation_config.json
         "--worker-extension-cls": f"{_PLUGIN}.WorkerExtension",
         "--middleware": f"{_PLUGIN}.RequireKey",
-        "--weight-transfer-config": json.dumps({"backend": "entropic_nccl" if uses_gpu() else "entropic_gloo"}),
+        "--weight-transfer-config": json.dumps({"backend": "entropic_nccl" if accelerated() else "entropic_gloo"}),
     }
     flags = ["--enable-scale-out", "--disable-uvicorn-access-log", "--disable-log-stats"]
     return [word for option in options.items() for word in option] + flags + _device_arguments(cfg) + list(cfg.server_args)
 
 
 def _device_arguments(cfg: RolloutConfig) -> list[str]:
-    if uses_gpu():
+    if accelerated():
         return ["--gpu-memory-utilization", str(cfg.gpu_memory_utilization)]
     # With eager execution and an explicit cache size vLLM needs no warm-up on a CPU. A prompt that is prefilled in two pieces
     # makes it rewind the request's random generator, which CPU generators cannot: the engine dies. So prompts stay whole.
@@ -67,7 +63,7 @@ def server_environment(cfg: RolloutConfig, index: int, key: str) -> dict[str, st
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        **(_gpu_environment(cfg, index) if uses_gpu() else _cpu_environment(cfg, index)),
+        **(_gpu_environment(cfg, index) if accelerated() else _cpu_environment(cfg, index)),
     }
 
 

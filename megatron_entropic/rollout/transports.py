@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_entropic.platform import accelerated
 from megatron_entropic.rollout.buckets import BUCKET_BYTES, Bucket, pack
 from megatron_entropic.rollout.gloo import WeightGroup, host_store
 from megatron_entropic.rollout.server import VLLMServer
-from megatron_entropic.rollout.server_command import uses_gpu
 from megatron_entropic.rollout.weight_sync import Call, Transport
 
 
 def make_transport(host: str, tensor: int) -> Transport:
     """The transport for this machine's devices; `tensor` is the number of workers of each server."""
-    return NCCLTransport(host, tensor) if uses_gpu() else GlooTransport(host, tensor)
+    return NCCLTransport(host, tensor) if accelerated() else GlooTransport(host, tensor)
 
 
 class GlooTransport:

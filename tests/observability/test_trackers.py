@@ -41,11 +41,14 @@ def test_group_logs_to_all_and_closes_all() -> None:
 
 
 def test_every_destination_is_a_tracker(tmp_path: Path) -> None:
-    trackers: list[Tracker] = [MetricsWriter(tmp_path / "metrics.jsonl"), ProgressBar(3, stream=io.StringIO())]
+    shown = io.StringIO()
+    trackers: list[Tracker] = [MetricsWriter(tmp_path / "metrics.jsonl"), ProgressBar(3, stream=shown)]
     group = TrackerGroup(trackers)
     group.log(0, synthetic_metrics(1)[0])
     group.close()
     group.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    assert "step 1/3" in shown.getvalue()
 
 
 def test_factory_follows_the_settings(tmp_path: Path) -> None:
