@@ -7,13 +7,11 @@ all say the same. Unknown names are refused everywhere. How a Config is read, ov
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-
-ControlKind = Literal["entropic", "aent", "entropic+aent", "none"]
-Actuator = Literal["high_prob", "surprisal", "signed"]
+from megatron_entropic.config_control import STRICT
+from megatron_entropic.config_control import ControlConfig as ControlConfig
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -95,47 +93,6 @@ class AlgorithmConfig:
     sampler_correction_cap: float = Field(
         default=0.0, ge=0, description="truncate exp(trainer log-prob - sampler log-prob) at this and weight the loss with it; 0 is off"
     )
-
-
-@dataclass(frozen=True, config=STRICT)
-class ControlConfig:
-    """Which controller holds the entropy, and its gains (EntroPIC: arXiv 2511.15248; AEnt: arXiv 2509.03493)."""
-
-    kind: ControlKind = Field(default="entropic", description="EntroPIC, AEnt, both, or none (plain GRPO)")
-    target_entropy: float = Field(default=0.1, description="EntroPIC's target: token-mean entropy in nats at rollout.temperature")
-    kp: float = Field(default=1.0, ge=0, description="EntroPIC's proportional gain, 1 / nat")
-    ki: float = Field(default=0.01, ge=0, description="EntroPIC's integral gain, 1 / (nat x update)")
-    alpha_limit: float = Field(default=1.0, gt=0, description="|alpha| never exceeds this")
-    actuator: Actuator = Field(
-        default="high_prob", description="which tokens alpha re-weights; docs/entropy_control.md says how they differ"
-    )
-    high_prob_threshold: float = Field(default=0.95, gt=0, lt=1, description="tau of the high_prob actuator")
-    denominator: Literal["response_tokens", "high_prob_tokens"] = Field(
-        default="response_tokens", description="D of L_adjust: exact per-token weights 1 +- alpha, or the released code's count"
-    )
-    anti_windup: bool = Field(
-        default=True, description="freeze the integral while alpha is saturated and the error pushes it further out"
-    )
-    coefficient: float = Field(default=2e-4, ge=0, description="AEnt's initial bonus coefficient c_0")
-    clamp: float = Field(default=0.4, ge=0, lt=1, description="AEnt's p: share of the vocabulary with the smallest logits left out")
-    entropy_low: float = Field(default=0.05, description="AEnt raises c while the clamped entropy is below this (nats)")
-    entropy_high: float = Field(default=0.23, description="AEnt lowers c while the clamped entropy is above this (nats)")
-    coefficient_lr: float = Field(default=1e-3, ge=0, description="AEnt's beta")
-    coefficient_min: float = Field(default=1e-5, ge=0, description="lower bound of c")
-    coefficient_max: float = Field(default=3e-3, ge=0, description="upper bound of c")
-    coefficient_warmup_steps: int = Field(default=29, ge=0, description="updates before c starts to move")
-    max_bad_steps: int = Field(default=5, ge=1, description="stop after this many non-finite entropy measurements in a row")
-
-    @property
-    def needs_clamped_entropy(self) -> bool:
-        return self.kind in ("aent", "entropic+aent")
-
-    @model_validator(mode="after")
-    def _ordered_bounds(self) -> "ControlConfig":
-        for low, high in (("entropy_low", "entropy_high"), ("coefficient_min", "coefficient_max")):
-            if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"control.{low}={getattr(self, low)} is above control.{high}={getattr(self, high)}")
-        return self
 
 
 @dataclass(frozen=True, config=STRICT)

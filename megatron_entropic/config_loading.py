@@ -16,6 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_entropic.config import Config
+from megatron_entropic.config_control import PRESETS
 from megatron_entropic.errors import ReportedError
 
 _ADAPTER = TypeAdapter(Config)
@@ -39,6 +40,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         source: a recipe's name (a module in recipes/), a recipe file (*.py), or a saved config (*.yaml).
         overrides: `section.field=value` each, the value in YAML (`trainer.steps=3`, `rollout.server_args=[--foo]`).
+            `control.preset=NAME` sets what config_control.PRESETS[NAME] holds; overrides after it win.
     Raises:
         ConfigError: unknown source, unknown field, value out of bounds, or fields that contradict each other.
     """
@@ -117,6 +119,11 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"override {override!r} has no '='; write section.field=value")
+    if name == "control.preset":
+        if text not in PRESETS:
+            raise ConfigError(f"control.preset={text!r} is not one of {', '.join(PRESETS)}")
+        settings["control"].update(PRESETS[text])
+        return
     if name not in (names := field_names()):
         raise ConfigError(f"unknown setting {name!r}{_nearest(name, names)}")
     section, field = name.split(".")

@@ -6,7 +6,7 @@ import torch
 
 from megatron_entropic.algorithms import group_advantages
 from megatron_entropic.config import Config
-from megatron_entropic.control import EntropyController, make_controller
+from megatron_entropic.control import Controller, make_controller
 from megatron_entropic.observability.run_output import RunOutput
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy, UpdateStats
@@ -20,7 +20,7 @@ def train(cfg: Config, parallel: Parallel) -> None:
     """Runs `cfg` to its end; collective over all ranks. Rollouts and metrics are written as they come."""
     with RolloutSource(cfg, parallel) as source, RunOutput(cfg, parallel) as output:
         policy = Policy(cfg, parallel)
-        controller = make_controller(cfg.control)
+        controller = make_controller(cfg)
         source.start(policy)
         for step in range(cfg.trainer.steps):
             with output.time("rollout"):
@@ -30,7 +30,7 @@ def train(cfg: Config, parallel: Parallel) -> None:
                 updates = list(update_policy(cfg, policy, controller, batch))
             with output.time("sync"):
                 source.sync_weights(policy, version=step + 1)
-            output.record(step, rollouts, rewards, updates)
+            output.record(step, rollouts, rewards, updates, controller)
             check_sampler(cfg, parallel, step, updates)
         output.export(policy)
 
@@ -58,7 +58,7 @@ def make_batch(cfg: Config, rollouts: Sequence[Rollout], rewards: Sequence[float
     )
 
 
-def update_policy(cfg: Config, policy: Policy, controller: EntropyController, batch: Batch) -> Iterator[UpdateStats]:
+def update_policy(cfg: Config, policy: Policy, controller: Controller, batch: Batch) -> Iterator[UpdateStats]:
     """The step's optimizer updates, each with the coefficients its controller has by then.
 
     The controller always sees the entropy of the policy about to be updated: with several updates per batch that of the
@@ -66,10 +66,10 @@ def update_policy(cfg: Config, policy: Policy, controller: EntropyController, ba
     """
     several = cfg.batch.mini_batches > 1
     if several:
-        controller.step(*policy.prepare(batch))
+        controller.step(policy.prepare(batch))
     mini_batches = batch.mini_batches(cfg.batch.mini_batches)
     for number, mini_batch in enumerate(mini_batches, start=1):
         stats = policy.update(mini_batch, controller.coefficients())
         yield stats
         if not several or number < len(mini_batches):
-            controller.step(stats.entropy, stats.clamped_entropy)
+            controller.step(stats.measurement)

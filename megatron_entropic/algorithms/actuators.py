@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from megatron_entropic.config import Actuator
+from megatron_entropic.config_control import Actuator
 
 
 @torch.no_grad()
@@ -30,9 +30,23 @@ def actuator_mask(kind: Actuator, log_prob_T: Tensor, entropy_T: Tensor, *, high
     """
     if kind == "high_prob":
         return (log_prob_T > math.log(high_prob_threshold)).to(log_prob_T.dtype)
-    lowers_entropy_T = log_prob_T + entropy_T
+    below_entropy_T = log_prob_T + entropy_T
     if kind == "surprisal":
-        return (lowers_entropy_T > 0).to(log_prob_T.dtype)
+        return (below_entropy_T > 0).to(log_prob_T.dtype)
     if kind == "signed":
-        return torch.sign(lowers_entropy_T)
+        return torch.sign(below_entropy_T)
     raise ValueError(f"control.actuator={kind!r} is not one of high_prob, surprisal, signed")
+
+
+@torch.no_grad()
+def entropy_lowering(log_prob_T: Tensor, entropy_T: Tensor) -> Tensor:
+    """-dH/dz_y = pi(y) (log pi(y) + H): by how much raising the sampled token's logit lowers the entropy of its distribution.
+
+    Args:
+        log_prob_T: log pi(y_t), [tokens], nats.
+        entropy_T: H_t, [tokens], nats.
+    Returns:
+        [tokens], nats per unit of logit; 0 for a token of probability 0.
+    """
+    probability_T = log_prob_T.exp()
+    return torch.where(probability_T > 0, probability_T * (log_prob_T + entropy_T), 0.0)

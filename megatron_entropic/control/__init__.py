@@ -1,8 +1,10 @@
 """Entropy controllers: pure objects that turn one measured entropy a step into the coefficients of the next update."""
 
 from megatron_entropic.control.aent import AEnt
-from megatron_entropic.control.controller import Coefficients, EntropyController, make_controller
+from megatron_entropic.control.coefficients import Coefficients
+from megatron_entropic.control.controller import Controller, make_controller
 from megatron_entropic.control.entropic import EntroPIC
+from megatron_entropic.control.measurement import Measurement
 from megatron_entropic.control.measurement_guard import NonFiniteEntropyError
 
-__all__ = ["AEnt", "Coefficients", "EntroPIC", "EntropyController", "NonFiniteEntropyError", "make_controller"]
+__all__ = ["AEnt", "Coefficients", "Controller", "EntroPIC", "Measurement", "NonFiniteEntropyError", "make_controller"]

@@ -1,81 +1,129 @@
-"""What the trainer steers with: any combination of EntroPIC and AEnt behind `coefficients -> step`."""
+"""What the trainer steers with: one small protocol, and the controller that `control.kind` names."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
-from megatron_entropic.config import ControlConfig
+from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.control.aent import AEnt
-from megatron_entropic.control.entropic import EntroPIC
+from megatron_entropic.control.coefficients import Coefficients
+from megatron_entropic.control.measurement import Measurement
+from megatron_entropic.control.steering import Steering
 
 
-@dataclass(frozen=True)
-class Coefficients:
-    """What one update applies: `alpha` weights L_adjust (EntroPIC), `bonus` the clamped-entropy bonus (AEnt)."""
-
-    alpha: float = 0.0
-    bonus: float = 0.0
-
-
-class EntropyController:
-    """Routes one global measurement to the controllers of a run. With neither, the run is plain GRPO.
-
-    A pure object without collectives: same measurements, same state, same coefficients on every rank.
-    """
-
-    def __init__(self, entropic: EntroPIC | None = None, aent: AEnt | None = None) -> None:
-        self.entropic = entropic
-        self.aent = aent
+class Controller(Protocol):
+    """Measure, step, coefficients. Pure: no collectives; the same measurements, the same coefficients on every rank."""
 
     def coefficients(self) -> Coefficients:
-        """The coefficients of the next update."""
-        return Coefficients(
-            alpha=self.entropic.alpha if self.entropic else 0.0,
-            bonus=self.aent.coefficient if self.aent else 0.0,
-        )
+        """What the next update applies."""
 
-    def step(self, entropy: float, clamped_entropy: float | None = None) -> None:
-        """Takes the token means of the last measured mini-batch (nats). AEnt needs `clamped_entropy`."""
-        if self.entropic:
-            self.entropic.step(entropy)
-        if self.aent:
-            if clamped_entropy is None:
-                raise ValueError("AEnt steers by the clamped entropy, which was not measured: control.clamp must reach the policy")
-            self.aent.step(clamped_entropy)
+    def step(self, measured: Measurement) -> None:
+        """Takes the latest global measurement. Raises NonFiniteEntropyError after `control.max_bad_steps` bad ones in a row."""
+
+    def report(self) -> dict[str, float]:
+        """Further numbers for metrics.jsonl, shown under control/."""
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {"entropic": self.entropic, "aent": self.aent}
-        return {name: part.state_dict() for name, part in parts.items() if part}
+        """A few plain numbers (JSON)."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        parts = {name: part for name, part in (("entropic", self.entropic), ("aent", self.aent)) if part}
-        if parts.keys() != state.keys():
-            raise ValueError(f"saved controllers {sorted(state)} do not match control.kind, which has {sorted(parts)}")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        """Continues from a saved state to the last bit."""
 
 
-def make_controller(cfg: ControlConfig) -> EntropyController:
+class Static:
+    """Constant coefficients: plain GRPO, and the baselines that adapt nothing."""
+
+    def __init__(self, coefficients: Coefficients) -> None:
+        self._coefficients = coefficients
+
+    def coefficients(self) -> Coefficients:
+        return self._coefficients
+
+    def step(self, measured: Measurement) -> None:
+        pass
+
+    def report(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class BonusByAEnt:
+    """AEnt behind the protocol."""
+
+    def __init__(self, aent: AEnt) -> None:
+        self._aent = aent
+
+    def coefficients(self) -> Coefficients:
+        return Coefficients(bonus=self._aent.coefficient)
+
+    def step(self, measured: Measurement) -> None:
+        assert measured.clamped_entropy is not None, "AEnt steers by the clamped entropy; the policy measures it for this kind"
+        self._aent.step(measured.clamped_entropy)
+
+    def report(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._aent.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._aent.load_state_dict(state)
+
+
+class Both:
+    """EntroPIC and AEnt side by side, each by its own measurement."""
+
+    def __init__(self, entropic: Steering, aent: BonusByAEnt) -> None:
+        self._entropic = entropic
+        self._aent = aent
+
+    def coefficients(self) -> Coefficients:
+        return replace(self._entropic.coefficients(), bonus=self._aent.coefficients().bonus)
+
+    def step(self, measured: Measurement) -> None:
+        self._entropic.step(measured)
+        self._aent.step(measured)
+
+    def report(self) -> dict[str, float]:
+        return self._entropic.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"entropic": self._entropic.state_dict(), "aent": self._aent.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._entropic.load_state_dict(state["entropic"])
+        self._aent.load_state_dict(state["aent"])
+
+
+def make_controller(cfg: Config) -> Controller:
     """The controller that `control.kind` names."""
-    entropic = aent = None
-    if cfg.kind in ("entropic", "entropic+aent"):
-        entropic = EntroPIC(
-            cfg.target_entropy,
-            cfg.kp,
-            cfg.ki,
-            cfg.alpha_limit,
-            cfg.high_prob_threshold,
-            cfg.anti_windup,
-            cfg.max_bad_steps,
-        )
-    if cfg.kind in ("aent", "entropic+aent"):
-        aent = AEnt(
-            cfg.coefficient,
-            cfg.clamp,
-            cfg.entropy_low,
-            cfg.entropy_high,
-            cfg.coefficient_lr,
-            (cfg.coefficient_min, cfg.coefficient_max),
-            cfg.coefficient_warmup_steps,
-            cfg.max_bad_steps,
-        )
-    return EntropyController(entropic, aent)
+    control, momentum = cfg.control, cfg.optimizer.beta1
+    if control.kind == "entropic":
+        return Steering(control, momentum)
+    if control.kind == "aent":
+        return BonusByAEnt(_aent(control))
+    if control.kind == "entropic+aent":
+        # The bonus belongs to AEnt here: nothing is handed over to it.
+        return Both(Steering(replace(control, handoff=False), momentum), BonusByAEnt(_aent(control)))
+    if control.kind == "entropy_bonus":
+        return Static(Coefficients(entropy_bonus=control.coefficient))
+    if control.kind == "nsr":
+        return Static(Coefficients(positive_weight=control.positive_weight))
+    return Static(Coefficients())
+
+
+def _aent(control: ControlConfig) -> AEnt:
+    return AEnt(
+        control.coefficient,
+        control.clamp,
+        control.entropy_low,
+        control.entropy_high,
+        control.coefficient_lr,
+        (control.coefficient_min, control.coefficient_max),
+        control.coefficient_warmup_steps,
+        control.max_bad_steps,
+    )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from megatron_entropic.control.measurement_guard import MeasurementGuard
+from megatron_entropic.control.pi import PI
 
 
 class EntroPIC:
@@ -13,15 +14,15 @@ class EntroPIC:
     with S_0 = 0: as in the authors' code an error enters the integral after it was used. `alpha` is what the next update
     applies; it is 0 before the first `step`. Entropy too low makes alpha negative: positives weaker, negatives stronger.
 
-    Anti-windup (conditional integration): while alpha is saturated and the error pushes it further out, S is frozen.
-    `anti_windup=False` reproduces the released behaviour. A pure object: no collectives; give every rank the same
-    globally reduced entropy and every rank has the same alpha.
+    This is the bare method; steering.py adds schedules, tuned gains and the hand-off around the same PI controller. A pure
+    object: no collectives; give every rank the same globally reduced entropy and every rank has the same alpha.
 
     Args:
         target_entropy: H_target, nats per token at the sampling temperature; any finite number.
         kp, ki: gains, 1/nat and 1/(nat x update).
         alpha_limit: bound of |alpha|.
         high_prob_threshold: tau of the `high_prob` actuator (kept here because it belongs to the method's parameters).
+        anti_windup: freeze the integral while alpha is saturated and the error pushes it further out; False is as released.
         max_bad_steps: see MeasurementGuard.
     """
 
@@ -36,30 +37,23 @@ class EntroPIC:
         max_bad_steps: int = 5,
     ) -> None:
         self.target_entropy = target_entropy
-        self.kp = kp
-        self.ki = ki
-        self.alpha_limit = alpha_limit
         self.high_prob_threshold = high_prob_threshold
-        self.anti_windup = anti_windup
-        self.alpha = 0.0
-        self.integral = 0.0
+        self._pi = PI(kp, ki, -alpha_limit, alpha_limit, "conditional" if anti_windup else "off")
         self._guard = MeasurementGuard("EntroPIC", max_bad_steps)
+
+    @property
+    def alpha(self) -> float:
+        """What the next update applies."""
+        return self._pi.output
 
     def step(self, entropy: float) -> None:
         """Takes the measured entropy (nats, token mean over the whole mini-batch) and sets `alpha` for the next update."""
-        if not self._guard.accepts(entropy):
-            return
-        error = entropy - self.target_entropy
-        wanted = self.kp * error + self.ki * self.integral
-        self.alpha = min(max(wanted, -self.alpha_limit), self.alpha_limit)
-        saturated_outwards = abs(wanted) > self.alpha_limit and wanted * error > 0
-        if not (self.anti_windup and saturated_outwards):
-            self.integral += error
+        if self._guard.accepts(entropy):
+            self._pi.step(entropy - self.target_entropy)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"alpha": self.alpha, "integral": self.integral, "bad_steps": self._guard.bad_steps}
+        return {"pi": self._pi.state_dict(), "bad_steps": self._guard.bad_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.alpha = float(state["alpha"])
-        self.integral = float(state["integral"])
+        self._pi.load_state_dict(state["pi"])
         self._guard.bad_steps = int(state["bad_steps"])

@@ -7,6 +7,7 @@ from types import TracebackType
 import torch
 
 from megatron_entropic.config import Config
+from megatron_entropic.control import Controller
 from megatron_entropic.hf.files import write_hf
 from megatron_entropic.observability.metrics import MetricsWriter
 from megatron_entropic.observability.progress import ProgressBar
@@ -42,11 +43,18 @@ class RunOutput:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._trackers.close()
 
-    def record(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[float], updates: Sequence[UpdateStats]) -> None:
+    def record(
+        self,
+        step: int,
+        rollouts: Sequence[Rollout],
+        rewards: Sequence[float],
+        updates: Sequence[UpdateStats],
+        controller: Controller,
+    ) -> None:
         """Writes the metrics of a finished step."""
         times = self.time.lap()
         if self.parallel.rank == 0:
-            self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, times))
+            self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, controller, times))
 
     def export(self, policy: Policy) -> None:
         """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from megatron_entropic.config import Config
+from megatron_entropic.control import Controller
 from megatron_entropic.observability.metrics import MetricValue
 from megatron_entropic.policy.engine import UpdateStats
 from megatron_entropic.rollout.types import Rollout
@@ -15,6 +16,7 @@ def step_metrics(
     rollouts: Sequence[Rollout],
     rewards: Sequence[float],
     updates: Sequence[UpdateStats],
+    controller: Controller,
     times: Mapping[str, float],
 ) -> dict[str, MetricValue]:
     """The metrics of one step, in which the policy went from weight version `version` to `version + 1`.
@@ -23,22 +25,30 @@ def step_metrics(
     """
     tokens = sum(update.response_tokens for update in updates)
     coefficients = updates[-1].coefficients
-    steered = cfg.control.kind in ("entropic", "entropic+aent")
+    control = cfg.control
 
     def token_mean(field: str) -> float:
         return math.fsum(getattr(update, field) * update.response_tokens for update in updates) / tokens
+
+    def measured(field: str) -> float:
+        return math.fsum(getattr(update.measurement, field) * update.response_tokens for update in updates) / tokens
 
     groups = [rewards[start : start + cfg.batch.samples_per_prompt] for start in range(0, len(rewards), cfg.batch.samples_per_prompt)]
     all_tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
     return {
         "policy/entropy": token_mean("entropy"),
-        "policy/clamped_entropy": token_mean("clamped_entropy") if cfg.control.needs_clamped_entropy else None,
+        "policy/clamped_entropy": token_mean("clamped_entropy") if control.needs_clamped_entropy else None,
         "policy/high_prob_fraction": token_mean("high_prob_fraction"),
         "policy/clip_fraction": token_mean("clip_fraction"),
         "policy/kl_old": token_mean("kl_old"),
-        "control/alpha": coefficients.alpha if steered else None,
-        "control/coefficient": coefficients.bonus if cfg.control.needs_clamped_entropy else None,
-        "control/target_entropy": cfg.control.target_entropy if steered else None,
+        "control/alpha": coefficients.alpha if control.steered else None,
+        "control/coefficient": coefficients.bonus + coefficients.entropy_bonus,
+        "control/target_entropy": None,
+        "control/active_fraction": measured("active_fraction"),
+        "control/authority": measured("authority"),
+        "control/pressure": measured("pressure"),
+        "control/bonus_authority": measured("bonus_authority"),
+        **{f"control/{name}": value for name, value in controller.report().items()},
         "control/actuated_fraction": token_mean("actuated_fraction"),
         "reward/mean": sum(rewards) / len(rewards),
         "reward/solve_all": sum(min(group) == 1.0 for group in groups) / len(groups),

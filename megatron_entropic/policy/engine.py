@@ -5,7 +5,7 @@ Shapes: T packed positions of a micro-batch, H hidden size, N response tokens of
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,13 +21,13 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_entropic.config import Config
-from megatron_entropic.control import Coefficients
+from megatron_entropic.control import Coefficients, Measurement
 from megatron_entropic.entropy import TokenStatistics, linear_token_statistics
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.tables import hf_shapes
 from megatron_entropic.policy.batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
-from megatron_entropic.policy.loss import MAXIMA, SUMS, Objective
-from megatron_entropic.policy.measure import reduce_sums, share_from_last_stage
+from megatron_entropic.policy.loss import CONTROL_SUMS, MAXIMA, SUMS, Objective
+from megatron_entropic.policy.measure import reduce_control, reduce_sums, share_from_last_stage
 from megatron_entropic.policy.model import build_model
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.parallel import Parallel
@@ -40,13 +40,11 @@ logger = logging.getLogger(__name__)
 class UpdateStats:
     """What one update measured, the same on every rank. Means are over all response tokens of the mini-batch.
 
-    `entropy` (and `clamped_entropy`, None when not measured) are of the policy *before* the update, in nats at the
-    sampling temperature; `coefficients` are those the update applied. `applied` is False when the loss or gradient was
-    not finite and the weights were left alone.
+    `measurement` is of the policy *before* the update; `coefficients` are those the update applied. `applied` is False when
+    the loss or gradient was not finite, or there was no response token, and the weights were left alone.
     """
 
-    entropy: float
-    clamped_entropy: float | None
+    measurement: Measurement
     policy_loss: float
     total_loss: float
     grad_norm: float
@@ -60,6 +58,16 @@ class UpdateStats:
     logprob_gap_max: float
     kl_old: float
     coefficients: Coefficients
+
+    @property
+    def entropy(self) -> float:
+        """Of the policy before the update, nats."""
+        return self.measurement.entropy
+
+    @property
+    def clamped_entropy(self) -> float | None:
+        """Of the policy before the update, nats; None when not measured."""
+        return self.measurement.clamped_entropy
 
 
 class Policy:
@@ -82,6 +90,7 @@ class Policy:
         self.model_config.finalize_model_grads_func = finalize_model_grads
         self.optimizer = make_optimizer(cfg, self.ddp)
         self.scheduler = make_scheduler(cfg, self.optimizer)
+        self.updates = 0
         layout = cfg.parallel
         logger.info(
             "policy: %s from %s, %.3g million parameters, tensor %d x pipeline %d x data %d, %s",
@@ -96,64 +105,90 @@ class Policy:
 
     # -- updating -------------------------------------------------------------------------------------------------
 
-    def update(self, batch: Batch, coefficients: Coefficients) -> UpdateStats:
+    def update(self, batch: Batch, coefficients: Coefficients, requested_target: float | None = None) -> UpdateStats:
         """One optimizer step on a mini-batch.
 
         The gradient is that of the token mean over the whole mini-batch, whatever the layout. A loss or gradient that is
-        not finite leaves the weights alone (`applied=False`).
+        not finite leaves the weights alone (`applied=False`). `requested_target`: of rank 0, reaches the controllers of all
+        ranks with the measurement.
         """
         self.ddp.train()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         objective = Objective(self.cfg, coefficients, self._adjustment_scale(batch, coefficients))
-        totals = self._run(batch, objective, forward_only=False)
+        totals, requested_target = self._run(batch, objective, forward_only=False, requested_target=requested_target)
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
-        applied = math.isfinite(totals["total_loss"]) and math.isfinite(grad_norm)
+        applied = math.isfinite(totals["total_loss"]) and math.isfinite(grad_norm) and totals["tokens"] > 0
         learning_rate = float(self.scheduler.get_lr({}))
+        version = self.updates
         if applied:
             self.optimizer.step()
             self.scheduler.step(increment=1)
-        tokens = totals["tokens"]
-        clamped = totals["clamped_entropy"] / tokens if self.cfg.control.needs_clamped_entropy else None
+            self.updates += 1
+        mean = _token_mean(totals)
         return UpdateStats(
-            entropy=totals["entropy"] / tokens,
-            clamped_entropy=clamped,
-            policy_loss=totals["policy_loss"] / tokens,
-            total_loss=totals["total_loss"] / tokens,
+            measurement=self._measurement(totals, version, requested_target),
+            policy_loss=mean("policy_loss"),
+            total_loss=mean("total_loss"),
             grad_norm=grad_norm,
             applied=applied,
             learning_rate=learning_rate,
-            response_tokens=int(tokens),
-            clip_fraction=totals["clipped"] / tokens,
-            actuated_fraction=totals["actuated"] / tokens,
-            high_prob_fraction=totals["high_prob"] / tokens,
-            logprob_gap_mean=totals["gap"] / tokens,
+            response_tokens=int(totals["tokens"]),
+            clip_fraction=mean("clipped"),
+            actuated_fraction=mean("actuated"),
+            high_prob_fraction=mean("high_prob"),
+            logprob_gap_mean=mean("gap"),
             logprob_gap_max=totals["gap_max"],
-            kl_old=totals["kl_old"] / tokens,
+            kl_old=mean("kl_old"),
             coefficients=coefficients,
         )
 
-    def prepare(self, batch: Batch) -> tuple[float, float | None]:
-        """Fills `batch.old_log_probs_N` under the present weights; returns the (entropy, clamped entropy) of the batch.
+    def prepare(self, batch: Batch) -> Measurement:
+        """Fills `batch.old_log_probs_N` under the present weights, and measures the batch.
 
         Needed before several updates on one batch. One forward pass without gradients.
         """
         old_N = torch.zeros(batch.response_tokens, dtype=torch.float32, device=self.parallel.device)
-        totals = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True, log_probs_N=old_N)
+        totals, _ = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True, log_probs_N=old_N)
         batch.old_log_probs_N = share_from_last_stage(old_N, self.parallel)
-        clamped = totals["clamped_entropy"] / totals["tokens"] if self.cfg.control.needs_clamped_entropy else None
-        return totals["entropy"] / totals["tokens"], clamped
+        return self._measurement(totals, self.updates, None)
+
+    def _measurement(self, totals: dict[str, float], version: int, requested_target: float | None) -> Measurement:
+        mean = _token_mean(totals)
+        return Measurement(
+            entropy=mean("entropy"),
+            clamped_entropy=mean("clamped_entropy") if self.cfg.control.needs_clamped_entropy else None,
+            version=version,
+            executed=self.updates,
+            learning_rate=float(self.scheduler.get_lr({})) / self.cfg.optimizer.lr,
+            active_fraction=mean("active"),
+            authority=mean("authority"),
+            pressure=mean("pressure"),
+            bonus_authority=mean("bonus_authority"),
+            requested_target=requested_target,
+        )
 
     def _adjustment_scale(self, batch: Batch, coefficients: Coefficients) -> float:
         """N/D of L_adjust. D is a global count under the current policy, so counting it takes a pass of its own."""
         if self.cfg.control.denominator == "response_tokens" or not coefficients.alpha:
             return 1.0
-        totals = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True)
+        totals, _ = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True)
         return totals["tokens"] / max(totals["actuated"], 1.0)
 
-    def _run(self, batch: Batch, objective: Objective, *, forward_only: bool, log_probs_N: Tensor | None = None) -> dict[str, float]:
-        """All micro-batches of `batch` through Megatron's schedule; returns the globally reduced SUMS and MAXIMA."""
+    def _run(
+        self,
+        batch: Batch,
+        objective: Objective,
+        *,
+        forward_only: bool,
+        log_probs_N: Tensor | None = None,
+        requested_target: float | None = None,
+    ) -> tuple[dict[str, float], float | None]:
+        """All micro-batches of `batch` through Megatron's schedule.
+
+        Returns the globally reduced CONTROL_SUMS, SUMS and MAXIMA, and rank 0's `requested_target`.
+        """
         micro_batches = self._micro_batches(batch)
 
         def forward_step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
@@ -177,31 +212,38 @@ class Policy:
                 forward_only=forward_only,
             )
         zero = torch.zeros((), dtype=torch.float64)
-        sums = {name: sum((r[name] for r in reported), zero) for name in SUMS}
+        sums = {name: sum((r[name] for r in reported), zero) for name in (*CONTROL_SUMS, *SUMS)}
         maxima = {name: max((r[name] for r in reported), default=zero) for name in MAXIMA}
-        return reduce_sums(sums, maxima, self.parallel)
+        control, requested_target = reduce_control({name: sums[name] for name in CONTROL_SUMS}, requested_target, self.parallel)
+        others = reduce_sums({name: sums[name] for name in SUMS}, maxima, self.parallel)
+        return control | others, requested_target
 
     def _loss(
         self, micro_batch: MicroBatch, objective: Objective, log_probs_N: Tensor | None, hidden_T1H: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Megatron's loss function of the last stage: (sum of the loss, number of tokens, report)."""
-        stats = self._statistics(hidden_T1H, micro_batch)
-        loss, report = objective.micro_batch_loss(stats, micro_batch)
+        control, rollout = self.cfg.control, self.cfg.rollout
+        needs_clamped = bool(control.needs_clamped_entropy or objective.coefficients.bonus)
+        stats = self._statistics(hidden_T1H, micro_batch, rollout.temperature, needs_clamped)
+        measured = None
+        if control.entropy_temperature == "raw" and rollout.temperature != 1.0:
+            with torch.no_grad():
+                measured = self._statistics(hidden_T1H.detach(), micro_batch, 1.0, control.needs_clamped_entropy)
+        loss, report = objective.micro_batch_loss(stats, micro_batch, measured)
         if log_probs_N is not None:
             log_probs_N[micro_batch.response_index_T[micro_batch.mask_T]] = stats.log_prob.detach()[micro_batch.mask_T]
         tokens = micro_batch.mask_T.sum().to(torch.int)
         return loss, tokens, report
 
-    def _statistics(self, hidden_T1H: Tensor, micro_batch: MicroBatch) -> TokenStatistics:
-        control = self.cfg.control
+    def _statistics(self, hidden_T1H: Tensor, micro_batch: MicroBatch, temperature: float, needs_clamped: bool) -> TokenStatistics:
         stats = linear_token_statistics(
             hidden_T1H,
             self.model.lm_head_weight(),
             micro_batch.targets_T[:, None],
             tp_group=self.parallel.tp_group if self.parallel.tp_size > 1 else None,
             vocab_size=self.arch.vocab_size,
-            temperature=self.cfg.rollout.temperature,
-            clamp=control.clamp if control.needs_clamped_entropy else None,
+            temperature=temperature,
+            clamp=self.cfg.control.clamp if needs_clamped else None,
             mask=micro_batch.mask_T[:, None],
             sequence_parallel=self.cfg.parallel.sequence,
             validate=False,
@@ -226,6 +268,12 @@ class Policy:
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """The Hugging Face-named stream of whole tensors on rank 0; every rank must iterate it to the end."""
         return hf_weights(self.model, self.parallel, dtype)
+
+
+def _token_mean(totals: dict[str, float]) -> Callable[[str], float]:
+    """Mean over the response tokens by name; NaN when there are none."""
+    tokens = totals["tokens"]
+    return lambda name: totals[name] / tokens if tokens else math.nan
 
 
 def _packed(micro_batch: MicroBatch) -> PackedSeqParams:

@@ -3,7 +3,7 @@
 Shapes: T packed positions, H hidden size.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from megatron_entropic.algorithms import (
     clipped_policy_loss,
     entropic_adjustment,
     entropy_bonus,
+    entropy_lowering,
     truncated_importance_weight,
 )
 from megatron_entropic.config import Config
@@ -21,31 +22,21 @@ from megatron_entropic.control import Coefficients
 from megatron_entropic.entropy import TokenStatistics
 from megatron_entropic.policy.batching import MicroBatch
 
-SUMS = (
-    "tokens",
-    "entropy",
-    "clamped_entropy",
-    "policy_loss",
-    "total_loss",
-    "clipped",
-    "actuated",
-    "high_prob",
-    "gap",
-    "kl_old",
-)
-"""Sums over response tokens that `micro_batch_loss` reports."""
+CONTROL_SUMS = ("tokens", "entropy", "clamped_entropy", "active", "authority", "pressure", "bonus_authority")
+"""Sums over response tokens that entropy control steers by; their means: control/measurement.py."""
+
+SUMS = ("policy_loss", "total_loss", "clipped", "actuated", "high_prob", "gap", "kl_old")
+"""Further sums over response tokens that `micro_batch_loss` reports."""
 
 MAXIMA = ("gap_max",)
 """Maxima over response tokens that `micro_batch_loss` reports."""
-
-Statistics = Callable[[Tensor, MicroBatch], TokenStatistics]
 
 
 @dataclass(frozen=True)
 class Objective:
     """Everything one update's loss depends on beside the tokens.
 
-        L = (1/N) sum_t [ policy_t + alpha (N/D) adjust_t + c bonus_t ]
+        L = (1/N) sum_t [ policy_t + alpha (N/D) adjust_t - c Hc_t - c' H_t ]
 
     N is the number of response tokens of the mini-batch; `adjustment_scale` is N/D (1 when D = N).
     """
@@ -54,49 +45,71 @@ class Objective:
     coefficients: Coefficients
     adjustment_scale: float = 1.0
 
-    def micro_batch_loss(self, stats: TokenStatistics, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the loss over the micro-batch's response tokens, and the SUMS and MAXIMA (float64 scalars).
+    def micro_batch_loss(
+        self, stats: TokenStatistics, batch: MicroBatch, measured: TokenStatistics | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the loss over the micro-batch's response tokens, and the CONTROL_SUMS, SUMS and MAXIMA (float64 scalars).
 
         Args:
-            stats: of the targets, [T] each; log_prob (and clamped_entropy, with a bonus) carry gradients.
+            stats: of the targets, [T] each; what the loss needs carries gradients.
+            measured: the statistics whose entropies are reported, when these are not the loss's own (another temperature).
         """
         algorithm, control = self.cfg.algorithm, self.cfg.control
         mask_T, advantage_T = batch.mask_T, batch.advantages_T
-        log_prob_T, entropy_T = stats.log_prob, stats.entropy.detach()
-        current_T = log_prob_T.detach()
+        current_T, entropy_T = stats.log_prob.detach(), stats.entropy.detach()
         old_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
-        ratio_T = (log_prob_T - old_T).exp()
-        weight_T = None
-        if algorithm.sampler_correction_cap:
-            weight_T = truncated_importance_weight(old_T, batch.sampler_log_probs_T, algorithm.sampler_correction_cap)
-        policy_T = clipped_policy_loss(
-            ratio_T, advantage_T, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high, weight_T=weight_T
-        )
+        ratio_T = (stats.log_prob - old_T).exp()
         actuator_T = actuator_mask(control.actuator, current_T, entropy_T, high_prob_threshold=control.high_prob_threshold)
-        total_T = policy_T
-        if self.coefficients.alpha:
-            adjust_T = entropic_adjustment(ratio_T, advantage_T, actuator_T, weight_T)
-            total_T = total_T + self.coefficients.alpha * self.adjustment_scale * adjust_T
-        if self.coefficients.bonus and stats.clamped_entropy is not None:
-            total_T = total_T + self.coefficients.bonus * entropy_bonus(stats.clamped_entropy)
+        policy_T, total_T = self._terms(stats, batch, ratio_T, old_T, actuator_T)
 
         def total(values_T: Tensor) -> Tensor:
             return values_T.detach()[mask_T].sum(dtype=torch.float64)
 
+        measured = measured or stats
+        clamped_T = torch.zeros_like(entropy_T) if measured.clamped_entropy is None else measured.clamped_entropy
+        lowers_T = entropy_lowering(current_T, entropy_T)
         clipped_T = ((ratio_T > 1 + algorithm.clip_high) & (advantage_T > 0)) | ((ratio_T < 1 - algorithm.clip_low) & (advantage_T < 0))
         gap_T = torch.where(mask_T, (old_T - batch.sampler_log_probs_T).abs(), 0.0)
-        clamped_T = entropy_T.new_zeros(entropy_T.shape) if stats.clamped_entropy is None else stats.clamped_entropy
         sums = {
             "tokens": total(mask_T),
-            "entropy": total(entropy_T),
+            "entropy": total(measured.entropy),
             "clamped_entropy": total(clamped_T),
+            "active": total(advantage_T != 0),
+            "authority": total(advantage_T.abs() * actuator_T * lowers_T),
+            "pressure": total(advantage_T * lowers_T),
+            "bonus_authority": total(lowers_T * (current_T + entropy_T)),
             "policy_loss": total(policy_T),
             "total_loss": total(total_T),
             "clipped": total(clipped_T),
             "actuated": total(actuator_T.abs()),
-            "high_prob": total(current_T > torch.log(torch.tensor(control.high_prob_threshold))),
+            "high_prob": total(current_T > math.log(control.high_prob_threshold)),
             "gap": total(gap_T),
             "kl_old": total(old_T - current_T),
             "gap_max": gap_T.max().double(),
         }
         return total_T[mask_T].sum(), sums
+
+    def _terms(
+        self, stats: TokenStatistics, batch: MicroBatch, ratio_T: Tensor, old_T: Tensor, actuator_T: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(policy loss, loss with the control's terms) of each token."""
+        algorithm, coefficients, advantage_T = self.cfg.algorithm, self.coefficients, batch.advantages_T
+        weight_T = None
+        if algorithm.sampler_correction_cap:
+            weight_T = truncated_importance_weight(old_T, batch.sampler_log_probs_T, algorithm.sampler_correction_cap)
+        if coefficients.positive_weight != 1.0:
+            reinforced_T = torch.where(advantage_T > 0, coefficients.positive_weight, 1.0)
+            weight_T = reinforced_T if weight_T is None else weight_T * reinforced_T
+        policy_T = clipped_policy_loss(
+            ratio_T, advantage_T, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high, weight_T=weight_T
+        )
+        total_T = policy_T
+        if coefficients.alpha:
+            adjust_T = entropic_adjustment(ratio_T, advantage_T, actuator_T, weight_T)
+            total_T = total_T + coefficients.alpha * self.adjustment_scale * adjust_T
+        if coefficients.bonus:
+            assert stats.clamped_entropy is not None
+            total_T = total_T + coefficients.bonus * entropy_bonus(stats.clamped_entropy)
+        if coefficients.entropy_bonus:
+            total_T = total_T + coefficients.entropy_bonus * entropy_bonus(stats.entropy)
+        return policy_T, total_T

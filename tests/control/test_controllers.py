@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_entropic.config import ControlConfig
-from megatron_entropic.control import AEnt, EntroPIC, EntropyController, NonFiniteEntropyError, make_controller
+from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.control import (
+    AEnt,
+    Coefficients,
+    Controller,
+    EntroPIC,
+    Measurement,
+    NonFiniteEntropyError,
+    make_controller,
+)
 
 entropies = st.lists(st.floats(-2.0, 5.0), min_size=1, max_size=60)
 
@@ -126,12 +134,12 @@ def test_non_finite_measurements_hold_then_stop(caplog: pytest.LogCaptureFixture
 
 
 def test_make_controller_follows_the_kind() -> None:
-    assert make_controller(ControlConfig(kind="none")).coefficients().alpha == 0.0
-    both = make_controller(ControlConfig(kind="entropic+aent", kp=2.0, target_entropy=0.5, coefficient=1e-3))
-    both.step(0.75, 0.1)
-    assert both.coefficients().alpha == 0.5
-    assert both.coefficients().bonus == 1e-3
-    with pytest.raises(ValueError, match="clamped entropy"):
-        both.step(0.75)
-    with pytest.raises(ValueError, match="do not match"):
-        EntropyController().load_state_dict(both.state_dict())
+    def make(**control: object) -> Controller:
+        return make_controller(Config(control=ControlConfig(**control)))  # type: ignore[arg-type]
+
+    assert make(kind="none").coefficients() == Coefficients()
+    assert make(kind="nsr").coefficients() == Coefficients(positive_weight=0.1)
+    assert make(kind="entropy_bonus", coefficient=0.01).coefficients() == Coefficients(entropy_bonus=0.01)
+    both = make(kind="entropic+aent", kp=2.0, target_entropy=0.5, coefficient=1e-3, gains="fixed", soft_setpoint=False)
+    both.step(Measurement(0.75, 0.1, version=0, executed=1))
+    assert both.coefficients() == Coefficients(alpha=0.5, bonus=1e-3)

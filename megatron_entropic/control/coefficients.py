@@ -1,0 +1,18 @@
+"""What a controller asks of one update."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The weights of one update's loss terms; the defaults are plain GRPO.
+
+        L = L_policy + alpha L_adjust - bonus (1/N) sum_t Hc_t - entropy_bonus (1/N) sum_t H_t
+
+    `positive_weight` multiplies L_policy's terms of samples with a positive advantage (NSR).
+    """
+
+    alpha: float = 0.0
+    bonus: float = 0.0
+    entropy_bonus: float = 0.0
+    positive_weight: float = 1.0

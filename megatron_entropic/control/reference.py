@@ -1,0 +1,81 @@
+"""Where the entropy should be: the target's schedule, and the path on which a controller approaches it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from megatron_entropic.config import ControlConfig
+
+Shape = Literal["hold", "linear", "cosine"]
+
+
+def scheduled_target(start: float, points: Sequence[tuple[int, float]], shape: Shape, update: int) -> float:
+    """The target at an update: through (0, start) and the points, constant after the last.
+
+    Args:
+        points: (update, target) in increasing order.
+        shape: between two points "hold" keeps the earlier one, "linear" and "cosine" (half a period) go over.
+    """
+    earlier = (0, start)
+    for later in points:
+        if update < later[0]:
+            if shape == "hold":
+                return earlier[1]
+            share = (update - earlier[0]) / (later[0] - earlier[0])
+            if shape == "cosine":
+                share = (1 - math.cos(math.pi * share)) / 2
+            return earlier[1] + share * (later[1] - earlier[1])
+        earlier = later
+    return earlier[1]
+
+
+class Reference:
+    """The setpoint of each update, in nats.
+
+    The target is the schedule's, times the first measured entropy with `target_unit=initial`, until the user asks for another
+    number (`request`), which then stays. With `time_constant` > 0 the setpoint starts at the measured entropy and follows
+    the target with a first-order lag, so that neither the start nor a change of the target makes the controller jump.
+    """
+
+    def __init__(self, cfg: ControlConfig, time_constant: float) -> None:
+        self._cfg = cfg
+        self._time_constant = time_constant if cfg.soft_setpoint else 0.0
+        self.initial: float | None = None
+        self.requested: float | None = None
+        self.target = cfg.target_entropy
+        self.setpoint: float | None = None
+        self.updates = 0
+
+    def request(self, target: float) -> None:
+        """From now on the target is this many nats, whatever the schedule says."""
+        self.requested = target
+
+    def advance(self, entropy: float, updates: int, *, rate: float, hold: bool = False) -> float:
+        """The setpoint after `updates` more updates, given the measured entropy.
+
+        It moves by at most `rate` nats an update; `hold` keeps it at the measured entropy.
+        """
+        cfg = self._cfg
+        if self.initial is None:
+            self.initial = entropy
+        self.updates += updates
+        unit = self.initial if cfg.target_unit == "initial" else 1.0
+        scheduled = scheduled_target(cfg.target_entropy, cfg.target_points, cfg.target_shape, self.updates)
+        self.target = self.requested if self.requested is not None else unit * scheduled
+        if self._time_constant == 0:
+            self.setpoint = self.target
+        elif self.setpoint is None or hold:
+            self.setpoint = entropy
+        else:
+            step = (self.target - self.setpoint) * -math.expm1(-updates / self._time_constant)
+            self.setpoint += min(max(step, -rate * updates), rate * updates)
+        return self.setpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("initial", "requested", "target", "setpoint", "updates")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("initial", "requested", "setpoint"):
+            setattr(self, name, None if state[name] is None else float(state[name]))
+        self.target = float(state["target"])
+        self.updates = int(state["updates"])

@@ -1,0 +1,126 @@
+"""Holding any reachable target: EntroPIC's PI controller with schedules, self-tuned gains and a hand-off to the entropy bonus."""
+
+import logging
+import math
+from dataclasses import asdict
+from typing import Any
+
+from megatron_entropic.config import ControlConfig
+from megatron_entropic.control.coefficients import Coefficients
+from megatron_entropic.control.handoff import Delivery, Handoff, Phase
+from megatron_entropic.control.measurement import Measurement
+from megatron_entropic.control.measurement_guard import MeasurementGuard
+from megatron_entropic.control.pi import PI
+from megatron_entropic.control.plant import Plant
+from megatron_entropic.control.reference import Reference
+from megatron_entropic.control.tuning import Tuning
+
+logger = logging.getLogger(__name__)
+
+RATE_SHARE = 0.5
+"""The setpoint moves at most this share as fast as alpha's limit could move the entropy."""
+
+
+PARTS = ("tuning", "reference", "plant", "pi", "handoff")
+
+
+class Steering:
+    """The controller of `control.kind=entropic`. Pure: no collectives, the same measurements give the same state anywhere.
+
+    Args:
+        momentum: Adam's beta1, the lag between alpha and its effect.
+    """
+
+    def __init__(self, cfg: ControlConfig, momentum: float) -> None:
+        self.cfg = cfg
+        self.tuning = Tuning(cfg, momentum)
+        self.reference = Reference(cfg, self.tuning.time_constant)
+        self.plant = Plant(momentum)
+        self.pi = PI(cfg.kp, cfg.ki, -cfg.alpha_limit, cfg.alpha_limit, cfg.anti_windup)
+        self.handoff = Handoff(cfg.alpha_limit, cfg.handoff_coefficient_max if cfg.handoff else 0.0)
+        self.delivery = Delivery(0.0, 0.0, 0.0)
+        self.smoothed: float | None = None
+        self.executed = 0
+        self._unmeasured: list[float] = []  # efforts of the updates since the last measurement
+        self._guard = MeasurementGuard("EntroPIC", cfg.max_bad_steps)
+
+    def coefficients(self) -> Coefficients:
+        """What the next update applies."""
+        return Coefficients(alpha=self.delivery.alpha, bonus=self.delivery.bonus)
+
+    def step(self, measured: Measurement) -> None:
+        """Takes a measurement and sets `coefficients()` for the next update."""
+        if measured.requested_target is not None:
+            self.reference.request(measured.requested_target)
+        updates = measured.executed - self.executed
+        self.executed = measured.executed
+        self._unmeasured += [self.delivery.effort] * updates
+        value = measured.entropy if self.cfg.steer_by == "entropy" else measured.clamped_entropy
+        assert value is not None
+        if not self._guard.accepts(value):
+            return
+        while len(self._unmeasured) > measured.executed - measured.version:
+            self.plant.advance(self._unmeasured.pop(0), measured.learning_rate)
+        self.plant.observe(value)
+        past = self.cfg.smoothing if self.smoothed is not None else 0.0
+        self.smoothed = (past * self.smoothed if past and self.smoothed is not None else 0.0) + (1 - past) * value
+        self.handoff.observe(measured)
+        before = self.handoff.phase
+        self.delivery = self._answer(self.smoothed, updates)
+        if self.handoff.phase is not before:
+            noteworthy = {before, self.handoff.phase} & {Phase.IDLE, Phase.BONUS, Phase.EXHAUSTED}
+            logger.log(logging.INFO if noteworthy else logging.DEBUG, "entropy control: %s", self.handoff.explain())
+
+    def _answer(self, entropy: float, updates: int) -> Delivery:
+        probe = self.tuning.probe(self.executed)
+        estimate = self.plant.estimate()
+        was_tuned = self.tuning.tuned
+        gains = self.tuning.gains(estimate) if probe is None else self.tuning.fallback
+        rate = RATE_SHARE * abs(estimate.gain) * self.cfg.alpha_limit if self.tuning.tuned else math.inf
+        setpoint = self.reference.advance(entropy, updates, rate=rate, hold=probe is not None)
+        if probe is not None:
+            return self.handoff.probe(probe)
+        self.pi.set_gains(gains.kp, gains.ki)
+        if self.tuning.tuned and not was_tuned:
+            self.pi.preload(-estimate.drift / estimate.gain)
+        self.pi.low, self.pi.high = self.handoff.range
+        self.pi.step(entropy - setpoint + (self.plant.coasting if self.tuning.tuned else 0.0))
+        return self.handoff.divide(self.pi.output, updates)
+
+    def report(self) -> dict[str, float]:
+        """What metrics.jsonl shows of it, under control/."""
+        estimate = self.plant.estimate()
+        return {
+            "target_entropy": self.reference.target,
+            "setpoint": self.reference.setpoint if self.reference.setpoint is not None else self.reference.target,
+            "effort": self.delivery.effort,
+            "trust": self.handoff.trust,
+            "bonus_unit": self.handoff.unit or 0.0,
+            "phase": list(Phase).index(self.handoff.phase),
+            "kp": self.pi.kp,
+            "ki": self.pi.ki,
+            "plant_gain": estimate.gain,
+            "plant_drift": estimate.drift,
+            "plant_confidence": estimate.confidence,
+            "plant_noise": estimate.noise,
+            "plant_surprise": self.plant.surprise,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        return parts | {
+            "delivery": asdict(self.delivery),
+            "smoothed": self.smoothed,
+            "executed": self.executed,
+            "unmeasured": list(self._unmeasured),
+            "bad_steps": self._guard.bad_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.delivery = Delivery(**state["delivery"])
+        self.smoothed = None if state["smoothed"] is None else float(state["smoothed"])
+        self.executed = int(state["executed"])
+        self._unmeasured = [float(alpha) for alpha in state["unmeasured"]]
+        self._guard.bad_steps = int(state["bad_steps"])

@@ -1,0 +1,69 @@
+"""Gains of the PI controller from the estimated plant, and the probe that makes the estimate possible."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_entropic.config import ControlConfig
+from megatron_entropic.control.plant import PlantEstimate
+
+DEAD_TIME = 1.5
+"""Updates between a measurement and the middle of the update that answers it."""
+TRUSTED, DISTRUSTED = 2.0, 0.5
+"""Confidence from which an estimate is used, and below which it is given up again."""
+NOISE_SHARE = 0.25
+"""The proportional term may turn measurement noise into at most this share of alpha's limit (standard deviation)."""
+
+
+@dataclass(frozen=True)
+class Gains:
+    """kp in 1/nat, ki in 1/(nat x update)."""
+
+    kp: float
+    ki: float
+
+
+class Tuning:
+    """Chooses the gains: the configured ones until the plant is known, then those of a wanted closed-loop response.
+
+    For an integrator of gain g behind a dead time and a lag, Skogestad's rule (SIMC, J. Process Control 13, 2003) with half of
+    the lag counted as dead time and the closed loop's time constant T_c gives
+
+        theta = dead time + lag / 2        kp = 1 / (|g| (T_c + theta))        ki = kp / (4 (T_c + theta))
+
+    T_c = theta is its recommendation. The lag is Adam's, beta1 / (1 - beta1). |g| is taken one standard error too large (an
+    overestimated gain makes the loop slower, an underestimated one makes it oscillate), and kp is bounded so that noise alone
+    moves alpha by at most NOISE_SHARE of its limit.
+
+    The probe: alternating alpha, +a, -a, -a, +a in blocks. Its sum is zero, so it leaves the entropy where drift takes it.
+    """
+
+    def __init__(self, cfg: ControlConfig, momentum: float) -> None:
+        self.fallback = Gains(cfg.kp, cfg.ki)
+        self._auto = cfg.gains == "auto"
+        self._limit = cfg.alpha_limit
+        self._block = cfg.probe_updates // 4 if self._auto else 0
+        self.time_constant = cfg.closed_loop_updates or DEAD_TIME + momentum / (1 - momentum) / 2
+        self.tuned = False
+
+    def probe(self, update: int) -> float | None:
+        """Alpha of update number `update` (from 0) while the probe lasts, else None."""
+        if not 0 <= update < 4 * self._block:
+            return None
+        amplitude = min(1.0, self._limit)
+        return amplitude if update // self._block in (0, 3) else -amplitude
+
+    def gains(self, estimate: PlantEstimate) -> Gains:
+        """The gains for the present estimate."""
+        self.tuned = self._auto and estimate.confidence >= (DISTRUSTED if self.tuned else TRUSTED)
+        if not self.tuned:
+            return self.fallback
+        kp = 1.0 / ((abs(estimate.gain) + estimate.gain_error) * self.time_constant)
+        if estimate.noise > 0:
+            kp = min(kp, NOISE_SHARE * self._limit / estimate.noise)
+        return Gains(kp, kp / (4 * self.time_constant))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tuned": self.tuned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tuned = bool(state["tuned"])
