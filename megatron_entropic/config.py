@@ -140,7 +140,7 @@ class RolloutConfig:
 class TaskConfig:
     """Prompts and the verifiable reward."""
 
-    name: Literal["decompose", "reasoning_gym"] = Field(default="decompose", description="which task")
+    name: Literal["decompose", "addition", "reasoning_gym"] = Field(default="decompose", description="which task")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
     chat_template: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
 

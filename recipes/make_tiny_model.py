@@ -1,9 +1,10 @@
-"""Makes the tiny Qwen3 model of the quickstart: a few minutes of supervised warm-up on the decompose task, on a CPU.
+"""Makes a tiny Qwen3 model to start RL from: a few minutes of supervised warm-up on one task, on a CPU.
 
     python recipes/make_tiny_model.py --out models/tiny-decompose
+    python recipes/make_tiny_model.py --task addition --out models/tiny-addition
 
-The model is left where RL has something to do: about 80% of its samples are right, and its entropy is that of a model which
-knows many right answers. Same seed, same versions, same kind of machine: same weights.
+The model is left where RL has something to do (tiny_lessons.py says where): some of its samples are wrong, and it has an
+entropy to lose. Same seed, same versions, same kind of machine: same weights.
 
 Shape suffixes: B sequences, T tokens, V vocabulary.
 """
@@ -28,7 +29,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from megatron_entropic.rollout.local import Sampled, sample_responses
-from megatron_entropic.tasks.decompose import Decompose, is_decomposition
+from megatron_entropic.tasks import Problem
+from recipes.tiny_lessons import LESSONS, Lesson, TinyTask
 
 PAD, EOS, UNK = 0, 1, 2
 CHARACTERS = (*(chr(code) for code in range(32, 127)), "\n")
@@ -36,6 +38,7 @@ TOKEN_OF = {character: 3 + i for i, character in enumerate(CHARACTERS)}
 CONTEXT = 512
 LONGEST_RESPONSE = 12
 IGNORED = -100
+DEFAULT_TASK = "decompose"
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,16 @@ def build_model(seed: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).to(torch.float32)
 
 
-def training_batch(rng: random.Random, task: Decompose, size: int) -> tuple[Tensor, Tensor]:
-    """Right answers with a uniform in [0, total]: (tokens_BT, labels_BT), labels IGNORED on prompt and padding."""
+def ids_of(text: str) -> list[int]:
+    return [TOKEN_OF[character] for character in text]
+
+
+def training_batch(rng: random.Random, lesson: Lesson, size: int) -> tuple[Tensor, Tensor]:
+    """Examples of `lesson`: (tokens_BT, labels_BT), labels IGNORED on prompt and padding."""
     tokens, labels = [], []
     for _ in range(size):
-        total = rng.randint(task.low, task.high)
-        first = rng.randint(0, total)
-        prompt = [TOKEN_OF[character] for character in f"{total}="]
-        answer = [TOKEN_OF[character] for character in f"{first}+{total - first}"] + [EOS]
+        prompt_text, answer_text = lesson.example(rng)
+        prompt, answer = ids_of(prompt_text), [*ids_of(answer_text), EOS]
         tokens.append(prompt + answer)
         labels.append([IGNORED] * len(prompt) + answer)
     return right_padded(tokens, PAD), right_padded(labels, IGNORED)
@@ -108,23 +113,23 @@ def right_padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
 
 
-def sample(model: Qwen3ForCausalLM, totals: Sequence[int], temperature: float, seed: int) -> list[Sampled]:
-    """One response to each "total=" prompt."""
-    uniforms_BT = np.random.default_rng(seed).random((len(totals), LONGEST_RESPONSE))
-    prompts = [tuple(TOKEN_OF[character] for character in f"{total}=") for total in totals]
+def sample(model: Qwen3ForCausalLM, problems: Sequence[Problem], temperature: float, seed: int) -> list[Sampled]:
+    """One response to each problem."""
+    uniforms_BT = np.random.default_rng(seed).random((len(problems), LONGEST_RESPONSE))
+    prompts = [ids_of(problem.prompt) for problem in problems]
     return sample_responses(model, prompts, uniforms_BT, samples_per_prompt=1, temperature=temperature, eos_ids=(EOS,))
 
 
-def is_right(response: Sampled, total: int) -> bool:
+def is_right(task: TinyTask, problem: Problem, response: Sampled) -> bool:
     if response.finish_reason != "stop" or min(response.ids[:-1], default=0) < 3:
         return False
-    return is_decomposition("".join(CHARACTERS[token - 3] for token in response.ids[:-1]), total)
+    return task.score(problem, "".join(CHARACTERS[token - 3] for token in response.ids[:-1])) == 1.0
 
 
 @torch.inference_mode()
-def mean_entropy(model: Qwen3ForCausalLM, totals: Sequence[int], responses: Sequence[Sampled]) -> float:
+def mean_entropy(model: Qwen3ForCausalLM, problems: Sequence[Problem], responses: Sequence[Sampled]) -> float:
     """Token mean of H = logsumexp(z) - sum_i pi_i z_i over all response tokens, the end of sequence included (nats)."""
-    prompts = [[TOKEN_OF[character] for character in f"{total}="] for total in totals]
+    prompts = [ids_of(problem.prompt) for problem in problems]
     tokens_BT = right_padded([[*p, *r.ids] for p, r in zip(prompts, responses, strict=True)], PAD)
     labels_BT = right_padded([[IGNORED] * len(p) + list(r.ids) for p, r in zip(prompts, responses, strict=True)], IGNORED)
     log_pi_BTV = model(tokens_BT[:, :-1]).logits.float().log_softmax(-1)
@@ -132,27 +137,30 @@ def mean_entropy(model: Qwen3ForCausalLM, totals: Sequence[int], responses: Sequ
     return float(entropy_BT[labels_BT[:, 1:] != IGNORED].mean())
 
 
-def measure(model: Qwen3ForCausalLM, task: Decompose, prompts: int) -> Quality:
+def measure(model: Qwen3ForCausalLM, task: TinyTask, prompts: int) -> Quality:
     """Samples `prompts` problems 8 times at temperature 1, and once greedily (temperature 1e-4)."""
     model.eval()
-    totals = [int(task.problem(index).data["total"]) for index in range(prompts)]
-    totals_8 = [total for total in totals for _ in range(8)]
-    responses = sample(model, totals_8, 1.0, task.seed)
-    right_P8 = np.array([is_right(r, t) for r, t in zip(responses, totals_8, strict=True)]).reshape(prompts, 8)
-    greedy = [is_right(r, t) for r, t in zip(sample(model, totals, 1e-4, task.seed), totals, strict=True)]
-    entropy = mean_entropy(model, totals_8, responses)
+    problems = [task.problem(index) for index in range(prompts)]
+    problems_8 = [problem for problem in problems for _ in range(8)]
+    responses = sample(model, problems_8, 1.0, task.seed)
+    right_P8 = np.array([is_right(task, p, r) for p, r in zip(problems_8, responses, strict=True)]).reshape(prompts, 8)
+    greedy = [is_right(task, p, r) for p, r in zip(problems, sample(model, problems, 1e-4, task.seed), strict=True)]
+    entropy = mean_entropy(model, problems_8, responses)
     return Quality(prompts, float(right_P8.mean()), float(right_P8.any(1).mean()), float(np.mean(greedy)), entropy)
 
 
-def warm_up(model: Qwen3ForCausalLM, task: Decompose, *, steps: int, minutes: float, accuracy: float, batch: int, lr: float) -> str:
+def warm_up(
+    model: Qwen3ForCausalLM, lesson: Lesson, *, seed: int, steps: int, minutes: float, accuracy: float, batch: int, lr: float
+) -> str:
     """Trains until avg@8 first reaches `accuracy`, for at most `steps` steps and `minutes`. Returns how it ended."""
-    rng = random.Random(task.seed)
+    task = lesson.task(seed)
+    rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     started = time.monotonic()
     for step in range(1, steps + 1):
         model.train()
         optimizer.param_groups[0]["lr"] = lr * min(1.0, step / 20)
-        tokens_BT, labels_BT = training_batch(rng, task, batch)
+        tokens_BT, labels_BT = training_batch(rng, lesson, batch)
         logits_BTV = model(tokens_BT[:, :-1]).logits
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED)
         optimizer.zero_grad()
@@ -192,12 +200,12 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, card: str,
 def model_card(quality: Quality, parameters: int, course: str, arguments: argparse.Namespace) -> str:
     """The README.md that travels with the model."""
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "tokenizers", "numpy"))
-    return f"""# tiny-decompose
+    lesson = LESSONS[arguments.task]
+    chosen = "" if arguments.task == DEFAULT_TASK else f"--task {arguments.task} "
+    return f"""# tiny-{arguments.task}
 
 A {parameters / 1e6:.2f} million parameter Qwen3 (3 layers, hidden size 128, 4 heads of 32, 2 key-value heads, float32) that answers
-"347=" with two numbers that add up to 347. Every such pair is right, so a policy can stay diverse and be right. It is the
-starting policy of the quickstart and of the tests, warmed up by supervised learning and stopped early: most of its samples
-are right, not all.
+{lesson.about}
 
 | measured on {quality.prompts} prompts | value |
 |---|---|
@@ -207,14 +215,14 @@ are right, not all.
 | entropy, token mean over sampled responses, temperature 1 | {quality.entropy:.3f} nats |
 
 * Tokenizer: one token per printable ASCII character and newline, plus `<pad>` (0), `<eos>` (1), `<unk>` (2): 99 ids, no BOS.
-* Data: totals uniform in [100, 999], first term uniform in [0, total]; every label is right.
+* Data: {lesson.data}
 * Training: AdamW, learning rate {arguments.lr:g}, {arguments.batch} answers a step, seed {arguments.seed};
   {course}.
 * Made on {date.today().isoformat()} with {versions}, on a CPU, by
 
-      python recipes/make_tiny_model.py --out models/tiny-decompose
+      python recipes/make_tiny_model.py {chosen}--out models/tiny-{arguments.task}
 
-* Licence: Apache-2.0, like the project. Good for nothing but decomposing numbers.
+* Licence: Apache-2.0, like the project. Good for nothing but {lesson.use}.
 """
 
 
@@ -222,10 +230,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument("--task", choices=sorted(LESSONS), default=DEFAULT_TASK, help="what the model is to learn")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--steps", type=int, default=4000, help="train for at most this many steps")
+    parser.add_argument("--steps", type=int, help="train for at most this many steps; by default the task's own number")
     parser.add_argument("--minutes", type=float, default=30.0, help="train for at most this long")
-    parser.add_argument("--accuracy", type=float, default=0.8, help="stop when avg@8 first reaches this")
+    parser.add_argument("--accuracy", type=float, help="stop when avg@8 first reaches this; by default the task's own")
     parser.add_argument("--seed", type=int, default=0, help="seeds weights, data and evaluation")
     parser.add_argument("--batch", type=int, default=128, help="answers per step")
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate")
@@ -234,18 +243,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
-    task = Decompose(seed=arguments.seed)
+    lesson = LESSONS[arguments.task]
     model = build_model(arguments.seed)
     course = warm_up(
         model,
-        task,
-        steps=arguments.steps,
+        lesson,
+        seed=arguments.seed,
+        steps=lesson.steps if arguments.steps is None else arguments.steps,
         minutes=arguments.minutes,
-        accuracy=arguments.accuracy,
+        accuracy=lesson.accuracy if arguments.accuracy is None else arguments.accuracy,
         batch=arguments.batch,
         lr=arguments.lr,
     )
-    quality = measure(model, task, 512)
+    quality = measure(model, lesson.task(arguments.seed), 512)
     card = model_card(quality, sum(p.numel() for p in model.parameters()), course, arguments)
     save(model, build_tokenizer(), card, arguments.out)
     print(f"{arguments.out}: {course}; {quality}")

@@ -7,6 +7,10 @@ from megatron_entropic.tasks.task import Problem, Task
 def make_task(cfg: TaskConfig, seed: int) -> Task:
     """The task `cfg.name` with its `options`; `seed` (>= 0) chooses the stream of problems. Raises ValueError naming a bad option."""
     match cfg.name:
+        case "addition":
+            from megatron_entropic.tasks.addition import make_addition
+
+            return make_addition(cfg.options, seed)
         case "decompose":
             from megatron_entropic.tasks.decompose import make_decompose
 
