@@ -137,7 +137,7 @@ class Policy:
     def prepare(self, batch: Batch) -> tuple[float, float | None]:
         """Fills `batch.old_log_probs_N` under the present weights; returns the (entropy, clamped entropy) of the batch.
 
-        Needed before several updates on one batch. One forward pass without gradients.
+        Needed before several updates on one batch, and for stale rollouts. One forward pass without gradients.
         """
         old_N = torch.zeros(batch.response_tokens, dtype=torch.float32, device=self.parallel.device)
         totals = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True, log_probs_N=old_N)

@@ -64,7 +64,8 @@ class Objective:
         mask_T, advantage_T = batch.mask_T, batch.advantages_T
         log_prob_T, entropy_T = stats.log_prob, stats.entropy.detach()
         current_T = log_prob_T.detach()
-        old_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
+        before_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
+        old_T = self._old_log_probs(before_T, batch)
         ratio_T = (log_prob_T - old_T).exp()
         weight_T = None
         if algorithm.sampler_correction_cap:
@@ -84,7 +85,7 @@ class Objective:
             return values_T.detach()[mask_T].sum(dtype=torch.float64)
 
         clipped_T = ((ratio_T > 1 + algorithm.clip_high) & (advantage_T > 0)) | ((ratio_T < 1 - algorithm.clip_low) & (advantage_T < 0))
-        gap_T = torch.where(mask_T, (old_T - batch.sampler_log_probs_T).abs(), 0.0)
+        gap_T = torch.where(mask_T, (before_T - batch.sampler_log_probs_T).abs(), 0.0)
         clamped_T = entropy_T.new_zeros(entropy_T.shape) if stats.clamped_entropy is None else stats.clamped_entropy
         sums = {
             "tokens": total(mask_T),
@@ -100,3 +101,12 @@ class Objective:
             "gap_max": gap_T.max().double(),
         }
         return total_T[mask_T].sum(), sums
+
+    def _old_log_probs(self, before_T: Tensor, batch: MicroBatch) -> Tensor:
+        """lp_old of the ratio r_t = exp(lp_t - lp_old_t): the policy before the step, or the sampler itself.
+
+        Rollouts from older weights need a correction. With a cap, r_t is to the policy before the step and the truncated
+        weight w_t = pi_old / pi_sampler corrects (decoupled PPO); without one, r_t = pi / pi_sampler is the correction.
+        """
+        stale = self.cfg.rollout.max_staleness > 0
+        return batch.sampler_log_probs_T if stale and not self.cfg.algorithm.sampler_correction_cap else before_T
