@@ -26,7 +26,8 @@ class HeldEngine:
         assert self.release.wait(20)
         if self.closed.is_set() or prompts[0].text == "bad":
             raise RolloutError(f"engine failed at prompt {prompts[0].index}")
-        return [Rollout(p.index, s, p.token_ids, (3,), (-1.0,), "", "stop", 0, 0, "") for p in prompts for s in range(samples_per_prompt)]
+        asked = [(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
+        return [Rollout(prompt.index, sample, prompt.token_ids, (3,), (-1.0,), "", "stop", 0, 0, "") for prompt, sample in asked]
 
     def sync_weights(self, weights: NamedWeights, version: int) -> None: ...
 
@@ -42,7 +43,9 @@ def prompts(step: int, text: str = "") -> list[Prompt]:
 @pytest.mark.parametrize("max_staleness", [0, 1, 2, 5])
 @pytest.mark.parametrize("steps", [0, 1, 3, 7])
 def test_every_step_comes_once_from_the_version_of_the_rule(max_staleness: int, steps: int) -> None:
-    requests = [(k, version) for version in range(steps + 1) for k in steps_from_version(version, max_staleness=max_staleness, steps=steps)]
+    requests = [
+        (k, version) for version in range(steps + 1) for k in steps_from_version(version, max_staleness=max_staleness, steps=steps)
+    ]
     assert requests == [(k, max(0, k - max_staleness)) for k in range(steps)]
 
 
