@@ -91,7 +91,10 @@ class AlgorithmConfig:
     clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
     clip_high: float = Field(default=0.2, gt=0, description="ratio is clipped above 1 + clip_high; larger than clip_low is clip-higher")
     sampler_correction_cap: float = Field(
-        default=0.0, ge=0, description="truncate exp(trainer log-prob - sampler log-prob) at this and weight the loss with it; 0 is off"
+        default=0.0,
+        ge=0,
+        description="truncate exp(trainer log-prob - sampler log-prob) at this and weight the loss with it; 0 is off: with "
+        "rollout.max_staleness > 0 the clipped ratio is then to the sampler instead of to the policy before the step",
     )
 
 
@@ -121,7 +124,12 @@ class RolloutConfig:
     tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks of each server")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature; entropy is measured at it")
     max_new_tokens: int = Field(default=64, ge=1, description="longest response in tokens")
-    max_staleness: int = Field(default=0, ge=0, le=0, description="weight versions the fleet may run ahead; only 0 is available")
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        description="rollouts of step k come from weight version max(0, k - this); 1 generates the next batch during the update, "
+        "more only makes rollouts staler; see algorithm.sampler_correction_cap",
+    )
     replay_path: Path | None = Field(default=None, description="rollouts/ folder of the recorded run that engine=replay reads")
     base_port: int = Field(default=0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
     host: str = Field(default="127.0.0.1", description="address the servers listen on and are reached at")
@@ -131,7 +139,9 @@ class RolloutConfig:
     request_timeout_s: float = Field(default=600.0, gt=0, description="a generation request that takes longer ends the run")
     sync_timeout_s: float = Field(default=300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
     max_logprob_gap: float = Field(
-        default=0.0, ge=0, description="stop when |trainer - sampler| log-prob exceeds this on any token; 0 is off"
+        default=0.0,
+        ge=0,
+        description="stop when |trainer - sampler| log-prob exceeds this on any token (staleness adds to it); 0 is off",
     )
     server_args: tuple[str, ...] = Field(default=(), description="further arguments for the vLLM server, as on its command line")
 

@@ -61,15 +61,16 @@ def make_batch(cfg: Config, rollouts: Sequence[Rollout], rewards: Sequence[float
 def update_policy(cfg: Config, policy: Policy, controller: Controller, batch: Batch) -> Iterator[UpdateStats]:
     """The step's optimizer updates, each with the coefficients its controller has by then.
 
-    The controller always sees the entropy of the policy about to be updated: with several updates per batch that of the
-    log-prob pass before the first and of the previous mini-batch before the others; with one, of the previous step.
+    The controller always sees the entropy of the policy about to be updated: with several updates per batch, with stale
+    rollouts or with `control.fresh_measurement` that of the log-prob pass before the first, and of the previous mini-batch
+    before the others; else that of the previous step.
     """
-    several = cfg.batch.mini_batches > 1
-    if several:
+    prepared = cfg.batch.mini_batches > 1 or cfg.rollout.max_staleness > 0 or cfg.control.fresh_measurement
+    if prepared:
         controller.step(policy.prepare(batch))
     mini_batches = batch.mini_batches(cfg.batch.mini_batches)
     for number, mini_batch in enumerate(mini_batches, start=1):
         stats = policy.update(mini_batch, controller.coefficients())
         yield stats
-        if not several or number < len(mini_batches):
+        if not prepared or number < len(mini_batches):
             controller.step(stats.measurement)

@@ -42,9 +42,9 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "rollout/staleness_max": MetricField("versions", "most weight versions a rollout was behind the policy it updated"),
     "rollout/logprob_gap": MetricField("nats", "largest |trainer - sampler| log-prob over the step's response tokens"),
     "time/step_s": MetricField("s", "wall-clock time of the whole step"),
-    "time/rollout_s": MetricField("s", "generating and scoring the rollouts"),
+    "time/rollout_s": MetricField("s", "generating and scoring the rollouts, as far as the update waited for it"),
     "time/update_s": MetricField("s", "log-prob pass and optimizer updates"),
-    "time/sync_s": MetricField("s", "sending the new weights to the rollout engine"),
+    "time/sync_s": MetricField("s", "sending the new weights to the rollout engine, once it has finished what it generates"),
     "perf/tokens_per_s": MetricField("tokens/s", "prompt and response tokens trained on, per second of the whole step"),
 }
 

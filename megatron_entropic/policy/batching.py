@@ -34,8 +34,8 @@ class Sample:
 class Batch:
     """All samples of one step, the same on every rank.
 
-    `old_log_probs_N` (set by Policy.prepare when there are several updates per step) holds the log-probs of all response
-    tokens, sample after sample, under the policy before the first update.
+    `old_log_probs_N` (set by Policy.prepare when there are several updates per step, or stale rollouts) holds the log-probs of all
+    response tokens, sample after sample, under the policy before the first update.
     """
 
     samples: list[Sample]

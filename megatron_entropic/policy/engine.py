@@ -147,7 +147,7 @@ class Policy:
     def prepare(self, batch: Batch) -> Measurement:
         """Fills `batch.old_log_probs_N` under the present weights, and measures the batch.
 
-        Needed before several updates on one batch. One forward pass without gradients.
+        Needed before several updates on one batch, and for stale rollouts. One forward pass without gradients.
         """
         old_N = torch.zeros(batch.response_tokens, dtype=torch.float32, device=self.parallel.device)
         totals, _ = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True, log_probs_N=old_N)

@@ -57,7 +57,8 @@ class Objective:
         algorithm, control = self.cfg.algorithm, self.cfg.control
         mask_T, advantage_T = batch.mask_T, batch.advantages_T
         current_T, entropy_T = stats.log_prob.detach(), stats.entropy.detach()
-        old_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
+        before_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
+        old_T = self._old_log_probs(before_T, batch)
         ratio_T = (stats.log_prob - old_T).exp()
         actuator_T = actuator_mask(control.actuator, current_T, entropy_T, high_prob_threshold=control.high_prob_threshold)
         policy_T, total_T = self._terms(stats, batch, ratio_T, old_T, actuator_T)
@@ -69,7 +70,7 @@ class Objective:
         clamped_T = torch.zeros_like(entropy_T) if measured.clamped_entropy is None else measured.clamped_entropy
         lowers_T = entropy_lowering(current_T, entropy_T)
         clipped_T = ((ratio_T > 1 + algorithm.clip_high) & (advantage_T > 0)) | ((ratio_T < 1 - algorithm.clip_low) & (advantage_T < 0))
-        gap_T = torch.where(mask_T, (old_T - batch.sampler_log_probs_T).abs(), 0.0)
+        gap_T = torch.where(mask_T, (before_T - batch.sampler_log_probs_T).abs(), 0.0)
         sums = {
             "tokens": total(mask_T),
             "entropy": total(measured.entropy),
@@ -113,3 +114,12 @@ class Objective:
         if coefficients.entropy_bonus:
             total_T = total_T + coefficients.entropy_bonus * entropy_bonus(stats.entropy)
         return policy_T, total_T
+
+    def _old_log_probs(self, before_T: Tensor, batch: MicroBatch) -> Tensor:
+        """lp_old of the ratio r_t = exp(lp_t - lp_old_t): the policy before the step, or the sampler itself.
+
+        Rollouts from older weights need a correction. With a cap, r_t is to the policy before the step and the truncated
+        weight w_t = pi_old / pi_sampler corrects (decoupled PPO); without one, r_t = pi / pi_sampler is the correction.
+        """
+        stale = self.cfg.rollout.max_staleness > 0
+        return batch.sampler_log_probs_T if stale and not self.cfg.algorithm.sampler_correction_cap else before_T

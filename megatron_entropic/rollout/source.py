@@ -2,18 +2,21 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from megatron_entropic.config import Config
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.rollout.fleet import VLLMFleet
+from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
 from megatron_entropic.rollout.recording import RolloutWriter
 from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.shared_engine import from_rank_zero, weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine
 from megatron_entropic.tasks import make_task
+from megatron_entropic.tasks.task import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ class RolloutSource:
     def __init__(self, cfg: Config, parallel: Parallel) -> None:
         self.cfg = cfg
         self.parallel = parallel
-        self.engine: RolloutEngine | None = None
+        self._pipeline: GenerationPipeline | None = None
 
     def __enter__(self) -> "RolloutSource":
         try:
@@ -42,14 +45,19 @@ class RolloutSource:
 
     def close(self) -> None:
         """Ends the engine and every process it started."""
-        if self.engine is not None:
-            self.engine.close()
+        if self._pipeline is not None:
+            self._pipeline.close()
 
     def _open(self) -> None:
         self._opened = time.monotonic()
         if self.cfg.rollout.engine == "vllm":
             logger.info("starting %d vLLM servers; their logs: %s", self.cfg.rollout.servers, self.cfg.run_dir / "logs" / "vllm_*.log")
-        self.engine = make_engine(self.cfg)  # first: servers start while the rest is read
+        rollout = self.cfg.rollout
+        self._pipeline = GenerationPipeline(  # first: servers start while the rest is read
+            make_engine(self.cfg),
+            self.cfg.batch.samples_per_prompt,
+            background=rollout.engine == "vllm" and rollout.max_staleness > 0,
+        )
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
         self.prompts = PromptStream(
             self.task,
@@ -58,6 +66,14 @@ class RolloutSource:
             chat_template=self.cfg.task.chat_template,
         )
         self.writer = RolloutWriter(self.cfg.run_dir / "rollouts")
+        self._problems: dict[int, Mapping[int, Problem]] = {}
+        self._experience: dict[int, tuple[list[Rollout], list[float]]] = {}
+
+    @property
+    def pipeline(self) -> GenerationPipeline:
+        """Rank 0's, once the source is open."""
+        assert self._pipeline is not None
+        return self._pipeline
 
     def start(self, policy: Policy) -> None:
         """Waits until the engine can generate, and gives it the policy's weights as version 0. Collective over all ranks.
@@ -68,31 +84,48 @@ class RolloutSource:
         self.sync_weights(policy, version=0)
 
     def _wait_for_servers(self) -> None:
-        assert self.engine is not None
-        self.engine.start()
+        self.pipeline.engine.start()
         if self.cfg.rollout.engine == "vllm":
             logger.info("servers ready after %.0f s", time.monotonic() - self._opened)
 
     def collect(self, step: int) -> tuple[list[Rollout], list[float]]:
-        """The rollouts of `step` (by prompt, then sample) and their rewards, on every rank. Raises RolloutError."""
+        """The rollouts of `step` (by prompt, then sample) and their rewards, on every rank, once only. Raises RolloutError.
+
+        They come from weight version max(0, step - rollout.max_staleness).
+        """
         return from_rank_zero(self.parallel, self._collect, step)
 
     def _collect(self, step: int) -> tuple[list[Rollout], list[float]]:
-        assert self.engine is not None
-        prompts, problems = self.prompts.step(step)
-        rollouts = self.engine.generate(prompts, self.cfg.batch.samples_per_prompt)
-        rewards = [self.task.score(problems[rollout.prompt_index], rollout.text) for rollout in rollouts]
-        self.writer.write(step, rollouts, problems, rewards)
-        return rollouts, rewards
+        if step not in self._experience:
+            self._finish(step)
+        return self._experience.pop(step)
 
     def sync_weights(self, policy: Policy, version: int) -> None:
-        """Makes the engine sample from the policy's present weights, as `version`. Collective over all ranks."""
+        """Makes the engine sample from the policy's present weights, as `version`. Collective over all ranks.
+
+        Waits for the generation under way first, and records what it gave; then requests the steps that are to come from
+        `version`. Raises RolloutError, on every rank, when that generation or the update failed.
+        """
 
         def send(weights: NamedWeights) -> None:
-            assert self.engine is not None
-            self.engine.sync_weights(weights, version)
+            for step in self.pipeline.requested:
+                self._finish(step)
+            self.pipeline.engine.sync_weights(weights, version)
+            self._request_steps(version)
 
         weights_to_rank_zero(self.parallel, policy, send)
+
+    def _request_steps(self, version: int) -> None:
+        for step in steps_from_version(version, max_staleness=self.cfg.rollout.max_staleness, steps=self.cfg.trainer.steps):
+            prompts, self._problems[step] = self.prompts.step(step)
+            self.pipeline.request(step, prompts)
+
+    def _finish(self, step: int) -> None:
+        """Waits for the rollouts of `step`, scores and records them. In the main thread: verifiers may need it (signals)."""
+        rollouts, problems = self.pipeline.take(step), self._problems.pop(step)
+        rewards = [self.task.score(problems[rollout.prompt_index], rollout.text) for rollout in rollouts]
+        self.writer.write(step, rollouts, problems, rewards)
+        self._experience[step] = (rollouts, rewards)
 
 
 def make_engine(cfg: Config) -> RolloutEngine:
