@@ -31,7 +31,7 @@ test: env ## the whole suite, with real vLLM servers
 test-fast: env ## the part that needs no servers and no patience
 	$(PYTEST) tests -m "not slow and not vllm"
 
-bench: $(BENCH)/.installed ## token statistics beside verl, Liger-Kernel and Megatron-Core: about 10 minutes on an idle machine
+bench: $(BENCH)/.installed ## token statistics beside verl, Liger-Kernel and Megatron-Core
 	PYTHONPATH=$(BENCH) $(BIN)/python -m benchmarks.token_statistics --repeats 3 --json $(BENCH)/token_statistics.json
 
 $(BENCH)/.installed: requirements/benchmarks.lock $(STAMP)

@@ -72,7 +72,8 @@ def main() -> None:
 
 
 def versions() -> dict[str, str]:
-    there = {distribution.name.lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()}
+    found = reversed(list(metadata.distributions()))  # the first on the path is the one that is imported
+    there = {distribution.name.lower().replace("_", "-"): distribution.version for distribution in found}
     return {"python": sys.version.split()[0]} | {name: there[name] for name in PACKAGES if name in there}
 
 

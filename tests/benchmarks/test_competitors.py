@@ -18,6 +18,7 @@ from benchmarks import competitors, gpu_device, token_statistics
 from benchmarks.problem import Problem
 from benchmarks.token_statistics_cases import Case, cases, is_linear
 from tests.distributed import run_ranks
+from tests.entropy import kernel_checks
 
 ROOT = Path(__file__).resolve().parents[2]
 ARGUMENTS = SimpleNamespace(vocab=300, hidden=128, tokens=8, check_tokens=8, clamp=0.4, device="cpu")
@@ -186,6 +187,18 @@ def test_gpu_script_runs_every_step_and_names_the_failed(tmp_path: Path) -> None
     assert done.returncode == 1
     assert done.stdout.count("== benchmark of token statistics") == 4  # two of them, begun and done
     assert "FAILED: kernels against their definition\nFAILED: real sizes, and two tensor ranks" in done.stdout
+
+
+def test_all_checks_run_and_the_failed_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def check_bad() -> None:
+        raise AssertionError("off by one")
+
+    def check_good() -> None:
+        pass
+
+    assert kernel_checks.run_checks((check_bad, check_good)) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "1 checks passed, 1 failed: check_bad"
+    assert kernel_checks.run_checks((check_good,)) == 0
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
