@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help env quickstart test test-fast lint docs clean
+BENCH := build/benchmarks
+
+.PHONY: help env quickstart test test-fast bench lint docs clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -29,6 +31,15 @@ test: env ## the whole suite, with real vLLM servers
 test-fast: env ## the part that needs no servers and no patience
 	$(PYTEST) tests -m "not slow and not vllm"
 
+bench: $(BENCH)/.installed ## token statistics beside verl, Liger-Kernel and Megatron-Core
+	PYTHONPATH=$(BENCH) $(BIN)/python -m benchmarks.token_statistics --repeats 3 --json $(BENCH)/token_statistics.json
+
+$(BENCH)/.installed: requirements/benchmarks.lock $(STAMP)
+	@echo "installing the pinned competitors into $(BENCH), outside the environment (300 MB)"
+	rm -rf $(BENCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(BENCH) -r requirements/benchmarks.lock
+	@touch $@
+
 lint: env ## ruff, mypy, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +51,4 @@ docs: env ## the pages as a site under build/site, with the settings page made f
 	$(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove the environment and every cache; runs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -39,6 +39,7 @@ setup(
         "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "import-linter", "ruff", "mypy", "pre-commit"],
         "docs": ["mkdocs"],
+        "benchmarks": ["verl==0.9.1", "liger-kernel==0.8.5"],  # for a GPU's environment; `make bench` pins its own beside cpu.lock
     },
     entry_points={"console_scripts": ["megatron-entropic = megatron_entropic.cli:main"]},
 )

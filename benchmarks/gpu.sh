@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# All GPU correctness checks, then all GPU benchmarks, on a bare machine with one GPU, PyTorch and Triton (nothing else is needed).
+# All GPU correctness checks, then all GPU benchmarks, on a bare machine with one GPU, PyTorch, Triton and NumPy (nothing else is
+# needed, nor a network; verl, Liger-Kernel and Megatron-Core are measured beside ours where they are installed).
 #   benchmarks/gpu.sh [FOLDER]        FOLDER gets gpu.log and the benchmarks' JSON; default: benchmarks/results
 #   PYTHON=/path/to/python            the interpreter that has PyTorch; default: python3
-# Stops at the first step that fails, says which, and exits with its code.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+# Without a usable GPU it stops at once. A step that fails does not keep the others from running: the failed ones are named at the
+# end, with exit code 1.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3}
 results=${1:-benchmarks/results}
-mkdir -p "$results"
-exec > >(tee "$results/gpu.log") 2>&1
+failed=()
 unset TRITON_INTERPRET
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
 step() { # step NAME COMMAND...
   local name=$1 code=0
@@ -20,15 +21,29 @@ step() { # step NAME COMMAND...
   local start=$SECONDS
   "$@" || code=$?
   if [ "$code" -ne 0 ]; then
-    echo "FAILED at step '$name' (exit code $code): $*" >&2
-    exit "$code"
+    echo "FAILED at step '$name' (exit code $code, after $((SECONDS - start)) s): $*"
+    failed+=("$name")
+    return "$code"
   fi
   echo "== $name: done in $((SECONDS - start)) s"
 }
 
-step "device and versions" "$python" -m benchmarks.gpu_device
-step "kernels against their definition" "$python" -m tests.entropy.kernel_checks --device cuda
-step "real sizes, and two tensor ranks" "$python" -m tests.entropy.gpu_checks
-step "benchmark of token statistics" "$python" benchmarks/token_statistics.py --device cuda --json "$results/token_statistics_gpu.json"
-echo
-echo "all GPU checks passed; results are in $results"
+benchmark() { # benchmark NAME JSON OPTIONS...
+  step "benchmark of token statistics, $1" "$python" -m benchmarks.token_statistics --device cuda --json "$results/$2" "${@:3}"
+}
+
+main() {
+  step "device and versions" "$python" -m benchmarks.gpu_device || return 1
+  step "kernels against their definition" "$python" -m tests.entropy.kernel_checks --device cuda
+  step "real sizes, and two tensor ranks" "$python" -m tests.entropy.gpu_checks
+  benchmark "whole vocabulary" token_statistics_gpu.json
+  benchmark "a rank's share of a 70B model" token_statistics_gpu_share.json --tokens 8192 --vocab 16032 --hidden 8192 --dtypes bfloat16
+  echo
+  if [ "${#failed[@]}" -gt 0 ]; then
+    printf 'FAILED: %s\n' "${failed[@]}"
+    return 1
+  fi
+  echo "all GPU checks passed; results are in $results"
+}
+
+mkdir -p "$results" && main 2>&1 | tee "$results/gpu.log"

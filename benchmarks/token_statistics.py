@@ -6,30 +6,29 @@ Each time is the best of --repeats runs that take turns. "of copy": the bytes th
 logits once; backward: logits and gradient once) per second, against a copy's in the same run. "of GEMMs": the time of the four
 products of an output layer alone, in the same run, against this case's. Peak memory is that of forward and backward beyond the
 inputs, gradients included (see benchmarks/measure.py); "without gradients" leaves out the inputs' gradients, which every
-implementation returns. Errors are against float64 on --check-tokens of the tokens, the gradient's for the same loss.
+implementation returns. Other projects' cases run where their package is installed (docs/performance.md says how); elsewhere, and where
+they fail, the table says why. Errors are against float64 on --check-tokens of the tokens, the gradient's for the same loss.
 """
 
 import argparse
 import datetime
 import json
+import os
 import subprocess
 import sys
+import textwrap
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.measure import Device, best_in_turn, copy_bandwidth
-from benchmarks.token_statistics_cases import (
-    Case,
-    Problem,
-    cases,
-    four_gemms,
-    is_linear,
-    loss,
-)
+from benchmarks.problem import Problem
+from benchmarks.token_statistics_cases import Case, cases, four_gemms, is_linear, loss
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PACKAGES = ("torch", "triton", "numpy", "megatron-core", "verl", "liger-kernel")
 
 
 def arguments() -> argparse.Namespace:
@@ -54,18 +53,38 @@ def main() -> None:
     if args.peak_of:
         print(peak_bytes(args, device))
         return
-    rows = [row for dtype in args.dtypes for group in groups(args) for row in measure_group(args, device, dtype, group)]
-    report = {
+    report: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": device.describe(),
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "load_before": os.getloadavg()[0],
+        "versions": versions(),
         "shape": {"tokens": args.tokens, "vocab": args.vocab, "hidden": args.hidden, "clamp": args.clamp},
         "repeats": args.repeats,
-        "rows": rows,
+        "rows": [],
     }
-    args.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"\n{report['date']}, {report['machine']}, {report['versions']}, {report['shape']}\n")
-    print(markdown(rows))
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    for dtype in args.dtypes:
+        for group in groups(args):
+            report["rows"] += measure_group(args, device, dtype, group)
+            write_whole(args.json, json.dumps(report, indent=1) + "\n")  # after every group, so that little is lost
+    print(f"\n{report['date']}, {report['machine']}, {report['versions']}, {report['shape']}; load before: {report['load_before']}\n")
+    print(markdown(report["rows"]))
+
+
+def versions() -> dict[str, str]:
+    found = reversed(list(metadata.distributions()))  # the first on the path is the one that is imported
+    there = {distribution.name.lower().replace("_", "-"): distribution.version for distribution in found}
+    return {"python": sys.version.split()[0]} | {name: there[name] for name in PACKAGES if name in there}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """`path` has its old content or all of the new."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def groups(args: argparse.Namespace) -> list[str]:
@@ -86,8 +105,9 @@ def measure_group(args: argparse.Namespace, device: Device, dtype: str, group: s
     linear = is_linear(members[0])
     problem = problem_of(args, dtype, linear)
     steps: dict[str, Any] = {}
-    for case in members:
-        if not case.missing:
+    for row, case in zip(rows, members, strict=True):
+        row["missing"] = row["missing"] or warm_up(case, problem)
+        if not row["missing"]:
             steps |= steps_of(case, problem)
     if linear:
         steps |= {f"GEMMs/{name}": step for name, step in four_gemms(problem).items()}
@@ -97,7 +117,7 @@ def measure_group(args: argparse.Namespace, device: Device, dtype: str, group: s
     gradient_bytes = sum(x.numel() * x.element_size() for x in problem.leaves)
     del problem
     for row, case in zip(rows, members, strict=True):
-        if case.missing:
+        if row["missing"]:
             continue
         forward, backward = best[f"{case.name}/forward"], best[f"{case.name}/backward"]
         row |= {"forward_s": forward, "backward_s": backward, "total_s": forward + backward}
@@ -116,6 +136,21 @@ def measure_group(args: argparse.Namespace, device: Device, dtype: str, group: s
     for row in rows:
         print(json.dumps(row), file=sys.stderr, flush=True)
     return rows
+
+
+def warm_up(case: Case, problem: Problem) -> str:
+    """One run untimed, in which code is compiled; gives what another project's code raised, if it did (ours raises it)."""
+    try:
+        torch.autograd.backward(loss(case.forward(problem)))
+    except Exception as error:
+        if not case.package:
+            raise
+        first_line = str(error).partition("\n")[0].replace("|", "/")
+        return f"fails: {type(error).__name__}: {textwrap.shorten(first_line, 100, placeholder=' ...')}"
+    finally:
+        for leaf in problem.leaves:
+            leaf.grad = None
+    return ""
 
 
 def steps_of(case: Case, problem: Problem) -> dict[str, Any]:
@@ -145,8 +180,10 @@ def measure_peak(args: argparse.Namespace, device: Device, case: Case, dtype: st
 
 def peak_bytes(args: argparse.Namespace, device: Device) -> int:
     (case,) = (case for case in cases(args.device) if f"{case.group}/{case.name}" == args.peak_of)
-    warm = problem_of(argparse.Namespace(**{**vars(args), "vocab": 4096}), args.dtypes[0], is_linear(case), tokens=8)
-    torch.autograd.backward(loss(case.forward(warm)))  # libraries load their code, threads start
+    # Libraries load their code, threads start, and what torch.compile makes for one number of tokens is made.
+    tokens, vocab = (args.tokens, 256) if case.package else (8, 4096)
+    warm = problem_of(argparse.Namespace(**{**vars(args), "vocab": vocab}), args.dtypes[0], is_linear(case), tokens=tokens)
+    torch.autograd.backward(loss(case.forward(warm)))
     problem = problem_of(args, args.dtypes[0], is_linear(case))
     return device.peak_bytes(lambda: torch.autograd.backward(loss(case.forward(problem))))
 
@@ -154,13 +191,13 @@ def peak_bytes(args: argparse.Namespace, device: Device) -> int:
 def errors(args: argparse.Namespace, case: Case, dtype: str) -> dict[str, float]:
     """Largest error of the values (relative beyond 1) and of the gradient, against float64 from the same rounded inputs."""
     problem = problem_of(args, dtype, is_linear(case), tokens=args.check_tokens)
-    results = case.forward(problem)
-    torch.autograd.backward(loss(results))
-    results = [x.detach().double() for x in results]
-    exact = Problem(problem.targets_T, problem.clamp)
+    exact = Problem(problem.targets_T, problem.clamp)  # taken before: verl's backward leaves the logits rounded once more
     exact.logits_TV, exact.hidden_TH, exact.weight_VH = (
         None if x is None else x.detach().double().requires_grad_() for x in (problem.logits_TV, problem.hidden_TH, problem.weight_VH)
     )
+    results = case.forward(problem)
+    torch.autograd.backward(loss(results))
+    results = [x.detach().double() for x in results]
     log_p_TV = exact.logits.log_softmax(-1)
     reference = [log_p_TV.gather(1, exact.targets_T[:, None]).squeeze(1), -(log_p_TV.exp() * log_p_TV).sum(-1)]
     if len(results) == 3:

@@ -10,59 +10,11 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from benchmarks import competitors
+from benchmarks.problem import Problem
 from megatron_entropic.entropy import linear_token_statistics, token_log_probs, token_statistics
 
 ENTROPY_WEIGHT, CLAMPED_WEIGHT = 0.1, 0.05
-
-
-@dataclass
-class Problem:
-    """The inputs of every case; `logits_TV` only for the cases on logits, hidden and weight only for the output layer."""
-
-    targets_T: Tensor
-    clamp: float
-    logits_TV: Tensor | None = None
-    hidden_TH: Tensor | None = None
-    weight_VH: Tensor | None = None
-
-    @classmethod
-    def make(cls, tokens: int, vocab: int, hidden: int, dtype: torch.dtype, device: str, clamp: float, linear: bool) -> "Problem":
-        generator = torch.Generator(device).manual_seed(0)
-
-        def normal(*shape: int, scale: float) -> Tensor:
-            return (torch.randn(*shape, generator=generator, device=device) * scale).to(dtype).requires_grad_()
-
-        problem = cls(torch.randint(vocab, (tokens,), generator=generator, device=device), clamp)
-        if linear:
-            problem.hidden_TH, problem.weight_VH = normal(tokens, hidden, scale=1.0), normal(vocab, hidden, scale=3 * hidden**-0.5)
-        else:
-            problem.logits_TV = normal(tokens, vocab, scale=3.0)
-        return problem
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [x for x in (self.logits_TV, self.hidden_TH, self.weight_VH) if x is not None]
-
-    @property
-    def logits(self) -> Tensor:
-        """[T, V], given or computed from hidden states with autograd."""
-        if self.logits_TV is not None:
-            return self.logits_TV
-        return self.hidden @ self.weight.T
-
-    @property
-    def hidden(self) -> Tensor:
-        assert self.hidden_TH is not None
-        return self.hidden_TH
-
-    @property
-    def weight(self) -> Tensor:
-        assert self.weight_VH is not None
-        return self.weight_VH
-
-    @property
-    def vocab(self) -> int:
-        return self.leaves[-1].shape[0 if self.logits_TV is None else 1]
 
 
 Forward = Callable[[Problem], list[Tensor]]
@@ -71,11 +23,15 @@ Forward = Callable[[Problem], list[Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """`forward` and autograd's backward of the weighted sum of its results; `missing`: why it cannot run here."""
+    """`forward` and autograd's backward of the weighted sum of its results.
+
+    `package`: the other project it belongs to, if any; `missing`: why it cannot run here.
+    """
 
     group: str
     name: str
     forward: Forward
+    package: str = ""
     missing: str = ""
 
 
@@ -144,38 +100,39 @@ def ours_linear_clamped(problem: Problem) -> list[Tensor]:
     return [x for x in linear_token_statistics(problem.hidden, problem.weight, problem.targets_T, **arguments) if x is not None]  # type: ignore[arg-type]
 
 
-def liger_log_prob(problem: Problem) -> list[Tensor]:
-    from liger_kernel.transformers.functional import liger_cross_entropy  # type: ignore[import-not-found]  # an optional extra
-
-    return [-liger_cross_entropy(problem.logits.clone(), problem.targets_T, reduction="none")]  # it overwrites its input
-
-
-def verl(problem: Problem) -> list[Tensor]:
-    from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits  # type: ignore[import-not-found]
-
-    logits_TV = problem.logits
-    return [logprobs_from_logits(logits_TV, problem.targets_T, inplace_backward=False), entropy_from_logits(logits_TV)]
+def _needs(package: str, device: str, gpu: bool = False) -> dict[str, str]:
+    """What a case of `package` says where it cannot run."""
+    missing = "not installed" if find_spec(package) is None else "needs a GPU" if gpu and not device.startswith("cuda") else ""
+    return {"package": package, "missing": missing}
 
 
 def cases(device: str) -> list[Case]:
-    no_liger = "" if find_spec("liger_kernel") else "not installed"
-    if not no_liger and not device.startswith("cuda"):
-        no_liger = "needs a GPU"
-    no_verl = "" if find_spec("verl") else "not installed"
     plain_entropy, clamped, linear = "log-prob + entropy", "with clamped entropy", "output layer"
+    verl, verl_gpu = _needs("verl", device), _needs("verl", device, gpu=True)
+    liger, liger_gpu = _needs("liger_kernel", device), _needs("liger_kernel", device, gpu=True)
     return [
         Case(plain_entropy, "token_statistics", ours),
         Case(plain_entropy, "plain torch", plain),
-        Case(plain_entropy, "verl", verl, no_verl),
+        Case(plain_entropy, "verl, Megatron", competitors.verl_megatron, **verl),
+        Case(plain_entropy, "verl, Megatron, 4 chunks", competitors.verl_megatron_chunked, **verl),
+        Case(plain_entropy, "verl, FSDP", competitors.verl_fsdp, **verl),
+        Case(plain_entropy, "verl, FSDP, 4 chunks", competitors.verl_fsdp_chunked, **verl),
         Case("log-prob", "token_log_probs", ours_log_prob),
         Case("log-prob", "plain torch", plain_log_prob),
-        Case("log-prob", "Liger-Kernel", liger_log_prob, no_liger),
+        Case("log-prob", "Megatron-Core", competitors.megatron_log_prob, **_needs("megatron", device)),
+        Case("log-prob", "Liger-Kernel", competitors.liger_log_prob, **liger_gpu),
+        Case("log-prob", "Liger-Kernel, vocab-parallel", competitors.liger_vocab_parallel, **liger_gpu),
         Case(clamped, "token_statistics", ours_clamped),
-        Case(clamped, "plain torch (topk mask)", plain_clamped, "" if device.startswith("cuda") else "same as the next on a CPU"),
+        Case(
+            clamped, "plain torch (topk mask)", plain_clamped, missing="" if device.startswith("cuda") else "same as the next on a CPU"
+        ),
         Case(clamped, "released AEnt (CPU topk)", released_aent),
         Case(linear, "linear_token_statistics", ours_linear),
         Case(linear, "linear_token_statistics, clamped", ours_linear_clamped),
         Case(linear, "plain torch", plain),
+        Case(linear, "verl, fused (torch)", competitors.verl_linear, **verl),
+        Case(linear, "verl, fused (Triton)", competitors.verl_linear_triton, **verl_gpu),
+        Case(linear, "Liger-Kernel, fused", competitors.liger_linear, **liger),
     ]
 
 
