@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "overrides", nargs="*", metavar="section.field=value", help="settings to change; `megatron-entropic settings` lists all"
     )
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the run in the folder RECIPE (a run folder) from its latest checkpoint"
+    )
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
     train.set_defaults(command=_train)
 
@@ -78,11 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    cfg = load_config(options.source, options.overrides)
+    cfg = _resumed_config(Path(options.source), options.overrides) if options.resume else load_config(options.source, options.overrides)
     rank = given_rank(os.environ)
     if rank in (None, 0):
         _check_model(cfg)
-        _prepare_run_dir(cfg, overwrite=options.overwrite)
+        if options.resume:
+            save_config(cfg, cfg.run_dir / "config.yaml")
+        else:
+            _prepare_run_dir(cfg, overwrite=options.overwrite)
     if rank is None:
         code = launch_ranks(cfg.run_dir / "config.yaml", cfg.parallel.world_size, cfg.run_dir / "logs")
     else:
@@ -90,6 +96,13 @@ def _train(options: argparse.Namespace) -> int:
     if rank in (None, 0):
         _summarise(cfg)
     return code
+
+
+def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
+    """The settings of the run in `run_dir`, wherever that folder is now."""
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir}: no run to resume here (no config.yaml); give the folder of a run, such as runs/quickstart")
+    return load_config(run_dir / "config.yaml", [*overrides, f"run.dir={run_dir}"])
 
 
 def _check_model(cfg: Config) -> None:
@@ -108,7 +121,10 @@ def _prepare_run_dir(cfg: Config, *, overwrite: bool) -> None:
     run_dir = cfg.run_dir
     if (run_dir / "config.yaml").exists():
         if not overwrite:
-            raise ConfigError(f"{run_dir} holds an earlier run; choose another run.name or run.dir, or pass --overwrite to delete it")
+            raise ConfigError(
+                f"{run_dir} holds an earlier run; go on with it by `megatron-entropic train {run_dir} --resume`, "
+                "choose another run.name or run.dir, or pass --overwrite to delete it"
+            )
         shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(cfg, run_dir / "config.yaml")

@@ -166,6 +166,14 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class CheckpointConfig:
+    """Training checkpoints, from which an interrupted run goes on."""
+
+    every: int = Field(default=50, ge=0, description="save every so many steps, and at the end; 0 is never")
+    keep: int = Field(default=2, ge=0, description="newest checkpoints to keep; 0 keeps all")
+
+
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """One run."""
 
@@ -179,6 +187,7 @@ class Config:
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 
     @property
     def run_dir(self) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from megatron_entropic.algorithms import group_advantages
+from megatron_entropic.checkpointer import Checkpointer
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller, make_controller
 from megatron_entropic.observability.run_output import RunOutput
@@ -17,12 +18,15 @@ from megatron_entropic.rollout.types import Rollout, RolloutError
 
 
 def train(cfg: Config, parallel: Parallel) -> None:
-    """Runs `cfg` to its end; collective over all ranks. Rollouts and metrics are written as they come."""
+    """Runs `cfg` to its end, from its run folder's latest checkpoint if there is one; collective over all ranks."""
     with RolloutSource(cfg, parallel) as source, RunOutput(cfg, parallel) as output:
         policy = Policy(cfg, parallel)
         controller = make_controller(cfg)
-        source.start(policy)
-        for step in range(cfg.trainer.steps):
+        checkpointer = Checkpointer(cfg, parallel)
+        first_step = checkpointer.restore(policy, controller)
+        output.start(first_step)
+        source.start(policy, first_step)
+        for step in range(first_step, cfg.trainer.steps):
             with output.time("rollout"):
                 rollouts, rewards = source.collect(step)
             with output.time("update"):
@@ -32,6 +36,7 @@ def train(cfg: Config, parallel: Parallel) -> None:
                 source.sync_weights(policy, version=step + 1)
             output.record(step, rollouts, rewards, updates, controller)
             check_sampler(cfg, parallel, step, updates)
+            checkpointer.save(step + 1, policy, controller)
         output.export(policy)
 
 

@@ -9,7 +9,7 @@ import torch
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller
 from megatron_entropic.hf.files import write_hf
-from megatron_entropic.observability.metrics import MetricsWriter
+from megatron_entropic.observability.metrics import MetricsWriter, truncate_after
 from megatron_entropic.observability.progress import ProgressBar
 from megatron_entropic.observability.step_metrics import step_metrics
 from megatron_entropic.observability.step_timer import StepTimer
@@ -32,13 +32,19 @@ class RunOutput:
         self._trackers = TrackerGroup([])
 
     def __enter__(self) -> "RunOutput":
-        if self.parallel.rank == 0:
-            metrics = MetricsWriter(self.cfg.run_dir / "metrics.jsonl")
-            if metrics.last_step is not None:
-                raise ValueError(f"{metrics.path} holds {metrics.last_step + 1} steps of an earlier run; choose another run.dir")
-            progress = ProgressBar(self.cfg.trainer.steps)
-            self._trackers = TrackerGroup([metrics, *make_trackers(self.cfg.run_dir, self.cfg.trainer), progress])
         return self
+
+    def start(self, first_step: int) -> None:
+        """Opens everything for appending from `first_step` on; what a killed run wrote of later steps is removed."""
+        if self.parallel.rank == 0:
+            path = self.cfg.run_dir / "metrics.jsonl"
+            truncate_after(path, first_step - 1)
+            metrics = MetricsWriter(path)
+            if (metrics.last_step if metrics.last_step is not None else -1) != first_step - 1:
+                raise ValueError(f"{path} ends at step {metrics.last_step}, but the checkpoint is of step {first_step - 1}")
+            progress = ProgressBar(self.cfg.trainer.steps, first_step=first_step)
+            trackers = make_trackers(self.cfg.run_dir, self.cfg.trainer, first_step=first_step)
+            self._trackers = TrackerGroup([metrics, *trackers, progress])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._trackers.close()

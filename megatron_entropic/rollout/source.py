@@ -11,7 +11,7 @@ from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.rollout.fleet import VLLMFleet
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
-from megatron_entropic.rollout.recording import RolloutWriter
+from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts
 from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.shared_engine import from_rank_zero, weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine
@@ -75,16 +75,24 @@ class RolloutSource:
         assert self._pipeline is not None
         return self._pipeline
 
-    def start(self, policy: Policy) -> None:
-        """Waits until the engine can generate, and gives it the policy's weights as version 0. Collective over all ranks.
+    def start(self, policy: Policy, first_step: int = 0) -> None:
+        """Waits until the engine can generate, and gives it the policy's weights, version `first_step`. Collective over all ranks.
 
-        Apart from opening the source so that servers start while the policy is read.
+        Apart from opening the source so that servers start while the policy is read. A resumed run starts with the step
+        after its checkpoint; what was generated ahead of that is read back from its record, not generated again.
         """
-        from_rank_zero(self.parallel, self._wait_for_servers)
-        self.sync_weights(policy, version=0)
+        from_rank_zero(self.parallel, self._wait_for_servers, first_step)
+        self.sync_weights(policy, version=first_step)
 
-    def _wait_for_servers(self) -> None:
-        self.pipeline.engine.start()
+    def _wait_for_servers(self, first_step: int) -> None:
+        ahead = range(first_step, min(first_step + self.cfg.rollout.max_staleness, self.cfg.trainer.steps)) if first_step else range(0)
+        for step in ahead:
+            records = read_rollouts(self.writer.folder, step)
+            self._experience[step] = [record.rollout for record in records], [record.reward for record in records]
+        engine = self.pipeline.engine
+        if isinstance(engine, ReplayEngine) and first_step:
+            engine.seek(first_step + len(ahead))
+        engine.start()
         if self.cfg.rollout.engine == "vllm":
             logger.info("servers ready after %.0f s", time.monotonic() - self._opened)
 

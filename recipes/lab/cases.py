@@ -44,6 +44,7 @@ METHODS = {
 BASE = (
     "rollout.engine=local",
     "parallel.tensor=1",
+    "batch.prompts_per_step=32",
     "trainer.tensorboard=false",
     "control.target_unit=initial",
 )

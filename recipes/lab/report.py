@@ -19,7 +19,7 @@ SETTLED = 0.05
 """An entropy has settled when its moving average stays within this share of the target."""
 WINDOW = 5
 """Steps of the moving average."""
-COLUMNS = "method|target|seeds|entropy|error (worst)|overshoot|settled|reward|greedy|avg@8|pass@8|distinct".split("|")
+HEADER = "| method | target | seeds | entropy | error (worst) | overshoot | settled | reward | greedy | avg@8 | pass@8 | distinct |"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _page(rows: Sequence[Row], pictures: Sequence[Path], docs: Path) -> str:
         "",
         f"Made by `python -m recipes.lab` on {date.today().isoformat()}: {platform.machine()} CPU, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, {packages}. Tiny models (0.47 million parameters, fp32), the trainer's own Megatron "
-        "stack, the local engine; 64 prompts x 8 samples a step, learning rate 2e-4; 120 steps on-policy, 50 steps of 4 updates "
+        "stack, the local engine; 32 prompts x 8 samples a step, learning rate 2e-4; 120 steps on-policy, 50 steps of 4 updates "
         "off-policy. Targets are in multiples of the entropy before the first update.",
         "",
         "*error*: mean entropy of the last half of the steps against the target, mean over the seeds (and the worst seed). "
@@ -142,11 +142,7 @@ def _page(rows: Sequence[Row], pictures: Sequence[Path], docs: Path) -> str:
                 continue
             lines += ["", f"## {task}, {_long(setting)}", ""]
             lines += [f"![entropy and alpha]({path.relative_to(docs)})" for path in pictures if path.stem == f"lab_{task}_{setting}"]
-            lines += [
-                "",
-                "| method | target | seeds | entropy | error (worst) | overshoot | settled | reward | greedy | avg@8 | pass@8 | distinct |",
-            ]
-            lines += ["|---|---|---|---|---|---|---|---|---|---|---|---|"]
+            lines += ["", HEADER, "|---" * HEADER.count(" | ") + "|---|"]
             lines += [_line(METHODS[row.method], row) for row in sorted(part, key=lambda row: list(METHODS).index(row.method))]
     return "\n".join(lines) + "\n"
 

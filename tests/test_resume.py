@@ -1,0 +1,202 @@
+"""Resume equals no interruption: bit for bit under the same layout, to rounding under another; damage is found before it is used."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_entropic.checkpoint_store import CheckpointStore
+from megatron_entropic.config import Config
+from megatron_entropic.config_loading import load_config
+from megatron_entropic.observability.metrics import read_metrics
+from megatron_entropic.policy.parallel import initialize_parallel
+from megatron_entropic.trainer import train
+from tests.command_line import ROOT, megatron_entropic
+from tests.distributed import run_ranks
+from tests.tiny_models import TINY_DECOMPOSE, save_divisible
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+STEPS = 8
+BASE = (
+    "rollout.engine=local",
+    "batch.prompts_per_step=8",
+    "batch.samples_per_prompt=4",
+    "batch.max_tokens_per_micro_batch=512",
+    "control.probe_updates=4",
+    "checkpoint.every=2",
+    "trainer.tensorboard=false",
+    "trainer.export_hf=false",
+    f"model.hf_path={TINY_DECOMPOSE}",
+)
+VARIANTS = {
+    "on-policy": (),
+    "off-policy": ("batch.mini_batches=2",),
+    "stale": ("rollout.max_staleness=1",),
+    "entropic+aent": ("control.kind=entropic+aent", "control.coefficient_warmup_steps=0"),
+}
+
+
+def run_steps(folder: Path, steps: int, *settings: str) -> list[dict[str, Any]]:
+    """Trains the run in `folder` up to `steps`, from its latest checkpoint if there is one; its metrics without the times."""
+    cfg = load_config("quickstart", [*BASE, f"run.dir={folder}", f"trainer.steps={steps}", *settings])
+    run_ranks(_train, cfg.parallel.world_size, cfg, timeout=300)
+    return without_times(folder)
+
+
+def _train(cfg: Config) -> None:
+    train(cfg, initialize_parallel(cfg.parallel, cfg.trainer.seed))
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if not name.startswith(("time/", "perf/"))} for line in lines]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path, variant: str) -> None:
+    settings = ("parallel.tensor=1", *VARIANTS[variant])
+    whole = run_steps(tmp_path / "whole", STEPS, *settings)
+    run_steps(tmp_path / "parts", 3, *settings)
+    # As after a kill: a checkpoint of step 2 is the latest, and step 2's line and rollouts are there already.
+    shutil.rmtree(tmp_path / "parts/checkpoints/step-000003")
+    (tmp_path / "parts/checkpoints/latest").write_text("step-000002\n")
+    resumed = run_steps(tmp_path / "parts", STEPS, *settings)
+    assert resumed == whole
+    assert len(whole) == STEPS
+    assert len({line["control/alpha"] for line in whole}) > 3, "nothing was steered"
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed"),
+    [
+        (["parallel.tensor=1"], ["parallel.tensor=2"]),
+        (["parallel.tensor=2"], ["parallel.tensor=1", "parallel.pipeline=2"]),
+        (["parallel.tensor=1", "parallel.pipeline=2"], ["parallel.tensor=1", "parallel.data=2"]),
+        (["parallel.tensor=1", "parallel.data=2"], ["parallel.tensor=1"]),
+        (["parallel.tensor=2", "parallel.data=2"], ["parallel.tensor=2", "parallel.data=2"]),
+    ],
+)
+def test_a_run_resumes_under_another_layout(tmp_path: Path, saved: list[str], resumed: list[str]) -> None:
+    """Replayed, so that a token sampled differently after a rounding does not make another run of it."""
+    model = f"model.hf_path={save_divisible(tmp_path / 'model')}"
+    run_steps(tmp_path / "record", STEPS, "parallel.tensor=1", model)
+    replay = ("rollout.engine=replay", f"rollout.replay_path={tmp_path / 'record' / 'rollouts'}", model)
+    run_steps(tmp_path / "run", 4, *replay, *saved)
+    lines = run_steps(tmp_path / "run", STEPS, *replay, *resumed)
+    for line, expected in zip(lines, without_times(tmp_path / "record"), strict=True):
+        for name in ("policy/entropy", "control/alpha", "grad_norm", "loss/total", "control/plant_gain"):
+            assert line[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), (line["step"], name)
+
+
+def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    """SIGKILL of the launcher and all its ranks, again and again; MEGATRON_ENTROPIC_KILLS and _SEED choose how often and when."""
+    kills = int(os.environ.get("MEGATRON_ENTROPIC_KILLS", "2"))
+    seed = int(os.environ.get("MEGATRON_ENTROPIC_SEED", str(random.randrange(10**6))))
+    print(f"MEGATRON_ENTROPIC_SEED={seed}")
+    rng = random.Random(seed)
+    settings = [*BASE, "parallel.tensor=1", f"trainer.steps={STEPS}"]
+    whole = run_steps(tmp_path / "whole", STEPS, "parallel.tensor=1")
+    folder = tmp_path / "killed"
+    arguments = ["train", "quickstart", *settings, f"run.dir={folder}"]
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "megatron_entropic.cli", *arguments],
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        steps = rng.randint(0, STEPS - 2)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and _lines(folder) < steps:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        arguments = ["train", str(folder), "--resume"]
+    outcome = megatron_entropic(*arguments)
+    assert outcome.code == 0, outcome.output
+    assert without_times(folder) == whole
+    assert not outcome.left_behind
+
+
+def _lines(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    outcome = megatron_entropic("train", "quickstart", *BASE, "parallel.tensor=1", "trainer.steps=2", f"run.dir={folder}")
+    assert outcome.code == 0, outcome.output
+    return folder
+
+
+def resume(folder: Path, *settings: str) -> str:
+    """Output of a resume that is to be refused."""
+    outcome = megatron_entropic("train", str(folder), "trainer.steps=4", *settings, "--resume")
+    assert outcome.code != 0, outcome.output
+    assert "Traceback" not in outcome.output
+    return outcome.output
+
+
+def test_every_damage_is_found_and_named(finished: Path, tmp_path: Path) -> None:
+    checkpoint = finished / "checkpoints" / "step-000002"
+    names = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
+    assert len(names) >= 6
+    rng = random.Random(0)
+    for number, name in enumerate(names):
+        store = CheckpointStore(tmp_path / str(number))
+        copy = Path(shutil.copytree(checkpoint, store.folder / checkpoint.name)) / name
+        content = bytearray(copy.read_bytes())
+        damage = rng.choice(["flip", "truncate", "delete"])
+        if damage == "delete":
+            copy.unlink()
+        elif damage == "truncate":
+            copy.write_bytes(content[: len(content) // 2])
+        else:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            copy.write_bytes(content)
+        with pytest.raises(RuntimeError, match=r"step-000002: ") as error:
+            store.read("step-000002")
+        assert Path(name).name in str(error.value) or "manifest" in name, (damage, name)
+
+
+def test_a_damaged_checkpoint_ends_the_resume_with_one_line(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    shard = next((folder / "checkpoints/step-000002/policy").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert shard.name in resume(folder)
+
+
+def test_settings_that_do_not_fit_are_refused(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    output = resume(folder, "batch.prompts_per_step=4", "control.kind=none")
+    assert "batch.prompts_per_step: saved with 8, now 4" in output
+    assert "control.kind" in output
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
+    assert "no run to resume" in resume(tmp_path / "nothing")
+
+
+def test_old_checkpoints_go_and_a_torn_one_is_never_latest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (2, 4, 6):
+        partial = store.begin(step)
+        (partial / "policy" / "weights").write_bytes(b"w" * step)
+        store.publish(partial, {"step": step}, keep=2)
+    store.begin(8)  # killed while writing
+    assert store.names() == ["step-000004", "step-000006"]
+    assert store.latest() == "step-000006"
+    assert store.read("step-000006")[1] == {"step": 6}
+    store.begin(8)
+    assert [path.name for path in tmp_path.glob(".step-*")] == [".step-000008.partial"]
