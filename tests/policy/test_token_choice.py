@@ -43,13 +43,19 @@ def update_once(cfg: Config, old_N: torch.Tensor) -> UpdateStats:
 
 
 def two_updates(cfg: Config) -> tuple[list[UpdateStats], list[list[bool]]]:
-    """Two updates on halves of a prepared batch, and the tokens chosen for each."""
+    """Two updates on halves of a prepared batch, and the tokens chosen for each.
+
+    In the first the prepared log-probs are the present ones: ratios are then exactly 1 and not to their rounding.
+    """
     policy = Policy(cfg, initialize_parallel(cfg.parallel, 0))
     batch = Batch(make_samples())
     policy.prepare(batch)
     stats, chosen = [], []
-    for half in batch.mini_batches(2):
-        chosen.append(policy._with_chosen_tokens(half).selected_N.tolist())  # type: ignore[union-attr]
+    for number, half in enumerate(batch.mini_batches(2)):
+        with_choice = policy._with_chosen_tokens(half)
+        assert with_choice.selected_N is not None
+        assert (with_choice.old_log_probs_N is None) == (number == 0)
+        chosen.append(with_choice.selected_N.tolist())
         stats.append(policy.update(half, Coefficients()))
     return stats, chosen
 
