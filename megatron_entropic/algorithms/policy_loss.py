@@ -27,6 +27,30 @@ def clipped_policy_loss(
     return loss_T if weight_T is None else loss_T * weight_T
 
 
+@torch.no_grad()
+def ratio_clipped(ratio_T: Tensor, advantage_T: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """Where clipped_policy_loss takes the clipped branch, whose gradient is 0: [tokens] bool."""
+    return ((ratio_T > 1 + clip_high) & (advantage_T > 0)) | ((ratio_T < 1 - clip_low) & (advantage_T < 0))
+
+
+def kl_cov_penalty(log_ratio_T: Tensor, selected_T: Tensor, weight_T: Tensor | None = None) -> Tensor:
+    """KL-Cov's penalty (arXiv 2505.22617), to be multiplied by its coefficient.
+
+        l_t = w_t |log r_t|   on the selected tokens, 0 elsewhere
+
+    |log pi - log pi_old| stands for the KL divergence, as in the authors' code. Its gradient is 0 where r_t is exactly 1.
+
+    Args:
+        log_ratio_T: log r_t = log pi - log pi_old, carries the gradient.
+        selected_T: bool; see kl_cov_selection.
+        weight_T: as in clipped_policy_loss.
+    Returns:
+        [tokens] float32.
+    """
+    loss_T = torch.where(selected_T, log_ratio_T, 0.0).abs()
+    return loss_T if weight_T is None else loss_T * weight_T
+
+
 def entropic_adjustment(ratio_T: Tensor, advantage_T: Tensor, actuator_T: Tensor, weight_T: Tensor | None = None) -> Tensor:
     """EntroPIC's L_adjust (arXiv 2511.15248), to be multiplied by alpha / D.
 

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.control.aent import AEnt
+from megatron_entropic.control.baselines import AEC, Static
 from megatron_entropic.control.coefficients import Coefficients
 from megatron_entropic.control.measurement import Measurement
 from megatron_entropic.control.steering import Steering
@@ -27,28 +28,6 @@ class Controller(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a saved state to the last bit."""
-
-
-class Static:
-    """Constant coefficients: plain GRPO, and the baselines that adapt nothing."""
-
-    def __init__(self, coefficients: Coefficients) -> None:
-        self._coefficients = coefficients
-
-    def coefficients(self) -> Coefficients:
-        return self._coefficients
-
-    def step(self, measured: Measurement) -> None:
-        pass
-
-    def report(self) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 class BonusByAEnt:
@@ -110,10 +89,13 @@ def make_controller(cfg: Config) -> Controller:
         # The bonus belongs to AEnt here: nothing is handed over to it.
         return Both(Steering(replace(control, handoff=False), momentum), BonusByAEnt(_aent(control)))
     if control.kind == "entropy_bonus":
-        return Static(Coefficients(entropy_bonus=control.coefficient))
+        return Static(control, Coefficients(entropy_bonus=control.coefficient))
     if control.kind == "nsr":
-        return Static(Coefficients(positive_weight=control.positive_weight))
-    return Static(Coefficients())
+        return Static(control, Coefficients(positive_weight=control.positive_weight))
+    if control.kind == "aec":
+        return AEC(control)
+    # clip_cov and kl_cov act in the policy loss (policy/token_choice.py): there is nothing to steer.
+    return Static(control, Coefficients())
 
 
 def _aent(control: ControlConfig) -> AEnt:

@@ -7,6 +7,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.control import Controller
 from megatron_entropic.observability.metrics import MetricValue
 from megatron_entropic.policy.engine import UpdateStats
+from megatron_entropic.policy.token_choice import CHOOSING_KINDS
 from megatron_entropic.rollout.types import Rollout
 
 
@@ -50,6 +51,7 @@ def step_metrics(
         "control/bonus_authority": measured("bonus_authority"),
         **{f"control/{name}": value for name, value in controller.report().items()},
         "control/actuated_fraction": token_mean("actuated_fraction"),
+        "control/selected_fraction": token_mean("selected_fraction") if control.kind in CHOOSING_KINDS else None,
         "reward/mean": sum(rewards) / len(rewards),
         "reward/solve_all": sum(min(group) == 1.0 for group in groups) / len(groups),
         "reward/solve_none": sum(max(group) == 0.0 for group in groups) / len(groups),

@@ -35,11 +35,14 @@ class Batch:
     """All samples of one step, the same on every rank.
 
     `old_log_probs_N` (set by Policy.prepare when there are several updates per step, or stale rollouts) holds the log-probs of all
-    response tokens, sample after sample, under the policy before the first update.
+    response tokens, sample after sample, under the policy before the first update; `old_version` counts the updates it had.
+    `selected_N` (bool, set by Policy.update for one mini-batch): the tokens that Clip-Cov or KL-Cov act on.
     """
 
     samples: list[Sample]
     old_log_probs_N: Tensor | None = None
+    old_version: int | None = None
+    selected_N: Tensor | None = None
     offsets: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class Batch:
         for start in range(0, len(self.samples), size):
             stop = start + size
             old = None if self.old_log_probs_N is None else self.old_log_probs_N[self.offsets[start] : self.offsets[stop]]
-            parts.append(Batch(self.samples[start:stop], old))
+            parts.append(Batch(self.samples[start:stop], old, self.old_version))
         return parts
 
 
@@ -74,7 +77,7 @@ class MicroBatch:
     """The tensors of one packed forward pass (int64, bool and float32; on the policy's device).
 
     tokens_1T, positions_1T: inputs; targets_T: the next token; mask_T: the target is a response token; cu_seqlens: [S + 1]
-    int32 borders of the packed sequences; advantages_T, sampler_log_probs_T, old_log_probs_T: 0 outside the mask;
+    int32 borders of the packed sequences; advantages_T, sampler_log_probs_T, old_log_probs_T, selected_T: 0 outside the mask;
     response_index_T: place of the target in the batch's flat response tokens, -1 outside the mask.
     """
 
@@ -87,6 +90,7 @@ class MicroBatch:
     advantages_T: Tensor
     sampler_log_probs_T: Tensor
     old_log_probs_T: Tensor | None
+    selected_T: Tensor | None
     response_index_T: Tensor
 
     @property
@@ -170,13 +174,15 @@ def build_micro_batch(batch: Batch, indices: Sequence[int], *, device: torch.dev
         max_seqlen=max(stop - start for start, stop in itertools.pairwise(borders)),
         advantages_T=torch.tensor(advantages, dtype=torch.float32, device=device),
         sampler_log_probs_T=torch.tensor(sampler, dtype=torch.float32, device=device),
-        old_log_probs_T=_gather_old(batch, response_index_T, mask_T),
+        old_log_probs_T=_gather(batch.old_log_probs_N, response_index_T, mask_T),
+        selected_T=_gather(batch.selected_N, response_index_T, mask_T),
         response_index_T=response_index_T,
     )
 
 
-def _gather_old(batch: Batch, response_index_T: Tensor, mask_T: Tensor) -> Tensor | None:
-    if batch.old_log_probs_N is None:
+def _gather(values_N: Tensor | None, response_index_T: Tensor, mask_T: Tensor) -> Tensor | None:
+    """The batch's per-token values in a micro-batch's places, 0 outside the mask."""
+    if values_N is None:
         return None
-    old_T = batch.old_log_probs_N.to(response_index_T.device)[response_index_T.clamp(min=0)]
-    return torch.where(mask_T, old_T, torch.zeros_like(old_T))
+    values_T = values_N.to(response_index_T.device)[response_index_T.clamp(min=0)]
+    return torch.where(mask_T, values_T, torch.zeros_like(values_T))

@@ -6,7 +6,7 @@ Shapes: T packed positions of a micro-batch, H hidden size, N response tokens of
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from megatron_entropic.policy.measure import reduce_control, reduce_sums, share_
 from megatron_entropic.policy.model import build_model
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.policy.token_choice import CHOOSING_KINDS, choose_tokens
 from megatron_entropic.policy.weights import hf_weights, load_hf_weights
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class UpdateStats:
     response_tokens: int
     clip_fraction: float
     actuated_fraction: float
+    selected_fraction: float
     high_prob_fraction: float
     logprob_gap_mean: float
     logprob_gap_max: float
@@ -112,6 +114,8 @@ class Policy:
         not finite leaves the weights alone (`applied=False`). `requested_target`: of rank 0, reaches the controllers of all
         ranks with the measurement.
         """
+        if self.cfg.control.kind in CHOOSING_KINDS:
+            batch = self._with_chosen_tokens(batch)
         self.ddp.train()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -137,6 +141,7 @@ class Policy:
             response_tokens=int(totals["tokens"]),
             clip_fraction=mean("clipped"),
             actuated_fraction=mean("actuated"),
+            selected_fraction=mean("selected"),
             high_prob_fraction=mean("high_prob"),
             logprob_gap_mean=mean("gap"),
             logprob_gap_max=totals["gap_max"],
@@ -149,10 +154,27 @@ class Policy:
 
         Needed before several updates on one batch, and for stale rollouts. One forward pass without gradients.
         """
-        old_N = torch.zeros(batch.response_tokens, dtype=torch.float32, device=self.parallel.device)
-        totals, _ = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True, log_probs_N=old_N)
-        batch.old_log_probs_N = share_from_last_stage(old_N, self.parallel)
+        batch.old_log_probs_N, totals = self._log_probs(batch)
+        batch.old_version = self.updates
         return self._measurement(totals, self.updates, None)
+
+    def _log_probs(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Log-probs of all response tokens under the present weights, [N] float32, and the totals of `_run`. One forward pass."""
+        log_probs_N = torch.zeros(batch.response_tokens, dtype=torch.float32, device=self.parallel.device)
+        totals, _ = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True, log_probs_N=log_probs_N)
+        return share_from_last_stage(log_probs_N, self.parallel), totals
+
+    def _with_chosen_tokens(self, batch: Batch) -> Batch:
+        """`batch` with `selected_N`. Covariances are of the whole mini-batch, so they take a forward pass of their own.
+
+        In the first update after `prepare` its log-probs are the present ones: no pass is made, and ratios to the policy before
+        the step are exactly 1, as without `prepare` (KL-Cov's |log r| would turn their rounding into gradients of size 1).
+        """
+        if batch.old_log_probs_N is not None and batch.old_version == self.updates:
+            current_N, batch = batch.old_log_probs_N, replace(batch, old_log_probs_N=None, old_version=None)
+        else:
+            current_N, _ = self._log_probs(batch)
+        return replace(batch, selected_N=choose_tokens(self.cfg, batch, current_N, self.updates))
 
     def _measurement(self, totals: dict[str, float], version: int, requested_target: float | None) -> Measurement:
         mean = _token_mean(totals)

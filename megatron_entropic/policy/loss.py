@@ -5,6 +5,7 @@ Shapes: T packed positions, H hidden size.
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from megatron_entropic.algorithms import (
     entropic_adjustment,
     entropy_bonus,
     entropy_lowering,
+    kl_cov_penalty,
+    ratio_clipped,
     truncated_importance_weight,
 )
 from megatron_entropic.config import Config
@@ -25,11 +28,18 @@ from megatron_entropic.policy.batching import MicroBatch
 CONTROL_SUMS = ("tokens", "entropy", "clamped_entropy", "active", "authority", "pressure", "bonus_authority")
 """Sums over response tokens that entropy control steers by; their means: control/measurement.py."""
 
-SUMS = ("policy_loss", "total_loss", "clipped", "actuated", "high_prob", "gap", "kl_old")
+SUMS = ("policy_loss", "total_loss", "clipped", "actuated", "selected", "high_prob", "gap", "kl_old")
 """Further sums over response tokens that `micro_batch_loss` reports."""
 
 MAXIMA = ("gap_max",)
 """Maxima over response tokens that `micro_batch_loss` reports."""
+
+
+class ClipRange(TypedDict):
+    """Arguments of clipped_policy_loss and ratio_clipped."""
+
+    clip_low: float
+    clip_high: float
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class Objective:
 
         L = (1/N) sum_t [ policy_t + alpha (N/D) adjust_t - c Hc_t - c' H_t ]
 
-    N is the number of response tokens of the mini-batch; `adjustment_scale` is N/D (1 when D = N).
+    N is the number of response tokens of the mini-batch; `adjustment_scale` is N/D (1 when D = N). On the batch's selected tokens
+    Clip-Cov leaves policy_t out, and KL-Cov adds its penalty.
     """
 
     cfg: Config
@@ -54,14 +65,14 @@ class Objective:
             stats: of the targets, [T] each; what the loss needs carries gradients.
             measured: the statistics whose entropies are reported, when these are not the loss's own (another temperature).
         """
-        algorithm, control = self.cfg.algorithm, self.cfg.control
+        control = self.cfg.control
         mask_T, advantage_T = batch.mask_T, batch.advantages_T
         current_T, entropy_T = stats.log_prob.detach(), stats.entropy.detach()
         before_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
-        old_T = self._old_log_probs(before_T, batch)
-        ratio_T = (stats.log_prob - old_T).exp()
+        old_T = old_log_probs(self.cfg, before_T, batch.sampler_log_probs_T)
+        log_ratio_T = stats.log_prob - old_T
         actuator_T = actuator_mask(control.actuator, current_T, entropy_T, high_prob_threshold=control.high_prob_threshold)
-        policy_T, total_T = self._terms(stats, batch, ratio_T, old_T, actuator_T)
+        policy_T, total_T = self._terms(stats, batch, log_ratio_T, old_T, actuator_T)
 
         def total(values_T: Tensor) -> Tensor:
             return values_T.detach()[mask_T].sum(dtype=torch.float64)
@@ -69,7 +80,7 @@ class Objective:
         measured = measured or stats
         clamped_T = torch.zeros_like(entropy_T) if measured.clamped_entropy is None else measured.clamped_entropy
         lowers_T = entropy_lowering(current_T, entropy_T)
-        clipped_T = ((ratio_T > 1 + algorithm.clip_high) & (advantage_T > 0)) | ((ratio_T < 1 - algorithm.clip_low) & (advantage_T < 0))
+        clipped_T = ratio_clipped(log_ratio_T.exp(), advantage_T, **clip_range(self.cfg))
         gap_T = torch.where(mask_T, (before_T - batch.sampler_log_probs_T).abs(), 0.0)
         sums = {
             "tokens": total(mask_T),
@@ -83,6 +94,7 @@ class Objective:
             "total_loss": total(total_T),
             "clipped": total(clipped_T),
             "actuated": total(actuator_T.abs()),
+            "selected": total(torch.zeros_like(mask_T) if batch.selected_T is None else batch.selected_T),
             "high_prob": total(current_T > math.log(control.high_prob_threshold)),
             "gap": total(gap_T),
             "kl_old": total(old_T - current_T),
@@ -91,20 +103,23 @@ class Objective:
         return total_T[mask_T].sum(), sums
 
     def _terms(
-        self, stats: TokenStatistics, batch: MicroBatch, ratio_T: Tensor, old_T: Tensor, actuator_T: Tensor
+        self, stats: TokenStatistics, batch: MicroBatch, log_ratio_T: Tensor, old_T: Tensor, actuator_T: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(policy loss, loss with the control's terms) of each token."""
-        algorithm, coefficients, advantage_T = self.cfg.algorithm, self.coefficients, batch.advantages_T
+        algorithm, control = self.cfg.algorithm, self.cfg.control
+        coefficients, advantage_T, ratio_T = self.coefficients, batch.advantages_T, log_ratio_T.exp()
         weight_T = None
         if algorithm.sampler_correction_cap:
             weight_T = truncated_importance_weight(old_T, batch.sampler_log_probs_T, algorithm.sampler_correction_cap)
         if coefficients.positive_weight != 1.0:
             reinforced_T = torch.where(advantage_T > 0, coefficients.positive_weight, 1.0)
             weight_T = reinforced_T if weight_T is None else weight_T * reinforced_T
-        policy_T = clipped_policy_loss(
-            ratio_T, advantage_T, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high, weight_T=weight_T
-        )
+        policy_T = clipped_policy_loss(ratio_T, advantage_T, **clip_range(self.cfg), weight_T=weight_T)
+        if control.kind == "clip_cov" and batch.selected_T is not None:
+            policy_T = torch.where(batch.selected_T, 0.0, policy_T)
         total_T = policy_T
+        if control.kind == "kl_cov" and batch.selected_T is not None:
+            total_T = total_T + control.cov_kl_coefficient * kl_cov_penalty(log_ratio_T, batch.selected_T, weight_T)
         if coefficients.alpha:
             adjust_T = entropic_adjustment(ratio_T, advantage_T, actuator_T, weight_T)
             total_T = total_T + coefficients.alpha * self.adjustment_scale * adjust_T
@@ -115,11 +130,19 @@ class Objective:
             total_T = total_T + coefficients.entropy_bonus * entropy_bonus(stats.entropy)
         return policy_T, total_T
 
-    def _old_log_probs(self, before_T: Tensor, batch: MicroBatch) -> Tensor:
-        """lp_old of the ratio r_t = exp(lp_t - lp_old_t): the policy before the step, or the sampler itself.
 
-        Rollouts from older weights need a correction. With a cap, r_t is to the policy before the step and the truncated
-        weight w_t = pi_old / pi_sampler corrects (decoupled PPO); without one, r_t = pi / pi_sampler is the correction.
-        """
-        stale = self.cfg.rollout.max_staleness > 0
-        return batch.sampler_log_probs_T if stale and not self.cfg.algorithm.sampler_correction_cap else before_T
+def old_log_probs(cfg: Config, before_T: Tensor, sampler_T: Tensor) -> Tensor:
+    """lp_old of the ratio r_t = exp(lp_t - lp_old_t): the policy before the step, or the sampler itself.
+
+    Rollouts from older weights need a correction. With a cap, r_t is to the policy before the step and the truncated
+    weight w_t = pi_old / pi_sampler corrects (decoupled PPO); without one, r_t = pi / pi_sampler is the correction.
+    """
+    stale = cfg.rollout.max_staleness > 0
+    return sampler_T if stale and not cfg.algorithm.sampler_correction_cap else before_T
+
+
+def clip_range(cfg: Config) -> ClipRange:
+    """How far r_t may leave 1. KL-Cov has a penalty in the place of the clip, in the paper and in the authors' code."""
+    if cfg.control.kind == "kl_cov":
+        return {"clip_low": 1.0, "clip_high": math.inf}
+    return {"clip_low": cfg.algorithm.clip_low, "clip_high": cfg.algorithm.clip_high}

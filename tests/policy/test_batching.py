@@ -57,10 +57,21 @@ def test_an_empty_micro_batch_is_padding_only() -> None:
     assert micro.response_tokens == 0
 
 
+def test_selected_tokens_are_packed_like_their_tokens() -> None:
+    batch = _batch()
+    batch.selected_N = torch.tensor([False, True, True, True])
+    micro = build_micro_batch(batch, [1, 0], device=torch.device("cpu"), pad_multiple=4)
+    assert micro.selected_T is not None
+    assert micro.selected_T.tolist() == [True, False, False, True, True, False, False, False]
+    batch.selected_N = None
+    assert build_micro_batch(batch, [0], device=torch.device("cpu")).selected_T is None
+
+
 def test_mini_batches_keep_their_old_log_probs() -> None:
     batch = _batch()
-    batch.old_log_probs_N = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    batch.old_log_probs_N, batch.old_version = torch.tensor([1.0, 2.0, 3.0, 4.0]), 7
     first, second = batch.mini_batches(2)
+    assert (first.old_version, second.old_version) == (7, 7)
     assert first.old_log_probs_N is not None
     assert second.old_log_probs_N is not None
     assert first.old_log_probs_N.tolist() == [1.0, 2.0, 3.0]

@@ -82,7 +82,8 @@ def reference(cfg: Config, model_dir: Path) -> dict[str, Any]:
     ratio_N = (log_prob_N - old_N).exp()
     clipped_N = ratio_N.clamp(1 - cfg.algorithm.clip_low, 1 + cfg.algorithm.clip_high)
     policy_loss = -torch.minimum(ratio_N * advantage_N, clipped_N * advantage_N).mean()
-    mask_N = torch.sign(log_prob_N + entropy_N).detach()
+    high_N = (log_prob_N.exp() > cfg.control.high_prob_threshold).double()
+    mask_N = high_N if cfg.control.actuator == "high_prob" else torch.sign(log_prob_N + entropy_N).detach()
     denominator = len(mask_N) if cfg.control.denominator == "response_tokens" else mask_N.abs().sum()
     adjust = -(mask_N * ratio_N * advantage_N.abs()).sum() / denominator
     total = policy_loss + ALPHA * adjust - BONUS * clamped_N.mean()
@@ -94,20 +95,30 @@ def reference(cfg: Config, model_dir: Path) -> dict[str, Any]:
         "policy_loss": policy_loss.item(),
         "total_loss": total.item(),
         "grad_norm": norm.item(),
+        "actuated_fraction": mask_N.abs().mean().item(),
         "kl_old": (old_N - log_prob_N).mean().item(),
         "log_probs": log_prob_N.tolist(),
         "old_log_probs": old_N.float(),
     }
 
 
-@pytest.mark.parametrize("denominator", ["response_tokens", "high_prob_tokens"])
+ACTUATORS = {
+    "signed, D all": ("control.actuator=signed", "control.denominator=response_tokens"),
+    "signed, D masked": ("control.actuator=signed", "control.denominator=high_prob_tokens"),
+    # As released, with a threshold that some tokens of a random model are above.
+    "high_prob, D masked": ("control.actuator=high_prob", "control.denominator=high_prob_tokens", "control.high_prob_threshold=0.01"),
+}
+
+
+@pytest.mark.parametrize("actuator", ACTUATORS)
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_an_update_is_the_formula(tmp_path: Path, world_size: int, denominator: str) -> None:
+def test_an_update_is_the_formula(tmp_path: Path, world_size: int, actuator: str) -> None:
     model = save_divisible(tmp_path / "model")
-    cfg = settings(model, f"parallel.tensor={world_size}", f"control.denominator={denominator}", "control.actuator=signed")
+    cfg = settings(model, f"parallel.tensor={world_size}", *ACTUATORS[actuator])
     expected = reference(cfg, model)
+    assert 0.1 < expected["actuated_fraction"] <= (0.9 if cfg.control.actuator == "high_prob" else 1.0)
     for stats, log_probs, changed in run_ranks(update_once, world_size, cfg, expected["old_log_probs"]):
-        for field in ("entropy", "clamped_entropy", "policy_loss", "total_loss", "grad_norm", "kl_old"):
+        for field in ("entropy", "clamped_entropy", "policy_loss", "total_loss", "grad_norm", "kl_old", "actuated_fraction"):
             assert getattr(stats, field) == pytest.approx(expected[field], rel=2e-5, abs=1e-6), field
         assert log_probs == pytest.approx(expected["log_probs"], abs=1e-5)
         assert 0 < stats.clip_fraction < 1

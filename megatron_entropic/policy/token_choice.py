@@ -1,0 +1,49 @@
+"""Which tokens of a mini-batch Clip-Cov and KL-Cov act on.
+
+Shapes: N response tokens of the mini-batch.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from megatron_entropic.algorithms import clip_cov_selection, kl_cov_selection, ratio_clipped
+from megatron_entropic.config import Config
+from megatron_entropic.policy.batching import Batch
+from megatron_entropic.policy.loss import clip_range, old_log_probs
+
+CHOOSING_KINDS = ("clip_cov", "kl_cov")
+"""Values of control.kind that choose tokens by their covariance."""
+
+
+def choose_tokens(cfg: Config, batch: Batch, current_N: Tensor, update: int) -> Tensor:
+    """The tokens that `control.kind` acts on in one update: [tokens] bool, the same on every rank that holds the same numbers.
+
+    Args:
+        batch: the whole mini-batch; without `old_log_probs_N` the ratios to the policy before the step are 1.
+        current_N: log-probs under the policy about to be updated, [tokens] float32, the same bits on every rank.
+        update: number of updates so far; with trainer.seed it determines the draw of Clip-Cov.
+    """
+    control, device = cfg.control, current_N.device
+    advantage_N = torch.tensor([sample.advantage for sample in batch.samples for _ in sample.response_ids], device=device)
+    if control.kind == "kl_cov":
+        return kl_cov_selection(current_N, advantage_N, share=control.cov_share)
+    before_N = current_N if batch.old_log_probs_N is None else batch.old_log_probs_N.to(device)
+    sampler_N = torch.tensor([value for sample in batch.samples for value in sample.sampler_log_probs], device=device)
+    ratio_N = (current_N - old_log_probs(cfg, before_N, sampler_N)).exp()
+    return clip_cov_selection(
+        current_N,
+        advantage_N,
+        share=control.cov_share,
+        low=control.cov_low,
+        high=control.cov_high,
+        generator=_generator(cfg.trainer.seed, update),
+        clipped_N=ratio_clipped(ratio_N, advantage_N, **clip_range(cfg)),
+    )
+
+
+def _generator(seed: int, update: int) -> torch.Generator:
+    """Depends on the run's seed and the number of updates alone: a resumed run, and every layout, draws the same."""
+    digest = hashlib.blake2b(f"token choice {seed}/{update}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
