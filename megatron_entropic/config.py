@@ -194,6 +194,15 @@ class Config:
         return self.run.dir or Path("runs") / self.run.name
 
     @model_validator(mode="after")
+    def _kl_cov_has_an_old_policy(self) -> "Config":
+        if self.control.kind == "kl_cov" and self.batch.mini_batches == 1 and self.rollout.max_staleness == 0:
+            raise ValueError(
+                "control.kind=kl_cov needs batch.mini_batches >= 2 or rollout.max_staleness >= 1: "
+                "its penalty |log pi - log pi_old| is 0 in the first update on fresh rollouts"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _replay_has_a_path(self) -> "Config":
         if self.rollout.engine == "replay" and self.rollout.replay_path is None:
             raise ValueError("rollout.engine=replay needs rollout.replay_path=RUN_DIR/rollouts")
