@@ -10,6 +10,8 @@ DEAD_TIME = 1.5
 """Updates between a measurement and the middle of the update that answers it."""
 TRUSTED, DISTRUSTED = 2.0, 0.5
 """Confidence from which an estimate is used, and below which it is given up again."""
+CAUTION = 2.0
+"""Standard errors by which a gain that is not trusted yet is taken too large."""
 NOISE_SHARE = 0.25
 """The proportional term may turn measurement noise into at most this share of alpha's limit (standard deviation)."""
 
@@ -23,7 +25,7 @@ class Gains:
 
 
 class Tuning:
-    """Chooses the gains: the configured ones until the plant is known, then those of a wanted closed-loop response.
+    """Chooses the gains: the configured ones until the probe is over, then those of a wanted closed-loop response.
 
     For an integrator of gain g behind a dead time and a lag, Skogestad's rule (SIMC, J. Process Control 13, 2003) with half of
     the lag counted as dead time and the closed loop's time constant T_c gives
@@ -32,7 +34,10 @@ class Tuning:
 
     T_c = theta is its recommendation. The lag is Adam's, beta1 / (1 - beta1). |g| is taken one standard error too large (an
     overestimated gain makes the loop slower, an underestimated one makes it oscillate), and kp is bounded so that noise alone
-    moves alpha by at most NOISE_SHARE of its limit.
+    moves alpha by at most NOISE_SHARE of its limit. A probe that left |g| in doubt still bounds it: until the estimate is trusted
+    the gains are those of the largest |g| that it allows, CAUTION standard errors up. The configured gains may be hundreds of times
+    too small for such a plant, and the closed loop they leave nearly open teaches little about it. They stay when there was no
+    probe, or the response clearly has the wrong sign.
 
     The probe: alternating alpha, +a, -a, -a, +a in blocks. Its sum is zero, so it leaves the entropy where drift takes it.
     """
@@ -55,9 +60,15 @@ class Tuning:
     def gains(self, estimate: PlantEstimate) -> Gains:
         """The gains for the present estimate."""
         self.tuned = self._auto and estimate.confidence >= (DISTRUSTED if self.tuned else TRUSTED)
-        if not self.tuned:
+        if self.tuned:
+            largest = abs(estimate.gain) + estimate.gain_error
+        elif self._block and estimate.confidence > -TRUSTED:
+            largest = max(-estimate.gain, 0.0) + CAUTION * estimate.gain_error
+        else:
             return self.fallback
-        kp = 1.0 / ((abs(estimate.gain) + estimate.gain_error) * self.time_constant)
+        if largest == 0:  # a measurement that never changed
+            return self.fallback
+        kp = 1.0 / (largest * self.time_constant)
         if estimate.noise > 0:
             kp = min(kp, NOISE_SHARE * self._limit / estimate.noise)
         return Gains(kp, kp / (4 * self.time_constant))
