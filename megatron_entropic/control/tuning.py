@@ -30,14 +30,15 @@ class Tuning:
     For an integrator of gain g behind a dead time and a lag, Skogestad's rule (SIMC, J. Process Control 13, 2003) with half of
     the lag counted as dead time and the closed loop's time constant T_c gives
 
-        theta = dead time + lag / 2        kp = 1 / (|g| (T_c + theta))        ki = kp / (4 (T_c + theta))
+        theta = dead time + lag / 2        kp = 1 / (|g| (T_c + theta))        ki = kp^2 |g| / 4 = kp / (4 (T_c + theta))
 
     T_c = theta is its recommendation. The lag is Adam's, beta1 / (1 - beta1). |g| is taken one standard error too large (an
     overestimated gain makes the loop slower, an underestimated one makes it oscillate), and kp is bounded so that noise alone
-    moves alpha by at most NOISE_SHARE of its limit. A probe that left |g| in doubt still bounds it: until the estimate is trusted
-    the gains are those of the largest |g| that it allows, CAUTION standard errors up. The configured gains may be hundreds of times
-    too small for such a plant, and the closed loop they leave nearly open teaches little about it. They stay when there was no
-    probe, or the response clearly has the wrong sign.
+    moves alpha by at most NOISE_SHARE of its limit; kp^2 |g| / 4 then keeps the loop critically damped.
+
+    A probe that left |g| in doubt still bounds it: until the estimate is trusted the gains are those of the largest |g| that it
+    allows, CAUTION standard errors up. The configured gains may be far too small for such a plant, and the closed loop that they
+    leave nearly open teaches little about it. They stay when there was no probe, or the response clearly has the wrong sign.
 
     The probe: alternating alpha, +a, -a, -a, +a in blocks. Its sum is zero, so it leaves the entropy where drift takes it.
     """
@@ -71,7 +72,7 @@ class Tuning:
         kp = 1.0 / (largest * self.time_constant)
         if estimate.noise > 0:
             kp = min(kp, NOISE_SHARE * self._limit / estimate.noise)
-        return Gains(kp, kp / (4 * self.time_constant))
+        return Gains(kp, kp**2 * largest / 4)
 
     def state_dict(self) -> dict[str, Any]:
         return {"tuned": self.tuned}
