@@ -34,7 +34,9 @@ EXHAUSTED_AFTER = 10
 class Phase(StrEnum):
     """Who steers.
 
-        IDLE -> PROBING -> ALPHA <-> SHARED <-> BONUS        and from each of these three to EXHAUSTED and back
+        IDLE -> PROBING -> any of ALPHA, SHARED, BONUS, EXHAUSTED, and from each of these four to each other
+
+    Without a probe IDLE goes to one of the four at once. Nothing returns to IDLE or PROBING.
 
     IDLE: nothing measured yet. PROBING: alternating alpha tests the response. ALPHA: alpha alone. SHARED: alpha is at its
     limit and the bonus does the rest. BONUS: alpha has lost its authority. EXHAUSTED: everything has been at its limit for
