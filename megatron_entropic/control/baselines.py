@@ -59,7 +59,7 @@ class AEC:
             self._reference.request(measured.requested_target)
         if not self._guard.accepts(measured.entropy):
             return
-        target = self._reference.advance(measured.entropy, measured.executed - self._reference.updates, rate=math.inf)
+        target = self._reference.advance(measured.entropy, measured.executed, rate=math.inf)
         self.applied = self.coefficient if measured.entropy <= target else 0.0
         sign = (target > measured.entropy) - (target < measured.entropy)
         low, high = self._bounds

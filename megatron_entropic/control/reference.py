@@ -50,15 +50,15 @@ class Reference:
         """From now on the target is this many nats, whatever the schedule says."""
         self.requested = target
 
-    def advance(self, entropy: float, updates: int, *, rate: float, hold: bool = False) -> float:
-        """The setpoint after `updates` more updates, given the measured entropy.
+    def advance(self, entropy: float, executed: int, *, rate: float, hold: bool = False) -> float:
+        """The setpoint after `executed` updates of the run, given the measured entropy.
 
         It moves by at most `rate` nats an update; `hold` keeps it at the measured entropy.
         """
         cfg = self._cfg
         if self.initial is None:
             self.initial = entropy
-        self.updates += updates
+        updates, self.updates = executed - self.updates, executed
         unit = self.initial if cfg.target_unit == "initial" else 1.0
         scheduled = scheduled_target(cfg.target_entropy, cfg.target_points, cfg.target_shape, self.updates)
         self.target = self.requested if self.requested is not None else unit * scheduled
@@ -66,7 +66,7 @@ class Reference:
             self.setpoint = self.target
         elif self.setpoint is None or hold:
             self.setpoint = entropy
-        else:
+        elif updates > 0:
             step = (self.target - self.setpoint) * -math.expm1(-updates / self._time_constant)
             self.setpoint += min(max(step, -rate * updates), rate * updates)
         return self.setpoint

@@ -77,7 +77,7 @@ class Steering:
         was_tuned = self.tuning.tuned
         gains = self.tuning.gains(estimate) if probe is None else self.tuning.fallback
         rate = RATE_SHARE * abs(estimate.gain) * self.cfg.alpha_limit if self.tuning.tuned else math.inf
-        setpoint = self.reference.advance(entropy, updates, rate=rate, hold=probe is not None)
+        setpoint = self.reference.advance(entropy, self.executed, rate=rate, hold=probe is not None)
         if probe is not None:
             return self.handoff.probe(probe)
         self.pi.set_gains(gains.kp, gains.ki)

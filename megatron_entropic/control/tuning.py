@@ -27,14 +27,14 @@ class Gains:
 class Tuning:
     """Chooses the gains: the configured ones until the probe is over, then those of a wanted closed-loop response.
 
-    For an integrator of gain g behind a dead time and a lag, Skogestad's rule (SIMC, J. Process Control 13, 2003) with half of
-    the lag counted as dead time and the closed loop's time constant T_c gives
+    The plant is an integrator of gain g behind a dead time and Adam's lag beta1 / (1 - beta1); the controller's error already
+    includes what the lag still owes (`Plant.coasting`). With T = dead time + lag / 2 unless it is given, 1/T of an error is to
+    be removed per update, critically damped:
 
-        theta = dead time + lag / 2        kp = 1 / (|g| (T_c + theta))        ki = kp^2 |g| / 4 = kp / (4 (T_c + theta))
+        kp = 1 / (|g| T)        ki = kp^2 |g| / 4
 
-    T_c = theta is its recommendation. The lag is Adam's, beta1 / (1 - beta1). |g| is taken one standard error too large (an
-    overestimated gain makes the loop slower, an underestimated one makes it oscillate), and kp is bounded so that noise alone
-    moves alpha by at most NOISE_SHARE of its limit; kp^2 |g| / 4 then keeps the loop critically damped.
+    |g| is taken one standard error too large (an overestimated gain makes the loop slower, an underestimated one makes it
+    oscillate), and kp is bounded so that noise alone moves alpha by at most NOISE_SHARE of its limit.
 
     A probe that left |g| in doubt still bounds it: until the estimate is trusted the gains are those of the largest |g| that it
     allows, CAUTION standard errors up. The configured gains may be far too small for such a plant, and the closed loop that they
