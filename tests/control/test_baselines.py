@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.config import BatchConfig, Config, ControlConfig
 from megatron_entropic.control import Coefficients, Controller, Measurement, NonFiniteEntropyError, make_controller
 from megatron_entropic.control.baselines import AEC
 
@@ -16,7 +16,8 @@ STATIC_KINDS = ("none", "nsr", "entropy_bonus", "clip_cov", "kl_cov")
 
 
 def make(**control: object) -> Controller:
-    return make_controller(Config(control=ControlConfig(**control)))  # type: ignore[arg-type]
+    # Two mini-batches: kl_cov needs an old policy.
+    return make_controller(Config(control=ControlConfig(**control), batch=BatchConfig(mini_batches=2)))  # type: ignore[arg-type]
 
 
 def feed(controller: Controller, values: list[float], start: int = 0) -> list[Coefficients]:
