@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_entropic.config import Config, ControlConfig
@@ -32,6 +32,7 @@ def released_entropic(values: list[float], target: float, kp: float, ki: float, 
     return alphas
 
 
+@settings(deadline=None)
 @given(entropies, st.floats(-1, 1), st.floats(0, 5), st.floats(0, 0.5))
 def test_entropic_is_the_released_rule_without_anti_windup(values: list[float], target: float, kp: float, ki: float) -> None:
     controller = EntroPIC(target, kp=kp, ki=ki, anti_windup=False)
@@ -68,6 +69,7 @@ def test_anti_windup_bounds_the_undershoot() -> None:
     assert steps_below_zero_alpha(anti_windup=False) > 1000
 
 
+@settings(deadline=None)
 @given(entropies, st.floats(0.1, 3.0))
 def test_alpha_never_leaves_its_limits(values: list[float], limit: float) -> None:
     controller = EntroPIC(0.3, kp=4.0, ki=0.5, alpha_limit=limit)
