@@ -67,14 +67,14 @@ def check_rows(
     fault_T[max_T == -torch.inf] = _Fault.ALL_NEGATIVE_INFINITY
     fault_T[local_max_T == torch.inf] = _Fault.POSITIVE_INFINITY
     fault_T[local_max_T.isnan()] = _Fault.NAN
-    row_T = torch.arange(fault_T.numel(), device=fault_T.device)
+    row_T = torch.arange(fault_T.numel(), device=fault_T.device) if rows_T is None else rows_T
     none = torch.iinfo(torch.int64).max
     first = torch.where(fault_T < clean, row_T * clean + fault_T, none).min().reshape(1)
     code = int(shard.all_reduce(first, dist.ReduceOp.MIN).item())
     if code == none:
         return
-    position, fault = divmod(code, clean)
-    row = position if rows_T is None else int(rows_T[position])
+    row, fault = divmod(code, clean)
+    position = row if rows_T is None else int((rows_T == row).nonzero())
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(row), lead_shape))
     detail = f" (target {int(targets_T[position])}, vocabulary {shard.vocab_size})" if fault == _Fault.TARGET else ""
     raise ValueError(f"row {row} (index {index} of {tuple(lead_shape)}): {_REASONS[_Fault(fault)]}{detail}")

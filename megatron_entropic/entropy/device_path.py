@@ -12,3 +12,8 @@ def runs_kernels(logits: Tensor) -> bool:
     Modules that hold kernels import Triton: import them only behind this.
     """
     return logits.is_cuda and logits.dtype in _KERNEL_DTYPES
+
+
+def multiplies_into_float32(operand: Tensor) -> bool:
+    """True where torch.mm takes half-precision operands to a float32 result (`out_dtype`): on a GPU, from torch 2.8 on."""
+    return operand.is_cuda and "dtype" in torch.ops.aten.mm.overloads()

@@ -10,16 +10,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.entropy.checks import check_arguments, refuse_second_derivative
+from megatron_entropic.entropy.hidden_rows import HiddenRows
 from megatron_entropic.entropy.linear_head import Head
 from megatron_entropic.entropy.product_sum import check_main_grad
-from megatron_entropic.entropy.shard import VocabShard
+from megatron_entropic.entropy.shard import VocabShard, statistics_dtype
 from megatron_entropic.entropy.token_statistics import (
     Measured,
     Request,
     TokenStatistics,
     gather_upstream,
     kept_count,
-    rows_inside,
 )
 
 
@@ -117,12 +117,14 @@ def _statistics(
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if accumulate_main_grad and needs_grad and weight.requires_grad:
         check_main_grad(weight)
-    head = Head(request, lead_shape, sequence_parallel, chunk_tokens, accumulate_main_grad)
-    rows_T = rows_inside(mask)
-    targets_T = targets.reshape(-1) if rows_T is None else targets.reshape(-1)[rows_T]
+    splits_tokens = chunk_tokens is not None or request.selects
+    adds_for_free = accumulate_main_grad or splits_tokens or not needs_grad or weight.dtype == statistics_dtype(weight.dtype)
+    rows = HiddenRows.of(shard, targets, mask, sharded=sequence_parallel, chunked=adds_for_free)
+    head = Head(request, rows, chunk_tokens, accumulate_main_grad)
+    targets_T = rows.take(targets)
     if needs_grad:
-        return TokenStatistics(*_LinearTokenStatistics.apply(hidden, weight, targets_T, rows_T, head))  # type: ignore[no-untyped-call]
-    return head.measure(hidden, weight, targets_T, rows_T).spread(rows_T, lead_shape)
+        return TokenStatistics(*_LinearTokenStatistics.apply(hidden, weight, targets_T, rows.rows_T, head))  # type: ignore[no-untyped-call]
+    return head.measure(hidden, weight, targets_T).spread(rows.rows_T, lead_shape)
 
 
 def _check_operands(hidden: Tensor, weight: Tensor, chunk_tokens: int | None) -> None:
@@ -140,12 +142,12 @@ class _LinearTokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets_T: Tensor, rows_T: Tensor | None, head: Head) -> TokenStatistics:
-        measured = head.measure(hidden, weight, targets_T, rows_T)
+        measured = head.measure(hidden, weight, targets_T)
         ctx.save_for_backward(hidden, weight, targets_T, rows_T, *measured.tensors())
         ctx.set_materialize_grads(False)
         ctx.head = head
         ctx.parameter = weight if head.accumulate_main_grad else None  # the object with main_grad, whatever saving does to tensors
-        return measured.spread(rows_T, head.lead_shape)
+        return measured.spread(rows_T, head.rows.lead_shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -155,8 +157,6 @@ class _LinearTokenStatistics(torch.autograd.Function):
         scalars, threshold = Measured.restored(tuple(saved))
         upstream = gather_upstream(grads, rows_T, scalars, head.request)
         with torch.no_grad():
-            grad_hidden, grad_weight = head.gradients(
-                hidden, weight, targets_T, rows_T, scalars, threshold, upstream, ctx.needs_input_grad[:2]
-            )
+            grad_hidden, grad_weight = head.gradients(hidden, weight, targets_T, scalars, threshold, upstream, ctx.needs_input_grad[:2])
         source = hidden if hidden.requires_grad else weight
         return refuse_second_derivative(grad_hidden, source), refuse_second_derivative(grad_weight, source), None, None, None

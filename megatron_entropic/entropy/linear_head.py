@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from megatron_entropic.entropy.hidden_rows import HiddenGradient, HiddenRows
 from megatron_entropic.entropy.product_sum import ProductSum, added_to_main_grad, main_grad
 from megatron_entropic.entropy.row_math import (
     Moments,
@@ -51,31 +51,12 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """The computation, tile by tile. `lead_shape` is that of the whole sequence."""
+    """The computation, tile by tile."""
 
     request: Request
-    lead_shape: torch.Size
-    sequence_parallel: bool
+    rows: HiddenRows
     chunk_tokens: int | None
     accumulate_main_grad: bool
-
-    def gather_rows(self, hidden: Tensor, rows_T: Tensor | None) -> Tensor:
-        """[T, H] hidden states inside the mask, from all ranks' slices under sequence parallelism."""
-        if self.sequence_parallel:
-            hidden = self.request.shard.all_gather(hidden)
-        hidden_NH = hidden.reshape(-1, hidden.shape[-1])
-        return hidden_NH if rows_T is None else hidden_NH[rows_T]
-
-    def return_rows(self, grad_TH: Tensor, rows_T: Tensor | None) -> Tensor:
-        """Hidden's gradient in the shape of this rank's hidden, summed over the ranks, from each rank's share [T, H]."""
-        shard, shape = self.request.shard, (*self.lead_shape, grad_TH.shape[1])
-        if not self.sequence_parallel:
-            shard.all_reduce(grad_TH, dist.ReduceOp.SUM)
-        if rows_T is not None:
-            grad_NH = grad_TH.new_zeros(self.lead_shape.numel(), grad_TH.shape[1])
-            grad_TH = grad_NH.index_copy_(0, rows_T, grad_TH)
-        grad = grad_TH.view(shape)
-        return shard.reduce_scatter(grad) if self.sequence_parallel else grad
 
     @property
     def splits_tokens(self) -> bool:
@@ -104,39 +85,42 @@ class Head:
                     rows, span, ShardRows(logits_RC, None, shape[1], BUFFER_BYTES), torch.where(here_R, column_T[rows] - span.start, -1)
                 )
 
-    def measure(self, hidden: Tensor, weight: Tensor, targets_T: Tensor, rows_T: Tensor | None) -> Measured:
+    def measure(self, hidden: Tensor, weight: Tensor, targets_T: Tensor) -> Measured:
         """Forward: one rank's moments of every tile, then the ranks' in one go."""
-        request = self.request
-        pieces: list[tuple[Moments, Tensor]] = []
+        moments: list[Moments] = []
         thresholds: list[Threshold] = []
         # autocast would give these logits another dtype than the backward pass, which runs outside it
         with torch.autocast(device_type=hidden.device.type, enabled=False):
-            if len(targets_T) > 0:
-                for tile in self.tiles(self.gather_rows(hidden, rows_T), weight, targets_T):
-                    threshold = None
-                    if request.kept and request.selects:
-                        threshold = select_largest(tile.logits, request.kept, request.shard)
-                        thresholds.append(threshold)
-                    moments = local_moments(tile.logits, tile.target_R, request.temperature, threshold, entropy=request.entropy)
-                    pieces.append((moments, tile.target_R))
+            for chunk, hidden_TH in self.rows.each(hidden):
+                moments.append(self._measure_chunk(hidden_TH, weight, targets_T[chunk.rows], thresholds))
+        if moments:
+            local = Moments(torch.cat([m.max_T for m in moments]), torch.cat([m.sums_KT for m in moments], 1))
+        else:
+            empty = torch.zeros(3, 0, dtype=statistics_dtype(hidden.dtype), device=hidden.device)
+            local = Moments(empty[0], empty)
         threshold = Threshold(*(torch.cat(parts) for parts in zip(*thresholds, strict=True))) if thresholds else None
-        return conclude(self._join(pieces, hidden), threshold, targets_T, rows_T, self.lead_shape, request)
+        return conclude(local, threshold, targets_T, self.rows.rows_T, self.rows.lead_shape, self.request)
 
-    def _join(self, pieces: list[tuple[Moments, Tensor]], like: Tensor) -> Moments:
-        if not pieces:
-            empty = torch.zeros(3, 0, dtype=statistics_dtype(like.dtype), device=like.device)
-            return Moments(empty[0], empty)
-        moments = [moments for moments, _ in pieces]
+    def _measure_chunk(self, hidden_TH: Tensor, weight: Tensor, targets_T: Tensor, thresholds: list[Threshold]) -> Moments:
+        """One rank's moments of a chunk; the thresholds of its tiles are appended to `thresholds`."""
+        request = self.request
+        pieces: list[tuple[Moments, Tensor]] = []
+        for tile in self.tiles(hidden_TH, weight, targets_T):
+            threshold = None
+            if request.kept and request.selects:
+                threshold = select_largest(tile.logits, request.kept, request.shard)
+                thresholds.append(threshold)
+            moments = local_moments(tile.logits, tile.target_R, request.temperature, threshold, entropy=request.entropy)
+            pieces.append((moments, tile.target_R))
         if self.splits_tokens:
-            return Moments(torch.cat([m.max_T for m in moments]), torch.cat([m.sums_KT for m in moments], 1))
-        return merge_moments(moments, [target_T for _, target_T in pieces], self.request.temperature)
+            return Moments(torch.cat([m.max_T for m, _ in pieces]), torch.cat([m.sums_KT for m, _ in pieces], 1))
+        return merge_moments([m for m, _ in pieces], [target_T for _, target_T in pieces], request.temperature)
 
     def gradients(
         self,
         hidden: Tensor,
         weight: Tensor,
         targets_T: Tensor,
-        rows_T: Tensor | None,
         scalars: TokenScalars,
         threshold: Threshold | None,
         upstream: UpstreamGradients,
@@ -145,31 +129,42 @@ class Head:
         """Backward: the gradients of hidden and weight that are `wanted`; each tile's logits computed again, then overwritten."""
         if len(targets_T) == 0:
             return torch.zeros_like(hidden) if wanted[0] else None, torch.zeros_like(weight) if wanted[1] else None
+        returned = HiddenGradient(self.rows, hidden) if wanted[0] else None
+        of_weight = None
+        if wanted[1]:
+            buffer = main_grad(weight) if self.accumulate_main_grad else None
+            overlap = self.splits_tokens or len(self.rows.chunks) > 1
+            of_weight = ProductSum(weight, weight.shape, pieces_overlap=overlap, buffer=buffer)
         with torch.autocast(device_type=hidden.device.type, enabled=False):
-            hidden_TH = self.gather_rows(hidden, rows_T)
-            of_hidden = of_weight = None
-            if wanted[0]:
-                of_hidden = ProductSum(hidden_TH, hidden_TH.shape, pieces_overlap=not self.splits_tokens)
-            if wanted[1]:
-                buffer = main_grad(weight) if self.accumulate_main_grad else None
-                of_weight = ProductSum(weight, weight.shape, pieces_overlap=self.splits_tokens, buffer=buffer)
-            for tile in self.tiles(hidden_TH, weight, targets_T):
-                cut = None if threshold is None else threshold.at(tile.rows)
-                grad_RC = tile.logits.logits
-                write_logits_gradient(
-                    tile.logits,
-                    tile.target_R,
-                    self.request.temperature,
-                    scalars.at(tile.rows),
-                    cut,
-                    upstream.at(tile.rows),
-                    grad_RC,
-                )
-                if of_hidden is not None:
-                    of_hidden.add(tile.rows, grad_RC, weight[tile.columns])
-                if of_weight is not None:
-                    of_weight.add(tile.columns, grad_RC.T, hidden_TH[tile.rows])
-            grad_hidden = None if of_hidden is None else self.return_rows(of_hidden.total(), rows_T)
+            for chunk, hidden_TH in self.rows.each(hidden):
+                of_hidden = None
+                if returned is not None:
+                    of_hidden = ProductSum(hidden_TH, hidden_TH.shape, pieces_overlap=not self.splits_tokens)
+                cut = None if threshold is None else threshold.at(chunk.rows)
+                given = (scalars.at(chunk.rows), cut, upstream.at(chunk.rows))
+                for tile in self.tiles(hidden_TH, weight, targets_T[chunk.rows]):
+                    grad_RC = self._differentiate(tile, *given)
+                    if of_hidden is not None:
+                        of_hidden.add(tile.rows, grad_RC, weight[tile.columns])
+                    if of_weight is not None:
+                        of_weight.add(tile.columns, grad_RC.T, hidden_TH[tile.rows])
+                if returned is not None and of_hidden is not None:
+                    returned.give(chunk, of_hidden.total())
+        grad_hidden = None if returned is None else returned.total()
         if of_weight is None:
             return grad_hidden, None
         return grad_hidden, added_to_main_grad(weight) if self.accumulate_main_grad else of_weight.total()
+
+    def _differentiate(self, tile: Tile, scalars: TokenScalars, threshold: Threshold | None, upstream: UpstreamGradients) -> Tensor:
+        """The gradient of a tile's logits, in their place; the other arguments are those of the tile's chunk."""
+        grad_RC = tile.logits.logits
+        write_logits_gradient(
+            tile.logits,
+            tile.target_R,
+            self.request.temperature,
+            scalars.at(tile.rows),
+            None if threshold is None else threshold.at(tile.rows),
+            upstream.at(tile.rows),
+            grad_RC,
+        )
+        return grad_RC

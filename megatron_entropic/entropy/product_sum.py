@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor
 
+from megatron_entropic.entropy.device_path import multiplies_into_float32
 from megatron_entropic.entropy.shard import statistics_dtype
+
+BLOCK_ROWS, BLOCK_INNER = 512, 256
+"""Where no product of half-precision matrices comes in float32, so much of them is made float32 at a time: small beside the operands,
+and large enough for the products to lose no speed."""
 
 
 class ProductSum:
@@ -30,16 +35,32 @@ class ProductSum:
         self._filled = max(self._filled, rows.stop)
         if not self._adds:
             torch.mm(left, right, out=self._sum[rows])
-        elif self._sum.dtype == left.dtype:
-            self._sum[rows].addmm_(left, right)
         else:
-            self._sum[rows].add_(left @ right)
+            _add_product(self._sum[rows], left, right)
 
     def total(self) -> Tensor:
         """The gradient in its own dtype; rows behind the last one that was given are 0."""
         if not self._adds:
             self._sum[self._filled :].zero_()
         return self._sum.to(self._dtype)
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out += left @ right, the product rounded to no less than out's dtype.
+
+    A half-precision product that is to be added up in float32 would otherwise be rounded to half precision first.
+    """
+    if out.dtype == left.dtype:
+        out.addmm_(left, right)
+    elif multiplies_into_float32(left):
+        out.add_(torch.mm(left, right, out_dtype=out.dtype))
+    else:
+        for inner in range(0, left.shape[1], BLOCK_INNER):
+            inside = slice(inner, inner + BLOCK_INNER)
+            right_KH = right[inside].to(out.dtype)
+            for top in range(0, left.shape[0], BLOCK_ROWS):
+                rows = slice(top, top + BLOCK_ROWS)
+                out[rows].addmm_(left[rows, inside].to(out.dtype), right_KH)
 
 
 def check_main_grad(weight: Tensor) -> None:

@@ -62,22 +62,35 @@ class VocabShard:
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """[R * n, ...] of every rank's [n, ...] in rank order; one collective, none when not sharded."""
-        if self.ranks == 1:
-            return tensor
+        return tensor if self.ranks == 1 else self.start_all_gather(tensor).wait()
+
+    def start_all_gather(self, tensor: Tensor) -> "Pending":
+        """`all_gather` among several ranks, under way while the caller does something else."""
         gathered = tensor.new_empty((self.ranks * tensor.shape[0], *tensor.shape[1:]))
         # torch 2.13 renamed the collective and warns on each use of the old name
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        gather(gathered, tensor.contiguous(), group=self.group)
-        return gathered
+        source = tensor.contiguous()
+        return Pending(gathered, source, gather(gathered, source, group=self.group, async_op=True))
 
-    def reduce_scatter(self, tensor: Tensor) -> Tensor:
-        """This rank's [n, ...] slice of the sum over ranks of [R * n, ...]; one collective, none when not sharded."""
-        if self.ranks == 1:
-            return tensor
-        scattered = tensor.new_empty((tensor.shape[0] // self.ranks, *tensor.shape[1:]))
+    def start_reduce_scatter(self, tensor: Tensor, out: Tensor) -> "Pending":
+        """This rank's slice [n, ...] of the sum over several ranks of [R * n, ...], into contiguous `out`; under way meanwhile."""
         scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-        scatter(scattered, tensor.contiguous(), group=self.group)
-        return scattered
+        source = tensor.contiguous()
+        return Pending(out, source, scatter(out, source, group=self.group, async_op=True))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The result of a collective that may be under way still: not to be looked at, nor `source` changed, before `wait`."""
+
+    result: Tensor
+    source: Tensor | None = None
+    work: dist.Work | None = None
+
+    def wait(self) -> Tensor:
+        if self.work is not None:
+            self.work.wait()
+        return self.result
 
 
 @dataclass(frozen=True)

@@ -269,6 +269,7 @@ class Policy:
             mask=micro_batch.mask_T[:, None],
             sequence_parallel=self.cfg.parallel.sequence,
             validate=False,
+            accumulate_main_grad=True,
         )
         clamped = None if stats.clamped_entropy is None else stats.clamped_entropy[:, 0]
         return TokenStatistics(stats.log_prob[:, 0], stats.entropy[:, 0], clamped)

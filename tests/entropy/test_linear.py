@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_entropic.entropy import hidden_rows, linear_token_statistics, token_statistics
 from megatron_entropic.entropy import linear_head as linear_module
-from megatron_entropic.entropy import linear_token_statistics, token_statistics
 from tests.distributed import run_ranks
 from tests.entropy.oracle import NAMES, assert_close, gradient_rounding, weighted_sum
 from tests.entropy.ranks import counted_collectives, equal_on_all_ranks, shard_of, start_group
@@ -240,10 +240,11 @@ def test_second_derivatives_are_refused() -> None:
 
 
 def run_sharded(
-    dtype: torch.dtype, clamp: float | None, masked: bool, sequence_parallel: bool, chunk_tokens: int | None
+    dtype: torch.dtype, clamp: float | None, masked: bool, sequence_parallel: bool, chunk_tokens: int | None, gathered: int
 ) -> tuple[dict[str, int], dict[str, int]]:
     group = start_group()
     set_narrow_tiles(setattr)
+    hidden_rows.CHUNK_TOKENS = gathered
     case = Case(dtype, clamp, masked)
     reference, grad_hidden, grad_weight = case.reference()
     hidden = (shard_of(case.hidden, group, 0) if sequence_parallel else case.hidden.clone()).requires_grad_()
@@ -280,11 +281,102 @@ def run_sharded(
 )
 def test_sharded_weight(world_size: int, dtype: torch.dtype, clamp: float | None, masked: bool, sequence_parallel: bool) -> None:
     chunk_tokens = 7 if clamp else None
-    counts = run_ranks(run_sharded, world_size, dtype, clamp, masked, sequence_parallel, chunk_tokens)
-    tokens = SEQUENCE * BATCH if not masked else int(Case(dtype, clamp, True).arguments["mask"].sum())
-    selections = math.ceil(tokens / 7) if clamp else 0
+    counts = run_ranks(run_sharded, world_size, dtype, clamp, masked, sequence_parallel, chunk_tokens, hidden_rows.CHUNK_TOKENS)
+    assert counts == [collectives([tokens_inside(masked)], dtype, clamp, sequence_parallel)] * world_size
+
+
+def tokens_inside(masked: bool) -> int:
+    return int(Case(torch.float32, None, True).arguments["mask"].sum()) if masked else SEQUENCE * BATCH
+
+
+def collectives(
+    chunks: list[int], dtype: torch.dtype, clamp: float | None, sequence_parallel: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(forward, backward) for chunks of so many tokens inside the mask, selecting from 7 tokens at a time."""
+    selections = sum(math.ceil(tokens / 7) for tokens in chunks) if clamp else 0
     bytes_per_logit = torch.empty((), dtype=dtype).element_size()
-    reduces, gathers = 2 + selections * bytes_per_logit, selections + sequence_parallel
+    reduces, gathers = 2 + selections * bytes_per_logit, selections + sequence_parallel * len(chunks)
     forward = {"all_reduce": reduces} | ({"all_gather": gathers} if gathers else {})
-    backward = {"all_gather": 1, "reduce_scatter": 1} if sequence_parallel else {"all_reduce": 1}
-    assert counts == [(forward, backward)] * world_size
+    backward = {"all_gather": len(chunks), "reduce_scatter": len(chunks)} if sequence_parallel else {"all_reduce": 1}
+    return forward, backward
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("world_size", "dtype", "clamp"),
+    [(2, torch.float32, None), (4, torch.float32, 0.0), (2, torch.float32, 0.4), (2, torch.bfloat16, 0.4)],
+)
+def test_sequence_in_chunks(world_size: int, dtype: torch.dtype, clamp: float | None, masked: bool) -> None:
+    """Three chunks, or as many as a rank has positions: each is gathered, and its gradient scattered, on its own."""
+    positions = SEQUENCE // world_size
+    count = min(3, positions)
+    mask = Case(dtype, clamp, masked).arguments["mask"]
+    inside_RLB = torch.ones(world_size, positions, BATCH) if mask is None else mask.view(world_size, positions, BATCH)
+    chunks = [int(inside_RLB[:, positions * i // count : positions * (i + 1) // count].sum()) for i in range(count)]
+    assert min(chunks) > 0
+    counts = run_ranks(run_sharded, world_size, dtype, clamp, masked, True, 7 if clamp else None, SEQUENCE * BATCH // 3)
+    assert counts == [collectives(chunks, dtype, clamp, True)] * world_size
+
+
+def refuse_in_chunks() -> tuple[str, dict[str, int]]:
+    """(the error that names the first bad row, the collectives of a sequence of which only the last chunk is inside the mask)."""
+    group = start_group()
+    hidden_rows.CHUNK_TOKENS = 4
+    hidden_TH, weight = torch.ones(8, 1), torch.ones(10, 1)
+    targets_T = torch.zeros(8, dtype=torch.int64)
+    bad_T = targets_T.clone()
+    bad_T[[3, 4]] = 20  # row 4 is in the first chunk, row 3 in the second
+    options: dict[str, Any] = {"tp_group": group, "vocab_size": 20, "sequence_parallel": True}
+    hidden_TH, weight = shard_of(hidden_TH, group, 0).requires_grad_(), weight.requires_grad_()
+    with pytest.raises(ValueError, match="row") as error:
+        linear_token_statistics(hidden_TH, weight, bad_T, mask=torch.arange(8) != 0, **options)
+    with counted_collectives() as counts:
+        statistics = linear_token_statistics(hidden_TH, weight, targets_T, mask=torch.arange(8) == 7, validate=False, **options)
+        (statistics.log_prob.sum() + hidden_TH.sum()).backward()
+    assert statistics.log_prob.detach().tolist() == pytest.approx([0.0] * 7 + [-math.log(20)])
+    assert hidden_TH.grad is not None
+    assert hidden_TH.grad.flatten().tolist() == pytest.approx([1.0] * 4)  # all logits equal: log p does not depend on hidden
+    return str(error.value), dict(counts)
+
+
+@pytest.mark.distributed
+def test_chunks_outside_the_mask_cost_nothing_and_errors_name_the_first_row() -> None:
+    for message, counts in run_ranks(refuse_in_chunks, 2):
+        assert message == "row 3 (index (3,) of (8,)): the target is not a token id (target 20, vocabulary 20)"
+        assert counts == {"all_reduce": 2, "all_gather": 2, "reduce_scatter": 1}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_half_precision_weight_is_added_up_over_chunks_only_in_main_grad(fused: bool) -> None:
+    """Else its gradient's float32 sum would take twice the weight's memory: the sequence is then gathered as a whole."""
+    counts = run_ranks(count_gathers, 2, fused)
+    assert counts == [3 if fused else 1] * 2
+
+
+def count_gathers(fused: bool) -> int:
+    group = start_group()
+    hidden_rows.CHUNK_TOKENS = SEQUENCE * BATCH // 3
+    case = Case(torch.bfloat16, None, False)
+    reference, _, grad_weight = case.reference()
+    weight = torch.nn.Parameter(shard_of(case.weight, group, 0))
+    weight.main_grad, weight.grad_added_to_main_grad = torch.zeros(weight.shape), False  # type: ignore[attr-defined, assignment]
+    hidden = shard_of(case.hidden, group, 0).requires_grad_()
+    statistics = linear_token_statistics(
+        hidden,
+        weight,
+        case.targets,
+        tp_group=group,
+        sequence_parallel=True,
+        validate=False,
+        accumulate_main_grad=fused,
+        **case.arguments,
+    )
+    check_results(statistics, reference)
+    with counted_collectives() as counts:
+        weighted_sum(statistics, case.weights_3N).backward()
+    got = weight.main_grad if fused else weight.grad
+    assert isinstance(got, Tensor)
+    assert_close(got, shard_of(grad_weight, group, 0), *case.tolerance())
+    return counts["all_gather"]
