@@ -33,10 +33,11 @@ from megatron_entropic.entropy.token_statistics import Measured, Request, conclu
 CHUNK_BYTES = 256 * 2**20
 """A tile has at most this much float32 logits, unless `chunk_tokens` says otherwise."""
 
-TILES, MIN_COLUMNS, MIN_ELEMENTS = 64, 1024, 2**20
-"""Tiles of all tokens: about so many, but none so narrow or so small that the products lose speed."""
+TILES, MIN_COLUMNS, MIN_ELEMENTS, ALIGNMENT = 160, 1024, 2**19, 64
+"""Tiles of all tokens: about so many, but none so narrow, so small or so oddly wide that the products lose speed. The packing buffers
+of a CPU's matrix library grow with the tile as well, and are larger than it."""
 
-BUFFER_BYTES = 2**19
+BUFFER_BYTES = 2**18
 """Size of the float32 buffers that a tile is worked on in: small beside the tile, since the products take nearly all the time."""
 
 
@@ -63,15 +64,20 @@ class Head:
         """Tiles are some tokens by all columns if asked for, or if rows are selected from, which takes them whole."""
         return self.chunk_tokens is not None or self.request.selects
 
+    def tile_shape(self, tokens: int) -> tuple[int, int]:
+        """(tokens, columns) of a tile; those at the end may have fewer."""
+        columns = self.request.shard.columns
+        if self.splits_tokens:
+            height, width = self.chunk_tokens or max(1, CHUNK_BYTES // (4 * self.request.shard.width)), columns
+        else:
+            height, width = tokens, max(-(-columns // TILES), MIN_COLUMNS, MIN_ELEMENTS // tokens)
+            width = min(-(-width // ALIGNMENT) * ALIGNMENT, max(1, CHUNK_BYTES // (4 * tokens)))
+        return min(height, tokens), max(1, min(width, columns))
+
     def tiles(self, hidden_TH: Tensor, weight: Tensor, targets_T: Tensor) -> Iterator[Tile]:
         """All tiles of the logits, computed one at a time into the same memory; the same bits each time."""
         tokens, columns = len(hidden_TH), self.request.shard.columns
-        if self.splits_tokens:
-            height, width = self.chunk_tokens or max(1, CHUNK_BYTES // (4 * weight.shape[0])), columns
-        else:
-            height, width = tokens, max(-(-columns // TILES), MIN_COLUMNS, MIN_ELEMENTS // tokens)
-            width = min(width, max(1, CHUNK_BYTES // (4 * tokens)))
-        height, width = min(height, tokens), max(1, min(width, columns))
+        height, width = self.tile_shape(tokens)
         column_T = self.request.shard.local_columns(targets_T)
         memory = hidden_TH.new_empty(height * width)
         for top in range(0, tokens, height):
@@ -103,18 +109,26 @@ class Head:
 
     def _measure_chunk(self, hidden_TH: Tensor, weight: Tensor, targets_T: Tensor, thresholds: list[Threshold]) -> Moments:
         """One rank's moments of a chunk; the thresholds of its tiles are appended to `thresholds`."""
-        request = self.request
-        pieces: list[tuple[Moments, Tensor]] = []
-        for tile in self.tiles(hidden_TH, weight, targets_T):
+        request, tokens = self.request, len(hidden_TH)
+        tiles = 1 if self.splits_tokens else max(1, -(-request.shard.columns // self.tile_shape(tokens)[1]))
+        dtype = statistics_dtype(hidden_TH.dtype)
+        # Made at once: small tensors left behind tile by tile would lie where the tiles' buffers were, and these then go elsewhere.
+        max_PT = torch.empty(tiles, tokens, dtype=dtype, device=hidden_TH.device)
+        sums_PKT = torch.empty(tiles, 5 if request.selects else 3, tokens, dtype=dtype, device=hidden_TH.device)
+        targets_PT = torch.empty(tiles, tokens, dtype=torch.int32, device=hidden_TH.device)
+        for piece, tile in enumerate(self.tiles(hidden_TH, weight, targets_T)):
+            place = 0 if self.splits_tokens else piece
             threshold = None
             if request.kept and request.selects:
                 threshold = select_largest(tile.logits, request.kept, request.shard)
                 thresholds.append(threshold)
             moments = local_moments(tile.logits, tile.target_R, request.temperature, threshold, entropy=request.entropy)
-            pieces.append((moments, tile.target_R))
+            max_PT[place, tile.rows], sums_PKT[place, :, tile.rows] = moments
+            targets_PT[place, tile.rows] = tile.target_R
         if self.splits_tokens:
-            return Moments(torch.cat([m.max_T for m, _ in pieces]), torch.cat([m.sums_KT for m, _ in pieces], 1))
-        return merge_moments([m for m, _ in pieces], [target_T for _, target_T in pieces], request.temperature)
+            return Moments(max_PT[0], sums_PKT[0])
+        pieces = [Moments(max_T, sums_KT) for max_T, sums_KT in zip(max_PT, sums_PKT, strict=True)]
+        return merge_moments(pieces, list(targets_PT), request.temperature)
 
     def gradients(
         self,

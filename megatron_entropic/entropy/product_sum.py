@@ -6,7 +6,7 @@ from torch import Tensor
 from megatron_entropic.entropy.device_path import multiplies_into_float32
 from megatron_entropic.entropy.shard import statistics_dtype
 
-BLOCK_ROWS, BLOCK_INNER = 512, 256
+BLOCK_ROWS, BLOCK_INNER = 256, 128
 """Where no product of half-precision matrices comes in float32, so much of them is made float32 at a time: small beside the operands,
 and large enough for the products to lose no speed."""
 

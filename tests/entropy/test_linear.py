@@ -79,6 +79,7 @@ def set_narrow_tiles(set_value: Any) -> None:
     set_value(linear_module, "TILES", 64)
     set_value(linear_module, "MIN_COLUMNS", 7)
     set_value(linear_module, "MIN_ELEMENTS", 1)
+    set_value(linear_module, "ALIGNMENT", 1)
 
 
 @pytest.mark.usefixtures("narrow_tiles")

@@ -39,6 +39,7 @@ def run(hidden: Tensor, weight: Tensor, clamp: float | None, fused: bool, chunk_
 def test_adds_to_the_buffer(dtype: torch.dtype, clamp: float | None, chunk_tokens: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_head, "MIN_COLUMNS", 4)
     monkeypatch.setattr(linear_head, "MIN_ELEMENTS", 1)
+    monkeypatch.setattr(linear_head, "ALIGNMENT", 1)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, HIDDEN, generator=generator).to(dtype)
     weight = torch.randn(PADDED, HIDDEN, generator=generator).to(dtype)
