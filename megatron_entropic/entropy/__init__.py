@@ -10,6 +10,7 @@ device_path.py       kernels on a GPU, plain torch elsewhere
 kernels.py, kernel_gradient.py, kernel_selection.py, kernel_rows.py    the Triton kernels, and what they share
 linear.py            the operation on hidden states and the output weight; the logits never exist as a whole
 linear_head.py       its computation, tile by tile; product_sum.py: how the tiles' matrix products become gradients
+hidden_rows.py       hidden states from and to the tensor ranks, chunk by chunk under sequence parallelism
 """
 
 from megatron_entropic.entropy.linear import linear_token_log_probs, linear_token_statistics

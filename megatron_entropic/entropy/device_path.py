@@ -16,4 +16,4 @@ def runs_kernels(logits: Tensor) -> bool:
 
 def multiplies_into_float32(operand: Tensor) -> bool:
     """True where torch.mm takes half-precision operands to a float32 result (`out_dtype`): on a GPU, from torch 2.8 on."""
-    return operand.is_cuda and "dtype" in torch.ops.aten.mm.overloads()
+    return operand.is_cuda and "dtype" in torch.ops.aten.mm.overloads()  # type: ignore[no-untyped-call]

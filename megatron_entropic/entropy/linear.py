@@ -46,21 +46,26 @@ def linear_token_statistics(
         targets, mask: as in `token_statistics`, [...] of the *whole* sequence.
         sequence_parallel: hidden is sharded along dimension 0 over tp_group.
         chunk_tokens: tokens whose logits, all of this rank's columns, exist at a time. Default: with 0 < clamp as many as fill
-            256 MiB in float32; else all tokens and about 1/64 of the columns, at most 256 MiB.
+            256 MiB in float32; else all tokens and about 1/160 of the columns, at most 256 MiB.
         accumulate_main_grad: Megatron's gradient accumulation fusion: backward adds weight's gradient to `weight.main_grad` (made
-            by Megatron's DistributedDataParallel), sets `weight.grad_added_to_main_grad` and gives autograd a placeholder.
+            by Megatron's DistributedDataParallel), sets `weight.grad_added_to_main_grad` and gives autograd a placeholder: zeros
+            where `weight.zero_out_wgrad` says that an embedding adds its own gradient through autograd.
         tp_group, vocab_size, temperature, clamp, validate: as in `token_statistics`.
 
     Returns:
         TokenStatistics of the whole sequence on every rank, differentiable in hidden and weight. Each rank's gradient of
         hidden is complete (summed over tp_group), and of its own slice under sequence parallelism.
 
-    The matrix products run in hidden's dtype, autocast or not. Where several add up to a gradient they do so in float32 (in
-    main_grad's dtype there), and the sum comes back in hidden's or weight's dtype.
+    The matrix products run in hidden's dtype, autocast or not. Where several add up to a gradient they come in float32 and are
+    added in float32 (in main_grad's dtype there), and the sum is rounded once, to hidden's or weight's dtype (main_grad: never).
 
-    Collectives over tp_group: forward those of `token_statistics`, the selection's (0 < clamp) once per chunk; backward one
-    all-reduce [T, H] of hidden's gradient. With sequence parallelism an all-gather of hidden in forward and (for the weight's
-    sake) in backward, and a reduce-scatter in place of the all-reduce. No row inside the mask: none at all.
+    Collectives over tp_group: forward those of `token_statistics`, the selection's (0 < clamp) once per chunk_tokens; backward
+    one all-reduce [T, H] of hidden's gradient. With sequence parallelism an all-gather of hidden in forward and (for the weight's
+    sake) in backward, and a reduce-scatter in place of the all-reduce. From 8192 tokens on these are one for each of several
+    chunks of the sequence, under way while the chunk before (all-gather) or after (reduce-scatter) is computed, and hidden is
+    never whole; chunks without a row inside the mask are left out. A half-precision weight's gradient without main_grad would
+    need a float32 sum twice its size to be added up over chunks: then the sequence stays whole. No row inside the mask: none
+    at all.
 
     Saved for backward: hidden and weight as given, and a few scalars a token; nothing when no gradient is needed. Backward
     computes each tile's logits again, into the same memory, and turns them into their gradient there.
@@ -118,6 +123,7 @@ def _statistics(
     if accumulate_main_grad and needs_grad and weight.requires_grad:
         check_main_grad(weight)
     splits_tokens = chunk_tokens is not None or request.selects
+    # a weight's gradient is added up over the sequence's chunks: in place, unless it needs a float32 sum of its own
     adds_for_free = accumulate_main_grad or splits_tokens or not needs_grad or weight.dtype == statistics_dtype(weight.dtype)
     rows = HiddenRows.of(shard, targets, mask, sharded=sequence_parallel, chunked=adds_for_free)
     head = Head(request, rows, chunk_tokens, accumulate_main_grad)
