@@ -28,9 +28,7 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # label, field,
 class ProgressBar:
     """A Tracker that shows entropy, target, alpha and reward of each step on stderr, and who steers when it is not alpha alone.
 
-    Silent on ranks other than 0.
-
-    `total` is trainer.steps, `first_step` the step a resumed run starts with. `stream` is for tests.
+    Silent on ranks other than 0. `total` is trainer.steps, `first_step` the step a resumed run starts with. `stream` is for tests.
     """
 
     def __init__(self, total: int, *, first_step: int = 0, rank: int = 0, stream: TextIO | None = None) -> None:
