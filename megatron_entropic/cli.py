@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     target.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     asked = target.add_mutually_exclusive_group()
-    asked.add_argument("nats", type=float, nargs="?", metavar="NATS", help="the new target, at rollout.temperature")
+    asked.add_argument("nats", type=float, nargs="?", metavar="NATS", help="the new target: nats of the entropy that the run steers by")
     asked.add_argument("--clear", action="store_true", help="go back to the target of the settings and their schedule")
     asked.add_argument("--show", action="store_true", help="show the target, what was asked for, and the entropy (the default)")
     target.set_defaults(command=_target)

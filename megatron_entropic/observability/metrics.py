@@ -34,6 +34,7 @@ METRIC_FIELDS: dict[str, MetricField] = {
     # -- what control applied in the step's last update
     "control/alpha": MetricField("1", "EntroPIC's coefficient", optional=True),
     "control/coefficient": MetricField("1", "coefficient of the entropy bonus", optional=True),
+    "control/selected_fraction": MetricField("1", "share of tokens that clip_cov or kl_cov acted on, of all updates", optional=True),
     "control/phase": MetricField("1", f"who steered: {', '.join(f'{phase.number} {phase}' for phase in Phase)}", optional=True),
     # -- what it had to work with, mean over the step's response tokens
     "control/active_fraction": MetricField("1", "share of tokens with an advantage other than 0"),
@@ -43,6 +44,7 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "control/bonus_authority": MetricField("1", "how far one unit of entropy bonus moves it, in the unit of control/authority"),
     # -- the controller after the step's last measurement
     "control/target_entropy": MetricField("nats", "the target: the schedule's, or what the user asked for", optional=True),
+    "control/adapted_coefficient": MetricField("1", "AEC's coefficient, applied only while the entropy is low", optional=True),
     "control/setpoint": MetricField("nats", "the entropy wanted now, on the soft way to the target", optional=True),
     "control/measured_entropy": MetricField("nats", "the latest measurement it steered by", optional=True),
     "control/predicted_entropy": MetricField("nats", "what its model of the plant expected that measurement to be", optional=True),

@@ -26,7 +26,7 @@ def request_target(run_dir: Path, target: float | None) -> None:
 
 
 def describe_target(run_dir: Path) -> str:
-    """The target of the run's last step, its entropy there, and what was asked for. Raises as `request_target`."""
+    """The target of the run's last step, the entropy it steers by, and what was asked for. Raises as `request_target`."""
     cfg, metrics, asked = _steered_run(run_dir), _metrics(run_dir), read_target(run_dir / NAME)
     if not metrics:
         return "\n".join([f"{run_dir}: no step done yet", *([_wish(asked, None)] if asked else [])])
@@ -35,7 +35,7 @@ def describe_target(run_dir: Path) -> str:
     lines = [
         f"{run_dir}: {len(metrics)} of {cfg.trainer.steps} steps done",
         f"target   {'not logged' if target is None else f'{target:.4g} nats'}",
-        f"entropy  {last['policy/entropy']:.4g} nats",
+        f"entropy  {last[f'policy/{cfg.control.steer_by}']:.4g} nats",
     ]
     return "\n".join([*lines, *([_wish(asked, target)] if asked else [])])
 
