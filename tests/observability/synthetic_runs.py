@@ -11,7 +11,7 @@ import yaml
 
 from megatron_entropic.config import BatchConfig, Config, ControlConfig, RunConfig, TrainerConfig
 from megatron_entropic.control.handoff import Phase
-from megatron_entropic.observability.metrics import MetricsWriter
+from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricsWriter
 from megatron_entropic.rollout.recording import RolloutWriter
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.tasks.task import Problem
@@ -34,12 +34,13 @@ def synthetic_metrics(steps: int, kind: str = "entropic", seed: int = 0) -> list
         length = 7.0 + t + 0.1 * rng.standard_normal()
         loss = 0.02 * rng.standard_normal()
         lines.append(
-            {
+            {name: None for name, field in METRIC_FIELDS.items() if field.optional}
+            | synthetic_control(step, float(entropy), kind)
+            | {
                 "policy/entropy": float(entropy),
                 "policy/clamped_entropy": float(entropy) * 0.8 if "aent" in kind else None,
                 "control/alpha": float(np.clip(3 * (entropy - TARGET) - 0.5 * t, -1, 1)) if kind.startswith("entropic") else None,
                 "control/coefficient": float(2e-4 * (1 + t)) if "aent" in kind else None,
-                **synthetic_control(step, float(entropy), kind),
                 "reward/mean": float(reward),
                 "reward/solve_all": float(np.clip(reward - 0.25, 0, 1)),
                 "reward/solve_none": float(np.clip(0.06 - 0.05 * t, 0, 1)),
@@ -82,8 +83,8 @@ def synthetic_control(step: int, entropy: float, kind: str) -> dict[str, Any]:
         "trust": 1.0,
         "bonus_unit": 0.05,
     }
-    known = steering if kind.startswith("entropic") else dict.fromkeys(steering)
-    return {f"control/{name}": value for name, value in {**measured, **known}.items()}
+    known = measured | (steering if kind.startswith("entropic") else {})
+    return {f"control/{name}": value for name, value in known.items()}
 
 
 def synthetic_rollouts(step: int, text: str = "3 + 4 = 7") -> tuple[list[Rollout], dict[int, Problem], list[float]]:

@@ -24,7 +24,7 @@ def stats(coefficients: Coefficients) -> UpdateStats:
 
 def line_of(tmp_path: Path, control: ControlConfig) -> dict[str, float | None]:
     """The metrics of a step in which the controller was stepped once, read back from the file."""
-    cfg = Config(control=control, batch=BatchConfig(prompts_per_step=2, samples_per_prompt=4))
+    cfg = Config(control=control, batch=BatchConfig(prompts_per_step=2, samples_per_prompt=4, mini_batches=2))  # kl_cov needs two
     controller, (rollouts, _, rewards) = make_controller(cfg), synthetic_rollouts(0)
     update = stats(controller.coefficients())
     controller.step(update.measurement)
