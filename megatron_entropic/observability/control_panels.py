@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from megatron_entropic.control.handoff import Phase
-from megatron_entropic.observability.panel_parts import draw_curve, finish, legend_above, marker, note, widen
+from megatron_entropic.observability.panel_parts import draw_curve, finish, legend_above, marker, note, whole_decades, widen
 from megatron_entropic.observability.run_data import Array, RunData
 from megatron_entropic.observability.style import BLUE, GREEN, INK, MUTED, ORANGE, SKY, YELLOW
 
@@ -112,7 +112,7 @@ def draw_gains(ax: Axes, run: RunData) -> None:
         ax.plot(
             run.steps, np.where(gain > 0, gain, np.nan), color=colour, ls=dash, drawstyle="steps-mid", label=name, **marker(run.steps)
         )
-    ax.set_yscale("log")
+    whole_decades(ax)
     tuned = run.tuned_from
     if tuned is not None:
         ax.axvline(tuned - 0.5, color=INK, ls=(0, (2, 2)), lw=1.2, label=f"tuned from step {tuned}")

@@ -8,7 +8,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from megatron_entropic.observability.run_data import Array, RunData, smooth, smoothing_window
-from megatron_entropic.observability.style import MUTED, step_axis
+from megatron_entropic.observability.style import MUTED, power_of_ten, step_axis
 
 
 def draw_curve(ax: Axes, x: Array, y: Array, colour: str, label: str, *, ls: Any = "-", lw: float = 2.0, smoothed: bool = True) -> None:
@@ -35,6 +35,14 @@ def widen(ax: Axes, span: float) -> None:
     missing = span - (high - low)
     if missing > 0:
         ax.set_ylim(low - missing / 2, high + missing / 2)
+
+
+def whole_decades(ax: Axes) -> None:
+    """A log y axis from a power of ten to another."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(power_of_ten)
+    low, high = ax.get_ylim()
+    ax.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
 
 
 def note(ax: Axes, text: str) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 
-from megatron_entropic.observability.panel_parts import draw_curve, finish, marker, note, robust_top, widen
+from megatron_entropic.observability.panel_parts import draw_curve, finish, marker, note, robust_top, whole_decades, widen
 from megatron_entropic.observability.run_data import RunData
-from megatron_entropic.observability.style import BLUE, GREEN, GREY, MUTED, ORANGE, PURPLE, YELLOW, power_of_ten
+from megatron_entropic.observability.style import BLUE, GREEN, GREY, MUTED, ORANGE, PURPLE, YELLOW
 from megatron_entropic.observability.summary import time_parts
 
 Panel = Callable[[Axes, RunData], None]
@@ -44,13 +44,10 @@ def draw_gap(ax: Axes, run: RunData) -> None:
     gap = run.column("rollout/logprob_gap")
     limit = run.setting("rollout", "max_logprob_gap", 0.0)
     if (gap > 0).any():
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(power_of_ten)
         ax.plot(run.steps, np.where(gap > 0, gap, np.nan), color=BLUE, lw=2.0 if len(gap) < 100 else 1.2, **marker(run.steps))
         if limit:
             ax.axhline(limit, color=ORANGE, ls=(0, (5, 2)), lw=1.4, label="the run stops here")
-        low, high = ax.get_ylim()
-        ax.set_ylim(min(low, 10 ** np.floor(np.log10(low))), max(high, 10 ** np.ceil(np.log10(high))))
+        whole_decades(ax)
     else:
         ax.plot(run.steps, gap, color=BLUE, **marker(run.steps))
         ax.text(0.5, 0.6, "exactly 0 in every step", transform=ax.transAxes, ha="center", color=MUTED)

@@ -70,6 +70,7 @@ def test_report_of_a_finished_run(make_run: MakeRun) -> None:
     assert "complete: 40 of 40 steps" in page.text
     assert "Tracking error" in page.text
     assert "Control: alpha steered 68% of the steps, the probe took 30%; gains tuned from step 14." in page.text
+    assert "mathdefault" not in page.text
     for wanted in ("What the controller knew", "band: who steers", "probing", "setpoint", "tuned from step 14", "predicted"):
         assert wanted in page.text
     for wanted in ("target_entropy", "Write 0 as a sum:", "Write 40 as a sum:", "Write 78 as a sum:", "megatron-core"):
