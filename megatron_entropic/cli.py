@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | evaluate | report | settings`."""
+"""The command line: `megatron-entropic train | target | evaluate | report | settings`."""
 
 import argparse
 import logging
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_entropic.config import Config
+from megatron_entropic.config_control import PRESETS
 from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
@@ -20,13 +21,25 @@ EXIT_USAGE = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process with the command's exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sys.exit(options.command(options))
     except (ReportedError, ValueError, OSError) as error:
         print(f"megatron-entropic: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options and overrides may stand in any order (argparse alone takes no override after an option)."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    takes_overrides = hasattr(options, "overrides")
+    if unknown := [argument for argument in rest if argument.startswith("-") or not takes_overrides]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if takes_overrides:
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,9 +52,12 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train",
+        allow_abbrev=False,
         help="run a recipe",
         description="Runs a recipe. Starts its own ranks on this machine, or is one of them under torchrun or srun.",
-        epilog="Example: megatron-entropic train quickstart control.target_entropy=0.8 trainer.steps=100 run.name=cooler",
+        epilog="Example: megatron-entropic train quickstart control.target_entropy=0.8 trainer.steps=100 run.name=cooler\n"
+        f"control.preset={'|'.join(PRESETS)} sets what the authors' code does; overrides after it win.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("source", metavar="RECIPE", help=f"a recipe ({', '.join(recipe_names())}), a recipe file, or a config.yaml")
     train.add_argument(
@@ -53,8 +69,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
     train.set_defaults(command=_train)
 
+    target = commands.add_parser(
+        "target",
+        allow_abbrev=False,
+        help="show or change the entropy target of a running run",
+        description="Asks a running run to steer to another entropy from its next step on; without NATS shows where it is.",
+        epilog="Example: megatron-entropic target runs/quickstart 0.7",
+    )
+    target.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    asked = target.add_mutually_exclusive_group()
+    asked.add_argument("nats", type=float, nargs="?", metavar="NATS", help="the new target: nats of the entropy that the run steers by")
+    asked.add_argument("--clear", action="store_true", help="go back to the target of the settings and their schedule")
+    asked.add_argument("--show", action="store_true", help="show the target, what was asked for, and the entropy (the default)")
+    target.set_defaults(command=_target)
+
     evaluate = commands.add_parser(
         "evaluate",
+        allow_abbrev=False,
         help="score a model on a task: avg@k, pass@k, diversity",
         description="Samples a model on fresh prompts (another stream than training) and scores it with the task's verifier.",
         epilog="Example: megatron-entropic evaluate runs/quickstart --prompts 256   (task and engine as in that run)",
@@ -68,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="also write the scores to this JSON file (default for a run: evaluation.json in it)")
     evaluate.set_defaults(command=_evaluate)
 
-    report = commands.add_parser("report", help="write report.html and plots of a run", description=_report.__doc__)
+    report = commands.add_parser("report", allow_abbrev=False, help="write report.html and plots of a run", description=_report.__doc__)
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--compare", type=Path, nargs="+", default=[], metavar="OTHER_RUN", help="also plot these runs against RUN_DIR")
     report.set_defaults(command=_report)
 
-    settings = commands.add_parser("settings", help="list every setting with its default and meaning")
+    settings = commands.add_parser("settings", allow_abbrev=False, help="list every setting with its default and meaning")
     settings.add_argument("section", nargs="?", help="only this section, for example control")
     settings.add_argument("--markdown", action="store_true", help="as the page docs/settings.md")
     settings.set_defaults(command=_settings)
@@ -143,14 +174,26 @@ def _summarise(cfg: Config) -> None:
     print(f"\n{summary.steps_done} of {cfg.trainer.steps} steps done.")
     if summary.tracking_error is not None:
         print(
-            f"entropy {summary.entropy_last:.3f} nats (mean of the last third), target {summary.target_last:.3f}, "
+            f"entropy {summary.steered_last:.3f} nats (mean of the last third), target {summary.target_last:.3f}, "
             f"tracking error {summary.tracking_error:+.3f}"
         )
+    if summary.control is not None:
+        print(f"control {summary.control}")
     if summary.reward_first is not None:
         print(f"reward  {summary.reward_first:.3f} at the first step, {summary.reward_last:.3f} in the last third")
     if (cfg.run_dir / "hf").is_dir():
         print(f"model   {cfg.run_dir / 'hf'}  (Hugging Face)")
     print(f"report  {report}")
+
+
+def _target(options: argparse.Namespace) -> int:
+    """Shows the target of a run, after asking it for another when one is given."""
+    from megatron_entropic.observability.target_request import describe_target, request_target
+
+    if options.clear or options.nats is not None:
+        request_target(options.run_dir, options.nats)
+    print(describe_target(options.run_dir))
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

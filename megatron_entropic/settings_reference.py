@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import get_type_hints
 
 from megatron_entropic.config import Config
+from megatron_entropic.config_control import PRESETS
 from megatron_entropic.config_loading import ConfigError, to_dict
+
+PRESET_MEANING = "Several settings at once, as the methods' authors released them; settings given after the preset win."
 
 
 def settings_reference(section: str | None = None) -> str:
@@ -22,6 +25,9 @@ def settings_reference(section: str | None = None) -> str:
         if section in (None, name):
             lines += ["", f"{name}: {meaning}"]
             lines += [f"  {f'{setting}={default}':<46} {description}" for setting, default, description in rows]
+            if name == "control":
+                lines += [f"  {PRESET_MEANING}"]
+                lines += [f"  {f'control.preset={preset}':<46} {changed}" for preset, changed in _presets()]
     return "\n".join(lines).lstrip("\n")
 
 
@@ -31,7 +37,15 @@ def settings_markdown() -> str:
     for name, (meaning, rows) in _sections().items():
         lines += ["", f"## {name}", "", meaning, "", "| setting | default | meaning |", "|---|---|---|"]
         lines += [f"| `{setting}` | `{default}` | {_cell(description)} |" for setting, default, description in rows]
+        if name == "control":
+            lines += ["", PRESET_MEANING, "", "| preset | sets |", "|---|---|"]
+            lines += [f"| `control.preset={preset}` | {_cell(changed)} |" for preset, changed in _presets()]
     return "\n".join(lines)
+
+
+def _presets() -> list[tuple[str, str]]:
+    """Name and settings of each `control.preset`."""
+    return [(name, ", ".join(f"{field}={value}" for field, value in settings.items())) for name, settings in PRESETS.items()]
 
 
 def _cell(text: str) -> str:

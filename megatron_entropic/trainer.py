@@ -9,6 +9,7 @@ from megatron_entropic.checkpointer import Checkpointer
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller, make_controller
 from megatron_entropic.observability.run_output import RunOutput
+from megatron_entropic.observability.target_file import TargetFile
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy, UpdateStats
 from megatron_entropic.policy.parallel import Parallel
@@ -24,6 +25,7 @@ def train(cfg: Config, parallel: Parallel) -> None:
         controller = make_controller(cfg)
         checkpointer = Checkpointer(cfg, parallel)
         first_step = checkpointer.restore(policy, controller)
+        target_file = TargetFile(cfg.run_dir, rank=parallel.rank)
         output.start(first_step)
         source.start(policy, first_step)
         for step in range(first_step, cfg.trainer.steps):
@@ -31,7 +33,7 @@ def train(cfg: Config, parallel: Parallel) -> None:
                 rollouts, rewards = source.collect(step)
             with output.time("update"):
                 batch = make_batch(cfg, rollouts, rewards)
-                updates = list(update_policy(cfg, policy, controller, batch))
+                updates = list(update_policy(cfg, policy, controller, batch, target_file.poll(controller)))
             with output.time("sync"):
                 source.sync_weights(policy, version=step + 1)
             output.record(step, rollouts, rewards, updates, controller)
@@ -63,19 +65,22 @@ def make_batch(cfg: Config, rollouts: Sequence[Rollout], rewards: Sequence[float
     )
 
 
-def update_policy(cfg: Config, policy: Policy, controller: Controller, batch: Batch) -> Iterator[UpdateStats]:
+def update_policy(
+    cfg: Config, policy: Policy, controller: Controller, batch: Batch, requested_target: float | None = None
+) -> Iterator[UpdateStats]:
     """The step's optimizer updates, each with the coefficients its controller has by then.
 
     The controller always sees the entropy of the policy about to be updated: with several updates per batch, with stale
     rollouts or with `control.fresh_measurement` that of the log-prob pass before the first, and of the previous mini-batch
-    before the others; else that of the previous step.
+    before the others; else that of the previous step. A `requested_target` (of rank 0) comes with the first measurement.
     """
     prepared = cfg.batch.mini_batches > 1 or cfg.rollout.max_staleness > 0 or cfg.control.fresh_measurement
     if prepared:
-        controller.step(policy.prepare(batch))
+        controller.step(policy.prepare(batch, requested_target))
+        requested_target = None
     mini_batches = batch.mini_batches(cfg.batch.mini_batches)
     for number, mini_batch in enumerate(mini_batches, start=1):
-        stats = policy.update(mini_batch, controller.coefficients())
+        stats = policy.update(mini_batch, controller.coefficients(), requested_target)
         yield stats
         if not prepared or number < len(mini_batches):
             controller.step(stats.measurement)

@@ -52,6 +52,6 @@ def test_every_kind_trains(kind: str, tmp_path: Path) -> None:
     if selects:
         assert 0.01 < last["control/selected_fraction"] <= 0.1
     assert (last["control/target_entropy"] == 2.0) == (kind in (*STEERED_KINDS, "aec"))
-    assert (last["control/coefficient"] > 0) == (kind in ("aent", "entropic+aent", "entropy_bonus", "aec"))
+    assert ((last["control/coefficient"] or 0.0) > 0) == (kind in ("aent", "entropic+aent", "entropy_bonus", "aec"))
     # One update of each step's two has ratios other than 1; only there does KL-Cov's penalty act.
     assert (last["loss/total"] != last["loss/policy"]) == (kind not in ("none", "nsr", "clip_cov"))

@@ -1,6 +1,8 @@
 """What a controller asks of one update."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from megatron_entropic.control.handoff import Phase
 
 
 @dataclass(frozen=True)
@@ -9,10 +11,12 @@ class Coefficients:
 
         L = L_policy + alpha L_adjust - bonus (1/N) sum_t Hc_t - entropy_bonus (1/N) sum_t H_t
 
-    `positive_weight` multiplies L_policy's terms of samples with a positive advantage (NSR).
+    `positive_weight` multiplies L_policy's terms of samples with a positive advantage (NSR). `phase` says who steers in this
+    update; it is for the record and changes nothing.
     """
 
     alpha: float = 0.0
     bonus: float = 0.0
     entropy_bonus: float = 0.0
     positive_weight: float = 1.0
+    phase: Phase = field(default=Phase.IDLE, compare=False)

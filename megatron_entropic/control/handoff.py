@@ -41,6 +41,8 @@ class Phase(StrEnum):
     IDLE: nothing measured yet. PROBING: alternating alpha tests the response. ALPHA: alpha alone. SHARED: alpha is at its
     limit and the bonus does the rest. BONUS: alpha has lost its authority. EXHAUSTED: everything has been at its limit for
     EXHAUSTED_AFTER updates, and the target is out of reach for now.
+
+    metrics.jsonl holds `number`: new phases go to the end.
     """
 
     IDLE = "idle"
@@ -49,6 +51,11 @@ class Phase(StrEnum):
     SHARED = "shared"
     BONUS = "bonus"
     EXHAUSTED = "exhausted"
+
+    @property
+    def number(self) -> int:
+        """The place in this list."""
+        return list(Phase).index(self)
 
 
 def next_phase(phase: Phase, *, trust: float, bonus: float, saturated_updates: int) -> Phase:

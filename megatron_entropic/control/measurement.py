@@ -16,7 +16,7 @@ class Measurement:
         step size. 0 when the actuator has no tokens, or these have no advantage.
     pressure: mean of A pi (log pi + H): by how much the policy loss alone lowers it, in the same unit.
     bonus_authority: mean of pi (log pi + H)^2, an unbiased estimate of |dH/dz|^2: the same for one unit of entropy bonus.
-    requested_target: a target that the user asked for since the last measurement.
+    requested_target: a target in nats that the user asked for since the last measurement; NaN: the schedule's again.
     """
 
     entropy: float

@@ -61,7 +61,8 @@ class Plant:
         self.updates = 0
         self.observations = 0
         self.noise_variance = 0.0
-        self.surprise = 0.0
+        self.predicted = 0.0  # the level expected of the latest measurement, and that measurement
+        self.measured = 0.0
         self.covariance: Matrix = _diagonal(1.0, PRIOR**2, PRIOR**2)  # of (level, drift, gain), relative to the noise variance
 
     def advance(self, alpha: float, learning_rate: float = 1.0) -> None:
@@ -81,16 +82,17 @@ class Plant:
         """The entropy (nats) was measured after the updates so far."""
         if not self.observations:
             self.level = entropy
-        self.surprise = entropy - self.level
+        self.predicted, self.measured = self.level, entropy
+        surprise = self.measured - self.predicted
         total = self.covariance[0][0] + 1.0
         weights = [row[0] / total for row in self.covariance]
         if self.observations:
             past = NOISE_MEMORY * (1 - NOISE_MEMORY ** (self.observations - 1)) / (1 - NOISE_MEMORY**self.observations)
-            self.noise_variance = past * self.noise_variance + (1 - past) * self.surprise**2 / total
+            self.noise_variance = past * self.noise_variance + (1 - past) * surprise**2 / total
         self.observations += 1
-        self.level += weights[0] * self.surprise
-        self.drift += weights[1] * self.surprise
-        self.gain += weights[2] * self.surprise
+        self.level += weights[0] * surprise
+        self.drift += weights[1] * surprise
+        self.gain += weights[2] * surprise
         top = self.covariance[0]
         self.covariance = [[self.covariance[i][j] - weights[i] * top[j] for j in range(3)] for i in range(3)]
 
@@ -119,12 +121,13 @@ class Plant:
             "updates": self.updates,
             "observations": self.observations,
             "noise_variance": self.noise_variance,
-            "surprise": self.surprise,
+            "predicted": self.predicted,
+            "measured": self.measured,
             "covariance": self.covariance,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("level", "drift", "gain", "delayed_alpha", "noise_variance", "surprise"):
+        for name in ("level", "drift", "gain", "delayed_alpha", "noise_variance", "predicted", "measured"):
             setattr(self, name, float(state[name]))
         self.updates = int(state["updates"])
         self.observations = int(state["observations"])

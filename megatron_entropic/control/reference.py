@@ -33,8 +33,9 @@ class Reference:
     """The setpoint of each update, in nats.
 
     The target is the schedule's, times the first measured entropy with `target_unit=initial`, until the user asks for another
-    number (`request`), which then stays. With `time_constant` > 0 the setpoint starts at the measured entropy and follows
-    the target with a first-order lag, so that neither the start nor a change of the target makes the controller jump.
+    number (`request`), which stays until the schedule is asked for again. With `time_constant` > 0 the setpoint starts at the
+    measured entropy and follows the target with a first-order lag, so that neither the start nor a change of the target makes
+    the controller jump.
     """
 
     def __init__(self, cfg: ControlConfig, time_constant: float) -> None:
@@ -47,8 +48,8 @@ class Reference:
         self.updates = 0
 
     def request(self, target: float) -> None:
-        """From now on the target is this many nats, whatever the schedule says."""
-        self.requested = target
+        """From now on the target is this many nats, whatever the schedule says; NaN: it is the schedule's again."""
+        self.requested = None if math.isnan(target) else target
 
     def advance(self, entropy: float, executed: int, *, rate: float, hold: bool = False) -> float:
         """The setpoint after `executed` updates of the run, given the measured entropy.

@@ -46,7 +46,7 @@ class Steering:
 
     def coefficients(self) -> Coefficients:
         """What the next update applies."""
-        return Coefficients(alpha=self.delivery.alpha, bonus=self.delivery.bonus)
+        return Coefficients(alpha=self.delivery.alpha, bonus=self.delivery.bonus, phase=self.handoff.phase)
 
     def step(self, measured: Measurement) -> None:
         """Takes a measurement and sets `coefficients()` for the next update."""
@@ -88,22 +88,25 @@ class Steering:
         return self.handoff.divide(self.pi.output, updates)
 
     def report(self) -> dict[str, float]:
-        """What metrics.jsonl shows of it, under control/."""
+        """What metrics.jsonl shows of it, under control/; what is not known yet is left out."""
         estimate = self.plant.estimate()
-        return {
+        known = {} if self.handoff.unit is None else {"bonus_unit": self.handoff.unit}
+        if self.plant.observations:
+            known |= {"measured_entropy": self.plant.measured, "predicted_entropy": self.plant.predicted}
+        return known | {
             "target_entropy": self.reference.target,
             "setpoint": self.reference.setpoint if self.reference.setpoint is not None else self.reference.target,
             "effort": self.delivery.effort,
             "trust": self.handoff.trust,
-            "bonus_unit": self.handoff.unit or 0.0,
-            "phase": list(Phase).index(self.handoff.phase),
             "kp": self.pi.kp,
             "ki": self.pi.ki,
+            "gains_tuned": int(self.tuning.tuned),
             "plant_gain": estimate.gain,
+            "plant_gain_error": estimate.gain_error,
             "plant_drift": estimate.drift,
+            "plant_drift_error": estimate.drift_error,
             "plant_confidence": estimate.confidence,
-            "plant_noise": estimate.noise,
-            "plant_surprise": self.plant.surprise,
+            "measurement_noise": estimate.noise,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_entropic.control.handoff import Phase
+
 MetricValue = float | int | None
 
 
@@ -29,9 +31,35 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "step": MetricField("step", "step of the loop, from 0"),
     "policy/entropy": MetricField("nats", "token-mean entropy of the policy over the step's responses, at rollout.temperature"),
     "policy/clamped_entropy": MetricField("nats", "the same for AEnt's clamped entropy", optional=True),
-    "control/alpha": MetricField("1", "EntroPIC's coefficient in the step's last update", optional=True),
-    "control/coefficient": MetricField("1", "AEnt's bonus coefficient in the step's last update", optional=True),
-    "control/target_entropy": MetricField("nats", "the entropy EntroPIC steers to in this step", optional=True),
+    # -- what control applied in the step's last update
+    "control/alpha": MetricField("1", "EntroPIC's coefficient", optional=True),
+    "control/coefficient": MetricField("1", "coefficient of the entropy bonus", optional=True),
+    "control/selected_fraction": MetricField("1", "share of tokens that clip_cov or kl_cov acted on, of all updates", optional=True),
+    "control/phase": MetricField("1", f"who steered: {', '.join(f'{phase.number} {phase}' for phase in Phase)}", optional=True),
+    # -- what it had to work with, mean over the step's response tokens
+    "control/active_fraction": MetricField("1", "share of tokens with an advantage other than 0"),
+    "control/actuated_fraction": MetricField("1", "share of tokens that the actuator re-weights"),
+    "control/authority": MetricField("1", "how far one unit of alpha moves the entropy, to first order and up to the step size"),
+    "control/pressure": MetricField("1", "how far the policy loss alone lowers the entropy, in the unit of control/authority"),
+    "control/bonus_authority": MetricField("1", "how far one unit of entropy bonus moves it, in the unit of control/authority"),
+    # -- the controller after the step's last measurement
+    "control/target_entropy": MetricField("nats", "the target: the schedule's, or what the user asked for", optional=True),
+    "control/adapted_coefficient": MetricField("1", "AEC's coefficient, applied only while the entropy is low", optional=True),
+    "control/setpoint": MetricField("nats", "the entropy wanted now, on the soft way to the target", optional=True),
+    "control/measured_entropy": MetricField("nats", "the latest measurement it steered by", optional=True),
+    "control/predicted_entropy": MetricField("nats", "what its model of the plant expected that measurement to be", optional=True),
+    "control/measurement_noise": MetricField("nats", "estimated standard deviation of the measurements' noise", optional=True),
+    "control/plant_gain": MetricField("nats", "estimated change of the entropy per update and unit of alpha", optional=True),
+    "control/plant_gain_error": MetricField("nats", "standard error of control/plant_gain", optional=True),
+    "control/plant_drift": MetricField("nats", "estimated change of the entropy per update at alpha 0", optional=True),
+    "control/plant_drift_error": MetricField("nats", "standard error of control/plant_drift", optional=True),
+    "control/plant_confidence": MetricField("1", "the gain in standard errors, positive where its sign is right", optional=True),
+    "control/gains_tuned": MetricField("1", "1 while kp and ki follow from the estimated plant, 0 while they are given", optional=True),
+    "control/kp": MetricField("1/nat", "proportional gain", optional=True),
+    "control/ki": MetricField("1/(nat x update)", "integral gain", optional=True),
+    "control/effort": MetricField("1", "what the next update delivers, in units of alpha", optional=True),
+    "control/trust": MetricField("1", "share of alpha that is applied: below 1 when too few tokens have an advantage", optional=True),
+    "control/bonus_unit": MetricField("1", "bonus coefficient that moves the entropy like one unit of alpha", optional=True),
     "reward/mean": MetricField("1", "mean reward over the step's rollouts"),
     "reward/solve_all": MetricField("1", "share of prompts of which every rollout has reward 1"),
     "reward/solve_none": MetricField("1", "share of prompts of which no rollout has a reward above 0"),

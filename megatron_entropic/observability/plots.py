@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from megatron_entropic.observability import panels
+from megatron_entropic.observability import control_panels, panels
+from megatron_entropic.observability.panel_parts import draw_curve, legend_above, widen
 from megatron_entropic.observability.panels import Panel
 from megatron_entropic.observability.run_data import RunData, load_run
 from megatron_entropic.observability.style import DASHES, INK, MUTED, SERIES, step_axis, styled
@@ -22,12 +23,20 @@ T = TypeVar("T")
 PANEL_SIZE = (8.0, 4.0)
 """Inches of a picture with one panel; at the 200 dpi of the PNG files 1600 x 800 pixels, sharp when shown at 800."""
 
+CONTROL_DETAILS: dict[str, tuple[str, Panel]] = {
+    "response": ("control/predicted_entropy", control_panels.draw_response),
+    "plant": ("control/plant_gain_error", control_panels.draw_plant),
+    "gains": ("control/kp", control_panels.draw_gains),
+    "authority": ("control/trust", control_panels.draw_authority),
+}
+"""What the controller knew, by name: the metric a run must have, and the panel. Not part of the overview."""
+
 
 def write_plots(run_dir: str | os.PathLike[str]) -> dict[str, Path]:
     """Writes every picture of the run to run_dir/plots and returns name -> PNG file.
 
-    Names: entropy, reward, response_length, logprob_gap, times, grad_norm, overview; clamped_entropy, alpha and coefficient where
-    the run has them. Raises as load_run, and ValueError for a run without a single step.
+    Names: entropy, reward, response_length, logprob_gap, times, grad_norm, overview; clamped_entropy, alpha, coefficient and
+    those of CONTROL_DETAILS where the run has them. Raises as load_run, and ValueError for a run without a single step.
     """
     run = load_run(run_dir)
     return {name: save_png(figure, run.path / "plots" / f"{name}.png") for name, figure in draw_run(run).items()}
@@ -44,21 +53,27 @@ def draw_run(run: RunData, panel_size: tuple[float, float] = PANEL_SIZE) -> dict
 
 
 def panels_of(run: RunData) -> dict[str, Panel]:
-    """The panels that have something to show for this run."""
-    chosen: dict[str, Panel] = {"entropy": panels.draw_entropy}
-    if run.has("policy/clamped_entropy") and run.control_kind != "none":
-        chosen["clamped_entropy"] = panels.draw_clamped_entropy
-    if run.has("control/alpha") and run.control_kind != "none":
-        chosen["alpha"] = panels.draw_alpha
-    if run.has("control/coefficient") and run.control_kind != "none":
-        chosen["coefficient"] = panels.draw_coefficient
-    return chosen | {
+    """The panels that have something to show for this run, those of CONTROL_DETAILS last."""
+    chosen: dict[str, Panel] = {"entropy": control_panels.draw_entropy}
+    controlled = run.control_kind != "none"
+    if controlled and run.has("policy/clamped_entropy"):
+        chosen["clamped_entropy"] = control_panels.draw_clamped_entropy
+    if controlled and run.has("control/alpha"):
+        chosen["alpha"] = control_panels.draw_alpha
+    if controlled and np.nan_to_num(run.column("control/coefficient")).any():
+        chosen["coefficient"] = control_panels.draw_coefficient
+    chosen |= {
         "reward": panels.draw_reward,
         "response_length": panels.draw_length,
         "logprob_gap": panels.draw_gap,
         "times": panels.draw_times,
         "grad_norm": panels.draw_grad_norm,
     }
+    if controlled:
+        chosen |= {name: panel for name, (field, panel) in CONTROL_DETAILS.items() if run.has(field)}
+    if run.tuned_from is None:
+        chosen.pop("gains", None)
+    return chosen
 
 
 def compare_entropy(runs: Mapping[str, str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
@@ -83,9 +98,9 @@ def draw_comparison(runs: Mapping[str, str | os.PathLike[str]]) -> Figure:
         _compare(alpha_ax, loaded, "control/alpha", "Control coefficient α", "α")
         _compare(reward_ax, loaded, "reward/mean", "Mean reward", "mean reward")
         _draw_targets(entropy_ax, loaded)
-        panels.legend_above(entropy_ax, columns=4)
+        legend_above(entropy_ax, columns=4)
         alpha_ax.axhline(0, color=MUTED, lw=0.8)
-        panels.widen(alpha_ax, 0.2)
+        widen(alpha_ax, 0.2)
         _tighten_titles(alpha_ax, reward_ax)
     return figure
 
@@ -105,7 +120,7 @@ def _draw_single(panel: Panel, run: RunData, size: tuple[float, float]) -> Figur
 
 
 def _draw_overview(run: RunData) -> Figure:
-    chosen = panels_of(run)
+    chosen = {name: panel for name, panel in panels_of(run).items() if name not in CONTROL_DETAILS}
     if len(chosen) % 2:  # rows of two: gradient norms fill the last row or are left to their own picture
         del chosen["grad_norm"]
     rows = len(chosen) // 2
@@ -120,7 +135,7 @@ def _draw_overview(run: RunData) -> Figure:
 def _compare(ax: Axes, runs: Mapping[str, RunData], field: str, title: str, unit: str) -> None:
     for (label, run), colour, dash in zip(runs.items(), _cycle(SERIES, len(runs)), _cycle(DASHES, len(runs)), strict=True):
         if run.has(field) and not (field.startswith("control/") and run.control_kind == "none"):
-            panels.draw_curve(ax, run.steps, run.column(field), colour, label, ls=dash, smoothed=not field.startswith("control/"))
+            draw_curve(ax, run.steps, run.column(field), colour, label, ls=dash, smoothed=not field.startswith("control/"))
     ax.set_title(title)
     ax.set_ylabel(unit)
     if not ax.lines:

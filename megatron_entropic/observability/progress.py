@@ -1,26 +1,34 @@
 """Progress on the terminal: a bar on a terminal, one plain line a step everywhere else (SLURM logs, CI)."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from tqdm import tqdm
 
+from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.metrics import MetricValue
 
-_SHOWN = (  # label, field, format
-    ("entropy", "policy/entropy", "{:.3f}"),
-    ("target", "control/target_entropy", "{:.3f}"),
-    ("alpha", "control/alpha", "{:+.3f}"),
-    ("coef", "control/coefficient", "{:.1e}"),
-    ("reward", "reward/mean", "{:.3f}"),
+
+def _unless_alpha(phase: float) -> str:
+    """The phase's name; nothing while alpha alone steers."""
+    return "" if phase == Phase.ALPHA.number else str(list(Phase)[int(phase)])
+
+
+_SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # label, field, its text; an empty one is left out
+    ("entropy", "policy/entropy", "{:.3f}".format),
+    ("target", "control/target_entropy", "{:.3f}".format),
+    ("alpha", "control/alpha", "{:+.3f}".format),
+    ("coef", "control/coefficient", lambda coefficient: f"{coefficient:.1e}" if coefficient else ""),
+    ("phase", "control/phase", _unless_alpha),
+    ("reward", "reward/mean", "{:.3f}".format),
 )
 
 
 class ProgressBar:
-    """A Tracker that shows entropy, target, alpha and reward of each step on stderr; silent on ranks other than 0.
+    """A Tracker that shows entropy, target, alpha and reward of each step on stderr, and who steers when it is not alpha alone.
 
-    `total` is trainer.steps, `first_step` the step a resumed run starts with. `stream` is for tests.
+    Silent on ranks other than 0. `total` is trainer.steps, `first_step` the step a resumed run starts with. `stream` is for tests.
     """
 
     def __init__(self, total: int, *, first_step: int = 0, rank: int = 0, stream: TextIO | None = None) -> None:
@@ -35,7 +43,9 @@ class ProgressBar:
         """Shows `step` as done."""
         if self._silent:
             return
-        shown = {label: text.format(metrics[field]) for label, field, text in _SHOWN if metrics.get(field) is not None}
+        values = [(label, metrics.get(field), text) for label, field, text in _SHOWN]
+        texts = [(label, text(value)) for label, value, text in values if value is not None]
+        shown = {label: text for label, text in texts if text}
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step + 1 - self._bar.n)

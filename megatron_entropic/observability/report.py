@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from megatron_entropic.observability.plots import compare_entropy, draw_comparison, draw_run, write_plots
+from megatron_entropic.observability.plots import CONTROL_DETAILS, compare_entropy, draw_comparison, draw_run, write_plots
 from megatron_entropic.observability.report_samples import pick_samples, visible
 from megatron_entropic.observability.run_data import RunData, load_run
 from megatron_entropic.observability.style import themed_svg
@@ -48,7 +48,8 @@ def write_report(run_dir: str | os.PathLike[str], compare: Sequence[str | os.Pat
     page = _TEMPLATES.get_template("report.html.j2").render(
         summary=summarise_run(run),
         facts=_facts(run),
-        plots=plots,
+        plots={name: svg for name, svg in plots.items() if name not in CONTROL_DETAILS},
+        control_plots={name: svg for name, svg in plots.items() if name in CONTROL_DETAILS},
         comparison=comparison,
         compared=compared,
         samples=pick_samples(run.path / "rollouts"),

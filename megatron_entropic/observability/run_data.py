@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.metrics import read_metrics
 
 Array = NDArray[np.float64]
@@ -54,6 +55,22 @@ class RunData:
         """[steps] the entropy the controller steered to; NaN in runs that do not steer to one, whatever they logged."""
         target = self.column("control/target_entropy")
         return np.full_like(target, np.nan) if self.control_kind == "none" else target
+
+    @property
+    def steered_field(self) -> str:
+        """The metric that the target is about."""
+        return f"policy/{self.setting('control', 'steer_by', 'entropy')}"
+
+    @property
+    def phases(self) -> list[Phase | None]:
+        """[steps] who steered; None where a step does not say (other kinds of control, older runs)."""
+        by_number = dict(enumerate(Phase))
+        return [by_number.get(line.get("control/phase", -1)) for line in self.metrics]
+
+    @property
+    def tuned_from(self) -> int | None:
+        """The first step whose gains follow from the estimated plant; None when there is none."""
+        return next((line["step"] for line in self.metrics if line.get("control/gains_tuned")), None)
 
 
 def load_run(run_dir: str | os.PathLike[str]) -> RunData:

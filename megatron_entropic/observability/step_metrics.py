@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.control import Controller
-from megatron_entropic.observability.metrics import MetricValue
+from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricValue
 from megatron_entropic.policy.engine import UpdateStats
 from megatron_entropic.policy.token_choice import CHOOSING_KINDS
 from megatron_entropic.rollout.types import Rollout
+
+BONUS_KINDS = ("aent", "entropic+aent", "entropy_bonus", "aec")
 
 
 def step_metrics(
@@ -22,7 +24,8 @@ def step_metrics(
 ) -> dict[str, MetricValue]:
     """The metrics of one step, in which the policy went from weight version `version` to `version + 1`.
 
-    Token means over several updates weigh each by its response tokens; coefficients are those of the last update.
+    Token means over several updates weigh each by its response tokens; coefficients are those of the last update. Optional
+    fields that this kind of control does not have are None.
     """
     tokens = sum(update.response_tokens for update in updates)
     coefficients = updates[-1].coefficients
@@ -36,15 +39,16 @@ def step_metrics(
 
     groups = [rewards[start : start + cfg.batch.samples_per_prompt] for start in range(0, len(rewards), cfg.batch.samples_per_prompt)]
     all_tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
-    return {
+    unknown = {name: None for name, field in METRIC_FIELDS.items() if field.optional}
+    return unknown | {
         "policy/entropy": token_mean("entropy"),
         "policy/clamped_entropy": token_mean("clamped_entropy") if control.needs_clamped_entropy else None,
         "policy/high_prob_fraction": token_mean("high_prob_fraction"),
         "policy/clip_fraction": token_mean("clip_fraction"),
         "policy/kl_old": token_mean("kl_old"),
         "control/alpha": coefficients.alpha if control.steered else None,
-        "control/coefficient": coefficients.bonus + coefficients.entropy_bonus,
-        "control/target_entropy": None,
+        "control/coefficient": coefficients.bonus + coefficients.entropy_bonus if _has_bonus(control) else None,
+        "control/phase": coefficients.phase.number if control.steered else None,
         "control/active_fraction": measured("active_fraction"),
         "control/authority": measured("authority"),
         "control/pressure": measured("pressure"),
@@ -68,3 +72,8 @@ def step_metrics(
         **times,
         "perf/tokens_per_s": all_tokens / times["time/step_s"],
     }
+
+
+def _has_bonus(control: ControlConfig) -> bool:
+    """Whether this kind of control may apply an entropy bonus."""
+    return control.kind in BONUS_KINDS or (control.kind == "entropic" and control.handoff)

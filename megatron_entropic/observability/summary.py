@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_entropic.observability.control_summary import describe_control
 from megatron_entropic.observability.run_data import Array, RunData, load_run
 
 TIME_PARTS = ("rollout", "update", "sync")
@@ -26,9 +27,11 @@ class Summary:
     entropy_first: float | None
     """entropy of the first step"""
     entropy_last: float | None
+    steered_last: float | None
+    """the entropy that the target is about; entropy_last, unless control.steer_by=clamped_entropy"""
     target_last: float | None
     tracking_error: float | None
-    """entropy_last - target_last"""
+    """steered_last - target_last"""
     tracking_error_percent: float | None
     """the same, in % of |target_last|; None for a target of 0"""
     reward_first: float | None
@@ -43,6 +46,8 @@ class Summary:
     """median over the steps"""
     time_shares: dict[str, float]
     """share of the total time that went to rollout, update, sync and other; empty before the first step"""
+    control: str | None
+    """who steered and since when the gains are tuned, in a sentence; None for runs that do not say"""
     non_finite_steps: tuple[int, ...]
     """steps in which any metric is NaN or infinite"""
 
@@ -59,15 +64,16 @@ def summarise(run_dir: str | os.PathLike[str]) -> Summary:
 def summarise_run(run: RunData) -> Summary:
     """The headline numbers of a run that was read already."""
     entropy, reward = run.column("policy/entropy"), run.column("reward/mean")
-    entropy_last, target_last = _mean(last_third(entropy)), _mean(last_third(run.target_entropy))
-    error = None if entropy_last is None or target_last is None else entropy_last - target_last
+    steered_last, target_last = _mean(last_third(run.column(run.steered_field))), _mean(last_third(run.target_entropy))
+    error = None if steered_last is None or target_last is None else steered_last - target_last
     return Summary(
         name=run.name,
         control_kind=run.control_kind,
         steps_done=len(run.metrics),
         steps_planned=run.setting("trainer", "steps"),
         entropy_first=_finite(entropy, 0),
-        entropy_last=entropy_last,
+        entropy_last=_mean(last_third(entropy)),
+        steered_last=steered_last,
         target_last=target_last,
         tracking_error=error,
         tracking_error_percent=100 * error / abs(target_last) if error is not None and target_last else None,
@@ -78,6 +84,7 @@ def summarise_run(run: RunData) -> Summary:
         step_seconds=_median(run.column("time/step_s")),
         tokens_per_second=_median(run.column("perf/tokens_per_s")),
         time_shares=_time_shares(run),
+        control=describe_control(run),
         non_finite_steps=tuple(line["step"] for line in run.metrics if any(_is_non_finite(value) for value in line.values())),
     )
 

@@ -149,20 +149,22 @@ class Policy:
             coefficients=coefficients,
         )
 
-    def prepare(self, batch: Batch) -> Measurement:
+    def prepare(self, batch: Batch, requested_target: float | None = None) -> Measurement:
         """Fills `batch.old_log_probs_N` under the present weights, and measures the batch.
 
         Needed before several updates on one batch, and for stale rollouts. One forward pass without gradients.
+        `requested_target`: as in `update`.
         """
-        batch.old_log_probs_N, totals = self._log_probs(batch)
+        batch.old_log_probs_N, totals, requested_target = self._log_probs(batch, requested_target)
         batch.old_version = self.updates
-        return self._measurement(totals, self.updates, None)
+        return self._measurement(totals, self.updates, requested_target)
 
-    def _log_probs(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Log-probs of all response tokens under the present weights, [N] float32, and the totals of `_run`. One forward pass."""
+    def _log_probs(self, batch: Batch, requested_target: float | None = None) -> tuple[Tensor, dict[str, float], float | None]:
+        """Log-probs of all response tokens under the present weights, [N] float32, and what `_run` returns. One forward pass."""
         log_probs_N = torch.zeros(batch.response_tokens, dtype=torch.float32, device=self.parallel.device)
-        totals, _ = self._run(batch, Objective(self.cfg, Coefficients()), forward_only=True, log_probs_N=log_probs_N)
-        return share_from_last_stage(log_probs_N, self.parallel), totals
+        objective = Objective(self.cfg, Coefficients())
+        totals, request = self._run(batch, objective, forward_only=True, log_probs_N=log_probs_N, requested_target=requested_target)
+        return share_from_last_stage(log_probs_N, self.parallel), totals, request
 
     def _with_chosen_tokens(self, batch: Batch) -> Batch:
         """`batch` with `selected_N`. Covariances are of the whole mini-batch, so they take a forward pass of their own.
@@ -173,7 +175,7 @@ class Policy:
         if batch.old_log_probs_N is not None and batch.old_version == self.updates:
             current_N, batch = batch.old_log_probs_N, replace(batch, old_log_probs_N=None, old_version=None)
         else:
-            current_N, _ = self._log_probs(batch)
+            current_N, _, _ = self._log_probs(batch)
         return replace(batch, selected_N=choose_tokens(self.cfg, batch, current_N, self.updates))
 
     def _measurement(self, totals: dict[str, float], version: int, requested_target: float | None) -> Measurement:

@@ -18,7 +18,6 @@ from megatron_entropic.control.simulation import Moment, SimulatedPlant, simulat
 from megatron_entropic.control.steering import Steering
 
 MOMENTA = (0.0, 0.5, 0.9, 0.95)
-PHASES = list(Phase)
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 
 
@@ -27,7 +26,7 @@ def steering(plant: SimulatedPlant, **control: Any) -> Steering:
 
 
 def phases(history: Sequence[Moment]) -> list[Phase]:
-    return [PHASES[int(moment.report["phase"])] for moment in history]
+    return [moment.coefficients.phase for moment in history]
 
 
 def spread(entropies: Sequence[float], target: float) -> float:

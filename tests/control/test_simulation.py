@@ -108,11 +108,11 @@ class InTrainer:
         self._prepares = prepares
         self._prepared = False
 
-    def prepare(self, batch: object) -> Measurement:
+    def prepare(self, batch: object, requested_target: float | None) -> Measurement:
         self._prepared = True
         return self._policy.start_batch()
 
-    def update(self, mini_batch: object, coefficients: Coefficients) -> Stats:
+    def update(self, mini_batch: object, coefficients: Coefficients, requested_target: float | None) -> Stats:
         if not self._prepares:
             self._policy.start_batch()
         assert self._prepared == self._prepares

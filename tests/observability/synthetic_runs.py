@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from megatron_entropic.config import BatchConfig, Config, ControlConfig, RunConfig, TrainerConfig
-from megatron_entropic.observability.metrics import MetricsWriter
+from megatron_entropic.control.handoff import Phase
+from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricsWriter
 from megatron_entropic.rollout.recording import RolloutWriter
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.tasks.task import Problem
@@ -33,12 +34,13 @@ def synthetic_metrics(steps: int, kind: str = "entropic", seed: int = 0) -> list
         length = 7.0 + t + 0.1 * rng.standard_normal()
         loss = 0.02 * rng.standard_normal()
         lines.append(
-            {
+            {name: None for name, field in METRIC_FIELDS.items() if field.optional}
+            | synthetic_control(step, float(entropy), kind)
+            | {
                 "policy/entropy": float(entropy),
                 "policy/clamped_entropy": float(entropy) * 0.8 if "aent" in kind else None,
                 "control/alpha": float(np.clip(3 * (entropy - TARGET) - 0.5 * t, -1, 1)) if kind.startswith("entropic") else None,
                 "control/coefficient": float(2e-4 * (1 + t)) if "aent" in kind else None,
-                "control/target_entropy": TARGET if kind.startswith("entropic") else None,
                 "reward/mean": float(reward),
                 "reward/solve_all": float(np.clip(reward - 0.25, 0, 1)),
                 "reward/solve_none": float(np.clip(0.06 - 0.05 * t, 0, 1)),
@@ -56,6 +58,33 @@ def synthetic_metrics(steps: int, kind: str = "entropic", seed: int = 0) -> list
             }
         )
     return lines
+
+
+def synthetic_control(step: int, entropy: float, kind: str) -> dict[str, Any]:
+    """The control/* fields beyond alpha and coefficient: a probe of twelve updates, gains tuned from step 14, then alpha steers."""
+    measured = {"active_fraction": 0.2, "actuated_fraction": 0.9, "authority": 0.02, "pressure": 0.01, "bonus_authority": 0.06}
+    tuned = step >= 14
+    steering = {
+        "phase": Phase.IDLE.number if step == 0 else Phase.ALPHA.number if step > 12 else Phase.PROBING.number,
+        "target_entropy": TARGET,
+        "setpoint": TARGET + 0.02 * float(np.exp(-step / 5)),
+        "measured_entropy": entropy,
+        "predicted_entropy": entropy + 0.004 * (-1) ** step,
+        "measurement_noise": 0.004,
+        "plant_gain": -0.008 * step / (step + 2),
+        "plant_gain_error": 0.02 / (step + 1),
+        "plant_drift": -0.003,
+        "plant_drift_error": 0.01 / (step + 1),
+        "plant_confidence": 0.4 * step * (step + 1) / (step + 2),
+        "gains_tuned": int(tuned),
+        "kp": 20.0 if tuned else 3.0,
+        "ki": 1.0 if tuned else 0.05,
+        "effort": -0.2,
+        "trust": 1.0,
+        "bonus_unit": 0.05,
+    }
+    known = measured | (steering if kind.startswith("entropic") else {})
+    return {f"control/{name}": value for name, value in known.items()}
 
 
 def synthetic_rollouts(step: int, text: str = "3 + 4 = 7") -> tuple[list[Rollout], dict[int, Problem], list[float]]:

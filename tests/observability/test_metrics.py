@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.control import Measurement, make_controller
 from megatron_entropic.observability import METRIC_FIELDS, MetricsWriter, read_metrics, truncate_after
 from tests.observability.synthetic_runs import synthetic_metrics
 
@@ -68,12 +70,20 @@ def test_values_that_are_not_numbers_are_named(tmp_path: Path, field: str, value
 
 def test_every_documented_field_has_unit_and_description() -> None:
     assert all(field.unit and field.description for field in METRIC_FIELDS.values())
-    assert {name for name, field in METRIC_FIELDS.items() if field.optional} == {
-        "policy/clamped_entropy",
-        "control/alpha",
-        "control/coefficient",
-        "control/target_entropy",
-    }
+    needed = {name for name, field in METRIC_FIELDS.items() if not field.optional}
+    assert {name for name in needed if name.startswith("control/")} == {
+        f"control/{name}" for name in ("active_fraction", "actuated_fraction", "authority", "pressure", "bonus_authority")
+    }  # measured in every run; all else depends on the kind of control
+    assert needed > {"step", "policy/entropy", "reward/mean", "grad_norm", "time/step_s"}
+
+
+def test_everything_a_controller_reports_is_documented() -> None:
+    """After a measurement with authority: then all of it is known."""
+    steering = make_controller(Config(control=ControlConfig(kind="entropic")))
+    steering.step(Measurement(0.5, executed=1, active_fraction=0.4, authority=0.1, bonus_authority=0.2))
+    reported = {f"control/{name}" for name in steering.report()}
+    assert len(reported) > 15
+    assert reported <= {name for name, field in METRIC_FIELDS.items() if field.optional}
 
 
 def test_a_step_cannot_be_written_twice(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Plots and report.html: what is written, that it works for odd runs, and that untrusted text stays text."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -65,9 +66,13 @@ def test_report_of_a_finished_run(make_run: MakeRun) -> None:
     assert path == run_dir / "report.html"
     page = Page(path)
     _assert_self_contained(page)
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 11
     assert "complete: 40 of 40 steps" in page.text
     assert "Tracking error" in page.text
+    assert "Control: alpha steered 68% of the steps, the probe took 30%; gains tuned from step 14." in page.text
+    assert "mathdefault" not in page.text
+    for wanted in ("What the controller knew", "band: who steers", "probing", "setpoint", "tuned from step 14", "predicted"):
+        assert wanted in page.text
     for wanted in ("target_entropy", "Write 0 as a sum:", "Write 40 as a sum:", "Write 78 as a sum:", "megatron-core"):
         assert wanted in page.text
     assert not list(run_dir.rglob("*.tmp"))
@@ -86,11 +91,26 @@ def test_untrusted_text_stays_text(make_run: MakeRun) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "panels"), [("none", 6), ("aent", 8), ("entropic+aent", 9)])
+@pytest.mark.parametrize(("kind", "panels"), [("none", 6), ("aent", 8), ("entropic+aent", 12)])
 def test_report_of_other_kinds_of_control(make_run: MakeRun, kind: str, panels: int) -> None:
     page = Page(write_report(make_run(kind=kind, steps=5, planned=5)))
     assert page.tags.count("svg") == panels
     assert ("Tracking error" in page.text) == (kind == "entropic+aent")
+    assert ("What the controller knew" in page.text) == (kind == "entropic+aent")
+
+
+@pytest.mark.slow
+def test_a_run_from_before_the_newer_fields_still_has_its_report(make_run: MakeRun) -> None:
+    run_dir = make_run(steps=5, planned=5)
+    kept = ("control/alpha", "control/target_entropy")
+    path = run_dir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    old = [{name: value for name, value in line.items() if name in kept or not name.startswith("control/")} for line in lines]
+    path.write_text("".join(json.dumps(line | {"control/coefficient": 0.0}) + "\n" for line in old))
+    page = Page(write_report(run_dir))
+    assert page.tags.count("svg") == 7
+    assert "limit ±1" in page.text
+    assert "who steers" not in page.text
 
 
 def test_report_of_a_run_killed_before_its_first_step(make_run: MakeRun) -> None:
@@ -124,7 +144,8 @@ def test_report_with_comparison(make_run: MakeRun) -> None:
 def test_plots_are_written_at_a_readable_size(make_run: MakeRun) -> None:
     run_dir = make_run(steps=1)
     plots = write_plots(run_dir)
-    assert set(plots) == {"entropy", "alpha", "reward", "response_length", "logprob_gap", "times", "grad_norm", "overview"}
+    always = {"entropy", "reward", "response_length", "logprob_gap", "times", "grad_norm", "overview"}
+    assert set(plots) == always | {"alpha", "response", "plant", "authority"}
     for name, path in plots.items():
         assert path == run_dir / "plots" / f"{name}.png"
         with Image.open(path) as image:

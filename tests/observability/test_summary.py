@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.report import summarise
 from megatron_entropic.observability.run_data import load_run, smooth, smoothing_window
 from tests.observability.synthetic_runs import MakeRun
@@ -55,6 +56,43 @@ def test_a_run_without_control_has_no_tracking_error_even_if_a_target_was_logged
     assert summary.entropy_first is not None
     assert summary.entropy_last is not None
     assert summary.entropy_first - summary.entropy_last > 0.2
+
+
+def test_a_target_of_the_clamped_entropy_is_compared_with_that(make_run: MakeRun) -> None:
+    run_dir = make_run(steps=3)
+    config = run_dir / "config.yaml"
+    config.write_text(config.read_text().replace("steer_by: entropy", "steer_by: clamped_entropy"))
+    _edit(run_dir, policy__entropy=1.0, policy__clamped_entropy=0.7, control__target_entropy=0.75)
+    summary = summarise(run_dir)
+    assert (summary.entropy_last, summary.steered_last) == (1.0, 0.7)
+    assert summary.tracking_error == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize(
+    ("phases", "tuned", "sentence"),
+    [
+        ([Phase.ALPHA] * 10, [0] * 4 + [1] * 6, "alpha steered 100% of the steps; gains tuned from step 4"),
+        (
+            [Phase.PROBING] * 2 + [Phase.ALPHA] * 5 + [Phase.SHARED] * 2 + [Phase.EXHAUSTED],
+            [0] * 3 + [1] * 6 + [0],
+            "alpha steered 50% of the steps, the bonus shared 20%, the target was out of reach in 10%, the probe took 20%; "
+            "gains tuned from step 3, in the end the given ones again",
+        ),
+        (
+            [Phase.IDLE] * 5 + [Phase.BONUS] * 5,
+            [0] * 10,
+            "the bonus alone steered 50% of the steps; gains as given: the response to alpha was not clear enough to tune them",
+        ),
+    ],
+)
+def test_control_in_a_sentence(make_run: MakeRun, phases: list[Phase], tuned: list[int], sentence: str) -> None:
+    run_dir = make_run(steps=10)
+    _edit(run_dir, control__phase=lambda step: phases[step].number, control__gains_tuned=lambda step: tuned[step])
+    assert summarise(run_dir).control == sentence
+
+
+def test_a_run_that_does_not_say_who_steered_has_no_sentence(make_run: MakeRun) -> None:
+    assert summarise(make_run(kind="aent", steps=3)).control is None
 
 
 def test_times_and_rates(make_run: MakeRun) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.config import TrainerConfig
+from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability import MetricsWriter, ProgressBar, TensorBoardTracker, Tracker, TrackerGroup, make_trackers
 from tests.observability.synthetic_runs import synthetic_metrics
 
@@ -76,10 +77,17 @@ def test_tensorboard_keeps_finite_scalars_and_forgets_what_a_killed_run_logged(t
 def test_progress_off_a_terminal_is_one_plain_line_a_step() -> None:
     stream = io.StringIO()
     progress = ProgressBar(40, first_step=11, stream=stream)
-    metrics = synthetic_metrics(1)[0] | {"policy/entropy": 0.9, "control/alpha": -0.25, "reward/mean": 0.75, "time/step_s": 3.04}
-    progress.log(11, metrics)
+    shown = {"policy/entropy": 0.9, "control/alpha": -0.25, "reward/mean": 0.75, "time/step_s": 3.04}
+    progress.log(11, synthetic_metrics(1)[0] | shown | {"control/phase": Phase.ALPHA.number, "control/coefficient": 0.0})
     progress.close()
     assert stream.getvalue() == "step 12/40  entropy 0.900  target 0.900  alpha -0.250  reward 0.750  3.0 s\n"
+
+
+def test_progress_names_the_phase_and_the_bonus_when_alpha_does_not_steer_alone() -> None:
+    stream = io.StringIO()
+    metrics = synthetic_metrics(1)[0] | {"control/alpha": -1.0, "control/coefficient": 0.02, "control/phase": Phase.SHARED.number}
+    ProgressBar(40, stream=stream).log(11, metrics)
+    assert "alpha -1.000  coef 2.0e-02  phase shared  reward" in stream.getvalue()
 
 
 def test_progress_without_control_leaves_out_target_and_alpha() -> None:
