@@ -14,8 +14,9 @@ from megatron_entropic.observability.progress import ProgressBar
 from megatron_entropic.observability.step_metrics import step_metrics
 from megatron_entropic.observability.step_timer import StepTimer
 from megatron_entropic.observability.trackers import TrackerGroup, make_trackers
-from megatron_entropic.policy.engine import Policy, UpdateStats
+from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.rollout.shared_engine import weights_to_rank_zero
 from megatron_entropic.rollout.types import Rollout
 

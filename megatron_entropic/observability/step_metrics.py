@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.control import Controller
 from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricValue
-from megatron_entropic.policy.engine import UpdateStats
 from megatron_entropic.policy.token_choice import CHOOSING_KINDS
+from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.rollout.types import Rollout
 
 BONUS_KINDS = ("aent", "entropic+aent", "entropy_bonus", "aec")

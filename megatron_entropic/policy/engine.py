@@ -5,8 +5,8 @@ Shapes: T packed positions of a micro-batch, H hidden size, N response tokens of
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,44 +32,10 @@ from megatron_entropic.policy.model import build_model
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.token_choice import CHOOSING_KINDS, choose_tokens
+from megatron_entropic.policy.update_stats import Totals, UpdateStats, measurement, update_stats
 from megatron_entropic.policy.weights import hf_weights, load_hf_weights
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class UpdateStats:
-    """What one update measured, the same on every rank. Means are over all response tokens of the mini-batch.
-
-    `measurement` is of the policy *before* the update; `coefficients` are those the update applied. `applied` is False when
-    the loss or gradient was not finite, or there was no response token, and the weights were left alone.
-    """
-
-    measurement: Measurement
-    policy_loss: float
-    total_loss: float
-    grad_norm: float
-    applied: bool
-    learning_rate: float
-    response_tokens: int
-    clip_fraction: float
-    actuated_fraction: float
-    selected_fraction: float
-    high_prob_fraction: float
-    logprob_gap_mean: float
-    logprob_gap_max: float
-    kl_old: float
-    coefficients: Coefficients
-
-    @property
-    def entropy(self) -> float:
-        """Of the policy before the update, nats."""
-        return self.measurement.entropy
-
-    @property
-    def clamped_entropy(self) -> float | None:
-        """Of the policy before the update, nats; None when not measured."""
-        return self.measurement.clamped_entropy
 
 
 class Policy:
@@ -130,22 +96,12 @@ class Policy:
             self.optimizer.step()
             self.scheduler.step(increment=1)
             self.updates += 1
-        mean = _token_mean(totals)
-        return UpdateStats(
-            measurement=self._measurement(totals, version, requested_target),
-            policy_loss=mean("policy_loss"),
-            total_loss=mean("total_loss"),
+        return update_stats(
+            totals,
+            self._measure(totals, version, requested_target),
             grad_norm=grad_norm,
             applied=applied,
             learning_rate=learning_rate,
-            response_tokens=int(totals["tokens"]),
-            clip_fraction=mean("clipped"),
-            actuated_fraction=mean("actuated"),
-            selected_fraction=mean("selected"),
-            high_prob_fraction=mean("high_prob"),
-            logprob_gap_mean=mean("gap"),
-            logprob_gap_max=totals["gap_max"],
-            kl_old=mean("kl_old"),
             coefficients=coefficients,
         )
 
@@ -157,7 +113,7 @@ class Policy:
         """
         batch.old_log_probs_N, totals, requested_target = self._log_probs(batch, requested_target)
         batch.old_version = self.updates
-        return self._measurement(totals, self.updates, requested_target)
+        return self._measure(totals, self.updates, requested_target)
 
     def _log_probs(self, batch: Batch, requested_target: float | None = None) -> tuple[Tensor, dict[str, float], float | None]:
         """Log-probs of all response tokens under the present weights, [N] float32, and what `_run` returns. One forward pass."""
@@ -178,18 +134,13 @@ class Policy:
             current_N, _, _ = self._log_probs(batch)
         return replace(batch, selected_N=choose_tokens(self.cfg, batch, current_N, self.updates))
 
-    def _measurement(self, totals: dict[str, float], version: int, requested_target: float | None) -> Measurement:
-        mean = _token_mean(totals)
-        return Measurement(
-            entropy=mean("entropy"),
-            clamped_entropy=mean("clamped_entropy") if self.cfg.control.needs_clamped_entropy else None,
+    def _measure(self, totals: Totals, version: int, requested_target: float | None) -> Measurement:
+        return measurement(
+            totals,
             version=version,
             executed=self.updates,
             learning_rate=float(self.scheduler.get_lr({})) / self.cfg.optimizer.lr,
-            active_fraction=mean("active"),
-            authority=mean("authority"),
-            pressure=mean("pressure"),
-            bonus_authority=mean("bonus_authority"),
+            clamped=self.cfg.control.needs_clamped_entropy,
             requested_target=requested_target,
         )
 
@@ -293,12 +244,6 @@ class Policy:
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """The Hugging Face-named stream of whole tensors on rank 0; every rank must iterate it to the end."""
         return hf_weights(self.model, self.parallel, dtype)
-
-
-def _token_mean(totals: dict[str, float]) -> Callable[[str], float]:
-    """Mean over the response tokens by name; NaN when there are none."""
-    tokens = totals["tokens"]
-    return lambda name: totals[name] / tokens if tokens else math.nan
 
 
 def _packed(micro_batch: MicroBatch) -> PackedSeqParams:

@@ -11,7 +11,7 @@ from megatron_entropic.control import Coefficients, Measurement, make_controller
 from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricsWriter, read_metrics
 from megatron_entropic.observability.step_metrics import step_metrics
-from megatron_entropic.policy.engine import UpdateStats
+from megatron_entropic.policy.update_stats import UpdateStats
 from tests.observability.synthetic_runs import synthetic_rollouts
 
 TIMES = {"time/step_s": 4.0, "time/rollout_s": 2.0, "time/update_s": 1.0, "time/sync_s": 0.5}

@@ -15,10 +15,11 @@ from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients
 from megatron_entropic.entropy import TokenStatistics
 from megatron_entropic.policy.batching import Batch, Sample, build_micro_batch
-from megatron_entropic.policy.engine import Policy, UpdateStats
+from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.loss import Objective
 from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.policy.token_choice import choose_tokens
+from megatron_entropic.policy.update_stats import UpdateStats
 from tests.distributed import run_ranks
 from tests.policy.test_engine import TEMPERATURE, make_samples, settings
 from tests.tiny_models import save_divisible

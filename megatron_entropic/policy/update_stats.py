@@ -1,0 +1,94 @@
+"""From the globally reduced sums of a mini-batch to what the controller and the metrics are told."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from megatron_entropic.control import Coefficients, Measurement
+
+Totals = Mapping[str, float]
+"""The CONTROL_SUMS, SUMS and MAXIMA of policy/loss.py by name, summed over all ranks."""
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """What one update measured, the same on every rank. Means are over all response tokens of the mini-batch.
+
+    `measurement` is of the policy *before* the update; `coefficients` are those the update applied. `applied` is False when
+    the loss or gradient was not finite, or there was no response token, and the weights were left alone.
+    """
+
+    measurement: Measurement
+    policy_loss: float
+    total_loss: float
+    grad_norm: float
+    applied: bool
+    learning_rate: float
+    response_tokens: int
+    clip_fraction: float
+    actuated_fraction: float
+    selected_fraction: float
+    high_prob_fraction: float
+    logprob_gap_mean: float
+    logprob_gap_max: float
+    kl_old: float
+    coefficients: Coefficients
+
+    @property
+    def entropy(self) -> float:
+        """Of the policy before the update, nats."""
+        return self.measurement.entropy
+
+    @property
+    def clamped_entropy(self) -> float | None:
+        """Of the policy before the update, nats; None when not measured."""
+        return self.measurement.clamped_entropy
+
+
+def measurement(
+    totals: Totals, *, version: int, executed: int, learning_rate: float, clamped: bool, requested_target: float | None
+) -> Measurement:
+    """What control steers by; `clamped` says whether the clamped entropy was measured. NaN without a response token."""
+    mean = _token_mean(totals)
+    return Measurement(
+        entropy=mean("entropy"),
+        clamped_entropy=mean("clamped_entropy") if clamped else None,
+        version=version,
+        executed=executed,
+        learning_rate=learning_rate,
+        active_fraction=mean("active"),
+        authority=mean("authority"),
+        pressure=mean("pressure"),
+        bonus_authority=mean("bonus_authority"),
+        requested_target=requested_target,
+    )
+
+
+def update_stats(
+    totals: Totals, measured: Measurement, *, grad_norm: float, applied: bool, learning_rate: float, coefficients: Coefficients
+) -> UpdateStats:
+    """Everything an update measured."""
+    mean = _token_mean(totals)
+    return UpdateStats(
+        measurement=measured,
+        policy_loss=mean("policy_loss"),
+        total_loss=mean("total_loss"),
+        grad_norm=grad_norm,
+        applied=applied,
+        learning_rate=learning_rate,
+        response_tokens=int(totals["tokens"]),
+        clip_fraction=mean("clipped"),
+        actuated_fraction=mean("actuated"),
+        selected_fraction=mean("selected"),
+        high_prob_fraction=mean("high_prob"),
+        logprob_gap_mean=mean("gap"),
+        logprob_gap_max=totals["gap_max"],
+        kl_old=mean("kl_old"),
+        coefficients=coefficients,
+    )
+
+
+def _token_mean(totals: Totals) -> Callable[[str], float]:
+    """Mean over the response tokens by name; NaN when there are none."""
+    tokens = totals["tokens"]
+    return lambda name: totals[name] / tokens if tokens else math.nan
