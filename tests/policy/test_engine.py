@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
-from megatron_entropic.control import Coefficients
+from megatron_entropic.control import Coefficients, make_controller
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import initialize_parallel
@@ -134,3 +134,26 @@ def test_an_update_that_is_not_finite_leaves_the_weights_alone(tmp_path: Path) -
         assert not changed
         assert math.isnan(stats.total_loss)
         assert math.isfinite(stats.entropy)
+
+
+def update_with_nothing(cfg: Config) -> tuple[UpdateStats, float, bool]:
+    """(statistics of an update without a sample, the controller's alpha after it, whether any weight changed)."""
+    policy = Policy(cfg, initialize_parallel(cfg.parallel, 0))
+    controller = make_controller(cfg)
+    controller.step(policy.prepare(Batch(make_samples())))
+    before = [parameter.detach().clone() for parameter in policy.model.parameters()]
+    stats = policy.update(Batch([]), controller.coefficients())
+    controller.step(stats.measurement)
+    changed = any(not torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+    return stats, controller.coefficients().alpha, changed
+
+
+def test_a_batch_without_response_tokens_holds_everything(tmp_path: Path) -> None:
+    control = ("control.kind=entropic", "control.gains=fixed", "control.soft_setpoint=false", "control.target_entropy=9")
+    cfg = settings(save_divisible(tmp_path / "model"), "parallel.data=2", *control)
+    for stats, alpha, changed in run_ranks(update_with_nothing, 2, cfg):
+        assert not stats.applied
+        assert math.isnan(stats.entropy)
+        assert stats.response_tokens == 0
+        assert alpha == stats.coefficients.alpha == -1.0, "the output is held"
+        assert not changed
