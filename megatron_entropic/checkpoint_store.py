@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.whole_file import write_whole
 
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -59,10 +60,7 @@ class CheckpointStore:
             shutil.rmtree(final)
         os.replace(partial, final)
         _sync(self.folder)
-        temporary = self.folder / f".{LATEST}.tmp"
-        temporary.write_text(final.name + "\n", encoding="utf-8")
-        _sync(temporary)
-        os.replace(temporary, self.folder / LATEST)
+        write_whole(self.folder / LATEST, f"{final.name}\n".encode())
         _sync(self.folder)
         for old in self.names()[:-keep] if keep else []:
             shutil.rmtree(self.folder / old)

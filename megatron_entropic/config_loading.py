@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.whole_file import write_whole
 
 _ADAPTER = TypeAdapter(Config)
 
@@ -68,9 +68,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes `path` as YAML, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
 
 def recipe_names() -> list[str]:

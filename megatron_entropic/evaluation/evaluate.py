@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from megatron_entropic.evaluation.scores import avg_at_k, distinct_share, pass_a
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
 from megatron_entropic.rollout.source import make_engine
 from megatron_entropic.tasks import make_task
+from megatron_entropic.whole_file import write_whole
 
 SEED_OFFSET = 1_000_000
 """Added to trainer.seed: evaluation draws from another stream of problems than training."""
@@ -33,9 +33,7 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         """Writes the scores as JSON, whole or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
 
     def __str__(self) -> str:
         rows = {

@@ -16,7 +16,7 @@ from megatron_entropic.observability.panel_parts import draw_curve, legend_above
 from megatron_entropic.observability.panels import Panel
 from megatron_entropic.observability.run_data import RunData, load_run
 from megatron_entropic.observability.style import DASHES, INK, MUTED, SERIES, step_axis, styled
-from megatron_entropic.observability.whole_file import write_whole
+from megatron_entropic.whole_file import write_whole
 
 T = TypeVar("T")
 

