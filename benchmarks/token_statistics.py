@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--check-tokens", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--groups", nargs="+", help="only these groups of cases, for example 'output layer'")
-    parser.add_argument("--json", type=Path, default=Path("token_statistics.json"))
+    parser.add_argument("--json", type=Path, default=Path("build/token_statistics.json"))
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # "group/name": print its peak memory and leave
     return parser.parse_args()
 
