@@ -6,11 +6,27 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 VOCAB_SIZE = 99
 TINY_DECOMPOSE = Path(__file__).resolve().parent.parent / "models" / "tiny-decompose"
-ARCHITECTURES = ("llama", "llama3_rope", "qwen2", "qwen2_tied", "qwen3")
+DENSE = ("llama", "llama3_rope", "mistral", "qwen2", "qwen2_tied", "qwen3")
+MIXTURES = ("mixtral", "qwen3_moe")
+ARCHITECTURES = DENSE
 
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
@@ -22,6 +38,7 @@ _COMMON = {
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-6,
 }
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 30000.0,  # head size 16: wavelengths below, between and above the scaling's two thresholds
@@ -42,6 +59,11 @@ def build(kind: str) -> PreTrainedModel:
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_COMMON, rope_parameters=rope)),
         "qwen2_tied": lambda: Qwen2ForCausalLM(Qwen2Config(**_COMMON, rope_parameters=rope, tie_word_embeddings=True)),
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_COMMON, head_dim=16, rope_parameters=rope)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**_COMMON, head_dim=16, rope_parameters=rope, sliding_window=None)),
+        "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_COMMON, **_EXPERTS, rope_parameters=rope)),
+        "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(**_COMMON, **_EXPERTS, head_dim=16, moe_intermediate_size=24, norm_topk_prob=False, rope_parameters=rope)
+        ),
     }[kind]()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -49,6 +71,8 @@ def build(kind: str) -> PreTrainedModel:
                 parameter.normal_(1.0, 0.3)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.5)
+            elif name.endswith("gate.weight"):
+                parameter.normal_(0.0, 1.0)  # a router that decides, so that no rounding changes which experts it takes
             else:
                 parameter.normal_(0.0, 0.15)
     return model.float().eval()

@@ -3,11 +3,24 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 LLAMA3_ROPE_CONSTANTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What Megatron-Core's Llama 3 rope scaling is fixed to; only its factor is a setting."""
+
+
+class _Window(Enum):
+    """What decides whether attention is limited to a sliding window."""
+
+    OFF_BY_SWITCH = "use_sliding_window, which must be false"
+    NONE_BY_DEFAULT = "sliding_window; absent means none"
+    SOME_BY_DEFAULT = "sliding_window; absent means transformers' default for the family"
+
+
+_DEFAULT_WINDOW = 4096
+"""transformers' sliding_window of a Mistral model whose config.json does not say, in versions 4 and 5."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +31,35 @@ class _Family:
     qk_norm: bool
     default_head_dim: bool
     """Whether head_dim may be left out of config.json, meaning hidden_size / num_attention_heads."""
+    ffn_field: str = "intermediate_size"
+    """The field with the inner size of the MLP, or of every expert."""
+    expert_fields: tuple[str, ...] = ()
+    """The fields with the number of experts, by transformers' versions; none: a dense model."""
+    always_normalized_experts: bool = False
+    """Whether the weights of a token's experts always sum to 1, instead of as norm_topk_prob says."""
+    window: _Window = _Window.OFF_BY_SWITCH
 
 
 FAMILIES: Mapping[str, _Family] = {
     "LlamaForCausalLM": _Family(qkv_bias=False, qk_norm=False, default_head_dim=True),
     "Qwen2ForCausalLM": _Family(qkv_bias=True, qk_norm=False, default_head_dim=True),
     "Qwen3ForCausalLM": _Family(qkv_bias=False, qk_norm=True, default_head_dim=False),
+    "MistralForCausalLM": _Family(qkv_bias=False, qk_norm=False, default_head_dim=True, window=_Window.SOME_BY_DEFAULT),
+    "Qwen3MoeForCausalLM": _Family(
+        qkv_bias=False,
+        qk_norm=True,
+        default_head_dim=True,
+        ffn_field="moe_intermediate_size",
+        expert_fields=("num_experts", "num_local_experts"),
+    ),
+    "MixtralForCausalLM": _Family(
+        qkv_bias=False,
+        qk_norm=False,
+        default_head_dim=True,
+        expert_fields=("num_local_experts", "num_experts"),
+        always_normalized_experts=True,
+        window=_Window.NONE_BY_DEFAULT,
+    ),
 }
 
 # Fields that must have this value or be absent: the policy has no other way to compute them.
@@ -33,6 +69,9 @@ _FIXED: Mapping[str, Any] = {
     "mlp_bias": False,
     "use_sliding_window": False,
     "quantization_config": None,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "router_jitter_noise": 0.0,
 }
 
 
@@ -44,6 +83,7 @@ class Architecture:
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
+    """Inner size of the MLP; in a mixture of experts, of each expert."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -56,6 +96,11 @@ class Architecture:
     tied_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
+    num_experts: int | None = None
+    """Experts of every layer's mixture; None: a dense model, in which the next two mean nothing."""
+    num_experts_per_token: int = 0
+    norm_topk_prob: bool = True
+    """Whether the router's weights of a token's experts are scaled to sum to 1."""
 
     @classmethod
     def from_hf(cls, hf_dir: Path) -> "Architecture":
@@ -69,7 +114,7 @@ class Architecture:
         family = FAMILIES[name]
         for field, value in _FIXED.items():
             fields.require_fixed(field, value)
-        fields.require_full_attention()
+        fields.require_full_attention(family.window)
         hidden_size, num_heads = fields.positive_int("hidden_size"), fields.positive_int("num_attention_heads")
         num_kv_heads = fields.positive_int("num_key_value_heads")
         if num_heads % num_kv_heads:
@@ -85,7 +130,7 @@ class Architecture:
             architecture=name,
             num_layers=fields.positive_int("num_hidden_layers"),
             hidden_size=hidden_size,
-            ffn_hidden_size=fields.positive_int("intermediate_size"),
+            ffn_hidden_size=fields.positive_int(family.ffn_field),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
@@ -97,7 +142,24 @@ class Architecture:
             tied_embeddings=fields.boolean("tie_word_embeddings", default=False),
             qkv_bias=family.qkv_bias,
             qk_norm=family.qk_norm,
+            **_mixture(fields, family),
         )
+
+
+def _mixture(fields: "_Fields", family: _Family) -> dict[str, Any]:
+    """The fields of a mixture of experts; none for a dense model."""
+    if not family.expert_fields:
+        return {}
+    experts = fields.one_of(family.expert_fields)
+    per_token = fields.positive_int("num_experts_per_tok")
+    if per_token > experts:
+        raise fields.error("num_experts_per_tok", f"= {per_token} is more than the model's {experts} experts")
+    normalized = family.always_normalized_experts or fields.boolean("norm_topk_prob", default=False)
+    if per_token == 1 and normalized:
+        raise fields.error(
+            "num_experts_per_tok", "= 1 is not supported where the experts' weights are scaled to sum to 1: a router could not learn"
+        )
+    return {"num_experts": experts, "num_experts_per_token": per_token, "norm_topk_prob": normalized}
 
 
 class _Fields:
@@ -133,6 +195,14 @@ class _Fields:
             raise self.error(field, self._not(value, "a positive integer"))
         return value
 
+    def one_of(self, names: tuple[str, ...]) -> int:
+        """The positive integer that has one of these names; where several are there, they must agree."""
+        present = [name for name in names if self.get(name) is not None] or [names[0]]
+        values = [self.positive_int(name) for name in present]
+        if len(set(values)) > 1:
+            raise self.error(present[1], f"= {values[1]} contradicts {present[0]} = {values[0]}")
+        return values[0]
+
     def positive_float(self, field: str) -> float:
         return self._positive_float(field, self.get(field))
 
@@ -146,10 +216,20 @@ class _Fields:
         if field in self.values and self.values[field] != supported:
             raise self.error(field, f"= {self.values[field]!r} is not supported; it must be {supported!r}")
 
-    def require_full_attention(self) -> None:
+    def require_full_attention(self, window: _Window) -> None:
+        if window is not _Window.OFF_BY_SWITCH:
+            self._require_wide_window(_DEFAULT_WINDOW if window is _Window.SOME_BY_DEFAULT else None)
         layer_types = self.get("layer_types")
         if layer_types is not None and set(layer_types) != {"full_attention"}:
             raise self.error("layer_types", f"= {layer_types!r} is not supported; every layer must be 'full_attention'")
+
+    def _require_wide_window(self, default: int | None) -> None:
+        size, positions = self.values.get("sliding_window", default), self.positive_int("max_position_embeddings")
+        if size is not None and not (isinstance(size, int) and size >= positions):
+            stated = f"= {size!r}" if "sliding_window" in self.values else f"is missing, which means {size},"
+            raise self.error(
+                "sliding_window", f"{stated} is not supported; it must be null or at least max_position_embeddings = {positions}"
+            )
 
     def rope(self) -> tuple[float, dict[str, Any] | None]:
         """(theta, scaling) from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4)."""

@@ -4,7 +4,8 @@ A row says which Hugging Face tensors make one Megatron parameter and how. Names
 merges in mapping.py. No tensors in this file: a checkpoint can be checked without importing torch.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -23,14 +24,26 @@ class Layout(Enum):
 
 @dataclass(frozen=True)
 class Row:
-    """One Megatron parameter and the Hugging Face tensors it is made of; `{i}` is the global layer number, from 0."""
+    """One Megatron parameter and the Hugging Face tensors it is made of; `{i}` is the global layer number, from 0.
+
+    In a row that is to be repeated for every expert, `{e}` is the expert's global number, from 0. (A Megatron module counts the
+    experts of its own rank; so do its parameters' names, which policy/weights.py translates.)
+    """
 
     megatron: str
     hf: tuple[str, ...]
     layout: Layout
+    expert: int | None = None
+    """The global number of the expert that the parameter belongs to: only one expert-parallel rank holds it."""
+
+    @property
+    def split_over_tensor_ranks(self) -> bool:
+        """Whether a tensor rank holds only a part. Experts are never split: to `shard` and `merge` they have one tensor rank."""
+        return self.expert is None and self.layout is not Layout.REPLICATED
 
 
 _M, _H = "decoder.layers.{i}.", "model.layers.{i}."
+_EXPERT = _M + "mlp.experts.local_experts.{e}."
 _QKV = tuple(_H + f"self_attn.{part}_proj.weight" for part in "qkv")
 _QKV_BIAS = tuple(_H + f"self_attn.{part}_proj.bias" for part in "qkv")
 
@@ -48,17 +61,33 @@ _QK_NORM = (
     Row(_M + "self_attention.q_layernorm.weight", (_H + "self_attn.q_norm.weight",), Layout.REPLICATED),
     Row(_M + "self_attention.k_layernorm.weight", (_H + "self_attn.k_norm.weight",), Layout.REPLICATED),
 )
-_MLP_AND_NORMS = (
+_MLP = (
     Row(_M + "mlp.linear_fc1.weight", (_H + "mlp.gate_proj.weight", _H + "mlp.up_proj.weight"), Layout.GATE_UP),
     Row(_M + "mlp.linear_fc2.weight", (_H + "mlp.down_proj.weight",), Layout.ROW),
+)
+_NORMS = (
     Row(_M + "input_layernorm.weight", (_H + "input_layernorm.weight",), Layout.REPLICATED),
     Row(_M + "pre_mlp_layernorm.weight", (_H + "post_attention_layernorm.weight",), Layout.REPLICATED),
 )
 
+
+def _mixture(block: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
+    """Router and experts, from what the Hugging Face names call the block and an expert's three matrices."""
+    router, expert = _H + f"{block}.gate.weight", _H + f"{block}.experts.{{e}}."
+    return (
+        Row(_M + "mlp.router.weight", (router,), Layout.REPLICATED),
+        Row(_EXPERT + "linear_fc1.weight", (f"{expert}{gate}.weight", f"{expert}{up}.weight"), Layout.GATE_UP),
+        Row(_EXPERT + "linear_fc2.weight", (f"{expert}{down}.weight",), Layout.ROW),
+    )
+
+
 LAYER_TABLES: Mapping[str, tuple[Row, ...]] = {
-    "LlamaForCausalLM": _ATTENTION + _MLP_AND_NORMS,
-    "Qwen2ForCausalLM": _ATTENTION + _ATTENTION_BIAS + _MLP_AND_NORMS,
-    "Qwen3ForCausalLM": _ATTENTION + _QK_NORM + _MLP_AND_NORMS,
+    "LlamaForCausalLM": _ATTENTION + _MLP + _NORMS,
+    "MistralForCausalLM": _ATTENTION + _MLP + _NORMS,
+    "Qwen2ForCausalLM": _ATTENTION + _ATTENTION_BIAS + _MLP + _NORMS,
+    "Qwen3ForCausalLM": _ATTENTION + _QK_NORM + _MLP + _NORMS,
+    "Qwen3MoeForCausalLM": _ATTENTION + _QK_NORM + _mixture("mlp", "gate_proj", "up_proj", "down_proj") + _NORMS,
+    "MixtralForCausalLM": _ATTENTION + _mixture("block_sparse_moe", "w1", "w3", "w2") + _NORMS,
 }
 
 # Transformer Engine fuses these norms into the linear layer that follows them and names their weights after it.
@@ -78,12 +107,18 @@ def canonical_name(parameter: str) -> str:
 
 def checkpoint_rows(arch: Architecture) -> tuple[Row, ...]:
     """The rows of a whole checkpoint, in order: every Hugging Face tensor in exactly one of them."""
-    layers = tuple(
-        Row(row.megatron.format(i=i), tuple(name.format(i=i) for name in row.hf), row.layout)
-        for i in range(arch.num_layers)
-        for row in LAYER_TABLES[arch.architecture]
-    )
+    layers = tuple(row for i in range(arch.num_layers) for row in _layer_rows(arch, i))
     return (_EMBEDDING, *layers, _FINAL_NORM) + (() if arch.tied_embeddings else (_HEAD,))
+
+
+def _layer_rows(arch: Architecture, layer: int) -> Iterator[Row]:
+    """The rows of one layer: of an expert's rows, one for each expert, all of expert 0 before those of expert 1."""
+    for is_experts, rows in itertools.groupby(LAYER_TABLES[arch.architecture], key=lambda row: row.megatron.startswith(_EXPERT)):
+        block = tuple(rows)
+        for expert in range(arch.num_experts or 0) if is_experts else (None,):
+            for row in block:
+                names = tuple(name.format(i=layer, e=expert) for name in row.hf)
+                yield Row(row.megatron.format(i=layer, e=expert), names, row.layout, expert)
 
 
 def model_rows(arch: Architecture) -> dict[str, Row]:
@@ -111,6 +146,10 @@ def hf_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
         "gate_proj.weight": (ffn, hidden),
         "up_proj.weight": (ffn, hidden),
         "down_proj.weight": (hidden, ffn),
+        "gate.weight": (arch.num_experts or 0, hidden),
+        "w1.weight": (ffn, hidden),
+        "w3.weight": (ffn, hidden),
+        "w2.weight": (hidden, ffn),
         "input_layernorm.weight": (hidden,),
         "post_attention_layernorm.weight": (hidden,),
         "model.norm.weight": (hidden,),

@@ -1,5 +1,6 @@
 """config.json, as transformers 4 and 5 write it, becomes an Architecture, or one error that names the file and the field."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_head_size_follows_from_the_hidden_size_where_the_format_says_so(hf_dir:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "architectures"),
+        ({"architectures": ["Gemma2ForCausalLM"]}, "architectures"),
         ({"architectures": ...}, "architectures"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
@@ -99,6 +100,61 @@ def test_what_the_policy_cannot_compute_is_refused_by_name(hf_dir: Path, changes
     with pytest.raises(ValueError, match=rf"config\.json: field {field} ") as error:
         Architecture.from_hf(hf_dir)
     assert str(hf_dir) in str(error.value)
+
+
+@pytest.mark.parametrize("hf_dir", ["qwen3_moe"], indirect=True)
+def test_the_fields_of_a_mixture_are_read(hf_dir: Path) -> None:
+    tiny_models.edit_config(hf_dir, architectures=["Qwen3MoeForCausalLM"])
+    arch = Architecture.from_hf(hf_dir)
+    assert (arch.num_experts, arch.num_experts_per_token, arch.ffn_hidden_size, arch.norm_topk_prob) == (4, 2, 24, False)
+    tiny_models.edit_config(hf_dir, num_local_experts=..., num_experts=4, norm_topk_prob=True)  # as transformers 4 names them
+    assert Architecture.from_hf(hf_dir) == replace(arch, norm_topk_prob=True)
+
+
+@pytest.mark.parametrize("hf_dir", ["mixtral"], indirect=True)
+def test_every_layer_of_mixtral_is_a_normalized_mixture(hf_dir: Path) -> None:
+    tiny_models.edit_config(hf_dir, architectures=["MixtralForCausalLM"])
+    arch = Architecture.from_hf(hf_dir)
+    assert (arch.num_experts, arch.num_experts_per_token, arch.ffn_hidden_size, arch.norm_topk_prob) == (4, 2, 48, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "field"),
+    [
+        ("mistral", {"sliding_window": 511}, "sliding_window"),
+        ("mistral", {"sliding_window": ..., "max_position_embeddings": 4097}, "sliding_window"),
+        ("mixtral", {"sliding_window": 256}, "sliding_window"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise"),
+        ("mixtral", {"num_local_experts": ...}, "num_local_experts"),
+        ("mixtral", {"num_experts_per_tok": 5}, "num_experts_per_tok"),
+        ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok"),
+        ("qwen3_moe", {"use_sliding_window": True}, "use_sliding_window"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen3_moe", {"moe_intermediate_size": ...}, "moe_intermediate_size"),
+        ("qwen3_moe", {"num_experts": 8}, "num_local_experts"),
+        ("qwen3_moe", {"norm_topk_prob": 1}, "norm_topk_prob"),
+    ],
+)
+def test_windows_and_mixtures_the_policy_cannot_compute_are_refused(
+    tmp_path: Path, kind: str, changes: dict[str, Any], field: str
+) -> None:
+    model = tiny_models.build(kind)
+    model.config.save_pretrained(tmp_path)
+    tiny_models.edit_config(tmp_path, architectures=[type(model).__name__])
+    Architecture.from_hf(tmp_path)
+    tiny_models.edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=rf"config\.json: field {field} "):
+        Architecture.from_hf(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"sliding_window": 512}, {"sliding_window": None}, {"sliding_window": ...}])
+@pytest.mark.parametrize("kind", ["mistral", "mixtral"])
+def test_a_window_that_no_sequence_outgrows_is_none(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+    model = tiny_models.build(kind)
+    model.config.save_pretrained(tmp_path)
+    tiny_models.edit_config(tmp_path, architectures=[type(model).__name__], **changes)
+    assert Architecture.from_hf(tmp_path).max_positions == 512
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])

@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.headers import read_header
 from megatron_entropic.hf.mapping import merge, shard
 from megatron_entropic.hf.tables import LAYER_TABLES, Layout, canonical_name, checkpoint_rows, hf_shapes, model_rows, padded_vocab_size
+from tests import tiny_models
 
 ARCH = Architecture(
     architecture="Qwen2ForCausalLM",
@@ -29,15 +32,22 @@ ARCH = Architecture(
 )
 
 
+def _of(name: str) -> Architecture:
+    """ARCH as another architecture, with experts where that has them."""
+    experts = {"num_experts": 3, "num_experts_per_token": 2} if name in ("Qwen3MoeForCausalLM", "MixtralForCausalLM") else {}
+    return replace(ARCH, architecture=name, **experts)
+
+
 @pytest.mark.parametrize("name", LAYER_TABLES)
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_shards_of_every_row_merge_back_bit_for_bit(name: str, tp: int) -> None:
-    arch = replace(ARCH, architecture=name)
+    arch = _of(name)
     shapes = hf_shapes(arch)
     padded = padded_vocab_size(arch.vocab_size, 4, tp)
     for row in checkpoint_rows(arch):
         whole = [torch.randn(shapes[hf_name]) for hf_name in row.hf]
-        shards = [shard(row.layout, whole, arch, rank, tp, padded) for rank in range(tp)]
+        tensor_ranks = tp if row.split_over_tensor_ranks else 1
+        shards = [shard(row.layout, whole, arch, rank, tensor_ranks, padded) for rank in range(tensor_ranks)]
         assert len({part.shape for part in shards}) == 1
         merged = merge(row.layout, shards, arch)
         assert len(merged) == len(whole)
@@ -89,3 +99,26 @@ def test_tied_embeddings_have_no_head_in_the_checkpoint_but_one_on_the_last_stag
     assert "lm_head.weight" not in hf_shapes(tied)
     assert model_rows(tied)["output_layer.weight"].hf == ("model.embed_tokens.weight",)
     assert sum(math.prod(shape) for shape in hf_shapes(ARCH).values()) > sum(math.prod(shape) for shape in hf_shapes(tied).values())
+
+
+def test_experts_have_rows_of_their_own_that_tensor_ranks_do_not_split() -> None:
+    rows = [row for row in checkpoint_rows(_of("MixtralForCausalLM")) if row.megatron.startswith("decoder.layers.1.mlp.")]
+    assert [(row.megatron.removeprefix("decoder.layers.1.mlp."), row.expert, row.split_over_tensor_ranks) for row in rows] == [
+        ("router.weight", None, False),
+        *((f"experts.local_experts.{e}.linear_fc{part}.weight", e, False) for e in range(3) for part in (1, 2)),
+    ]
+    block = "model.layers.1.block_sparse_moe."
+    assert rows[0].hf == (block + "gate.weight",)
+    assert rows[3].hf == (block + "experts.1.w1.weight", block + "experts.1.w3.weight")
+    assert rows[4].hf == (block + "experts.1.w2.weight",)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("MixtralForCausalLM", "mixtral"), ("Qwen3MoeForCausalLM", "qwen3_moe"), ("MistralForCausalLM", "mistral")]
+)
+def test_the_tables_name_exactly_what_transformers_saves(tmp_path: Path, name: str, kind: str) -> None:
+    tiny_models.save(kind, tmp_path)
+    arch = Architecture.from_hf(tmp_path)
+    assert arch.architecture == name
+    saved = {key: header.shape for key, header in read_header(tmp_path / "model.safetensors").items()}
+    assert hf_shapes(arch) == saved
