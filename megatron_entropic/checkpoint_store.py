@@ -2,6 +2,7 @@
 
     checkpoints/step-000060/            everything after 60 steps
         policy/                         weights and optimizer (policy/checkpoint.py)
+        hf/                             config.json, tokenizer and so on of the model, byte for byte: an export needs nothing else
         state.json                      step, updates, controller, settings: plain numbers and words
         manifest.json                   size and SHA-256 of every other file, written last
     checkpoints/latest                  name of the newest whole checkpoint
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,19 @@ class CheckpointStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self, step: int) -> Path:
-        """The empty folder in which the checkpoint of `step` is to be written. Removes what a killed save left behind."""
+    def begin(self, step: int, companions: Mapping[str, bytes]) -> Path:
+        """The folder in which the checkpoint of `step` is to be written: `companions` in hf/ by name, and an empty policy/.
+
+        Removes what a killed save left behind.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*.partial"):
             shutil.rmtree(leftover)
         partial = self.folder / f".step-{step:06d}.partial"
-        (partial / "policy").mkdir(parents=True)
+        for subfolder in ("policy", "hf"):
+            (partial / subfolder).mkdir(parents=True)
+        for name, content in companions.items():
+            (partial / "hf" / name).write_bytes(content)
         return partial
 
     def publish(self, partial: Path, state: dict[str, Any], keep: int) -> Path:
@@ -53,7 +61,7 @@ class CheckpointStore:
         (partial / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         files = {str(path.relative_to(partial)): _fingerprint(path) for path in _files(partial)}
         (partial / MANIFEST).write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
-        for path in [*_files(partial), partial / "policy", partial]:
+        for path in [*_files(partial), partial / "policy", partial / "hf", partial]:
             _sync(path)
         final = self.folder / partial.name.removeprefix(".").removesuffix(".partial")
         if final.exists():

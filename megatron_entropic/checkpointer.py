@@ -15,6 +15,7 @@ from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreE
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import to_dict
 from megatron_entropic.control import Controller
+from megatron_entropic.hf.directory import read_companions
 from megatron_entropic.policy.checkpoint import load_policy, save_policy
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
@@ -36,6 +37,8 @@ class Checkpointer:
         self.cfg = cfg
         self.parallel = parallel
         self.store = CheckpointStore(cfg.run_dir / "checkpoints")
+        # Read now: at the save of a later day they may have moved, or be another model's.
+        self._companions = read_companions(cfg.model.hf_path) if parallel.rank == 0 and cfg.checkpoint.every else {}
 
     def restore(self, policy: Policy, controller: Controller) -> int:
         """Brings policy and controller to the latest checkpoint, if there is one; returns the steps done.
@@ -57,7 +60,7 @@ class Checkpointer:
         if not every or (step % every and step != self.cfg.trainer.steps):
             return
         start = time.monotonic()
-        partial = from_rank_zero(self.parallel, self.store.begin, step)
+        partial = from_rank_zero(self.parallel, self.store.begin, step, self._companions)
         save_policy(policy, partial / "policy")
         dist.barrier()
         state = {

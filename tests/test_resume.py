@@ -148,6 +148,12 @@ def resume(folder: Path, *settings: str) -> str:
     return outcome.output
 
 
+def test_a_checkpoint_holds_all_of_the_model_but_weights_byte_for_byte(finished: Path) -> None:
+    copies = {path.name: path.read_bytes() for path in (finished / "checkpoints/step-000002/hf").iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= copies.keys()
+    assert copies == {name: (TINY_DECOMPOSE / name).read_bytes() for name in copies}
+
+
 def test_every_damage_is_found_and_named(finished: Path, tmp_path: Path) -> None:
     checkpoint = finished / "checkpoints" / "step-000002"
     names = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
@@ -191,12 +197,12 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
 def test_old_checkpoints_go_and_a_torn_one_is_never_latest(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for step in (2, 4, 6):
-        partial = store.begin(step)
+        partial = store.begin(step, {"config.json": b"{}"})
         (partial / "policy" / "weights").write_bytes(b"w" * step)
         store.publish(partial, {"step": step}, keep=2)
-    store.begin(8)  # killed while writing
+    store.begin(8, {})  # killed while writing
     assert store.names() == ["step-000004", "step-000006"]
     assert store.latest() == "step-000006"
     assert store.read("step-000006")[1] == {"step": 6}
-    store.begin(8)
+    store.begin(8, {})
     assert [path.name for path in tmp_path.glob(".step-*")] == [".step-000008.partial"]

@@ -23,6 +23,12 @@ COMPANION_FILES = (
 """What belongs to a model besides config.json and weights; copied byte for byte where present."""
 
 
+def read_companions(hf_dir: Path) -> dict[str, bytes]:
+    """config.json and the COMPANION_FILES that are there, by name: all of a model directory but its weights."""
+    files = [hf_dir / name for name in (CONFIG_FILE, *COMPANION_FILES)]
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
+
+
 def weight_files(hf_dir: Path) -> tuple[str, ...]:
     """Names of a model directory's safetensors files: the index's when there is one, else the single file.
 
