@@ -1,7 +1,8 @@
 """Checks a Hugging Face model directory without loading a weight, and reports everything that is wrong with it at once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer
 
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.directory import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, weight_files
-from megatron_entropic.hf.headers import CheckpointError, TensorHeader, read_header
+from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError, TensorHeader, read_header
 from megatron_entropic.hf.tables import hf_shapes
 
 _HEAD = "lm_head.weight"
@@ -30,12 +31,37 @@ def check_hf_dir(hf_dir: Path, arch: Architecture) -> None:
     and the tensor: missing or truncated files, missing, unexpected or misshapen tensors, an output head that contradicts
     tie_word_embeddings, a tokenizer with ids beyond the embedding.
     """
-    hf_dir = Path(hf_dir)
-    if not hf_dir.is_dir():
-        raise CheckpointError(f"{hf_dir}: no such directory")
-    problems = [*_config_problems(hf_dir), *_tokenizer_problems(hf_dir, arch), *_weight_problems(hf_dir, arch)]
+    refuse(hf_dir, hf_problems(hf_dir, arch))
+
+
+def refuse(hf_dir: Path, problems: Sequence[str]) -> None:
+    """Raises one CheckpointError of all `problems` with a model directory, if there are any."""
     if problems:
         raise CheckpointError("\n".join([f"{hf_dir}: {len(problems)} problem(s) in this model directory:", *problems]))
+
+
+def hf_problems(hf_dir: Path, arch: Architecture) -> list[str]:
+    """A line for each problem that `check_hf_dir` would raise."""
+    if not hf_dir.is_dir():
+        raise CheckpointError(f"{hf_dir}: no such directory")
+    return [*_config_problems(hf_dir), *_tokenizer_problems(hf_dir, arch), *_weight_problems(hf_dir, arch)]
+
+
+def dtype_problems(hf_dir: Path) -> Iterator[str]:
+    """A line for every type that tensors have and config.json does not say, with how many and one of them."""
+    config = json.loads((hf_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    said = config.get("dtype") or config.get("torch_dtype")
+    names: dict[str, list[str]] = {}
+    for file in sorted(hf_dir.glob("*.safetensors")):
+        with suppress(CheckpointError):  # broken files are a problem of their own
+            for name, tensor in read_header(file).items():
+                names.setdefault(DTYPE_NAMES[tensor.dtype], []).append(name)
+    for dtype, tensors in names.items():
+        if dtype != said and (said is not None or len(names) > 1):
+            yield (
+                f"{hf_dir / CONFIG_FILE}: says dtype {said}, but {len(tensors)} tensor(s) are {dtype}, among them {tensors[0]}; "
+                "say in which type they are to be written (--dtype)"
+            )
 
 
 def _config_problems(hf_dir: Path) -> Iterator[str]:

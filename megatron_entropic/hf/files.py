@@ -1,9 +1,11 @@
 """Hugging Face model directories on disk: a streaming reader and an all-or-nothing writer."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_entropic.hf.directory import COMPANION_FILES, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, weight_files
-from megatron_entropic.hf.headers import CheckpointError, TensorHeader, read_header
+from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError, TensorHeader, read_header
 
 DEFAULT_SHARD_BYTES = 5 * 2**30
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_NAMES.items()}
 
 
 class HFReader:
@@ -33,6 +35,8 @@ class HFReader:
         self._file_of: dict[str, str] = {}
         self._headers: dict[str, TensorHeader] = {}
         self._open: dict[str, Any] = {}
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
         self._stack = ExitStack()
         for file in weight_files(self._dir):
             for name, header in read_header(self._dir / file).items():
@@ -62,9 +66,36 @@ class HFReader:
         tensor: Tensor = self._open[file].get_tensor(name)
         return tensor
 
+    def read_rows(self, name: str, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
+        """Rows `start` to `stop` of a tensor, or of its `columns` (from, to): read, not mapped, and nothing else with them.
+
+        Threads may call this at once.
+        """
+        header, path = self._header(name), self._dir / self._file_of[name]
+        dtype = DTYPES[header.dtype]
+        row_bytes = math.prod(header.shape[1:]) * dtype.itemsize
+        first, last = columns or (0, math.prod(header.shape[1:]))
+        rows = torch.empty(stop - start, *((last - first,) if columns else header.shape[1:]), dtype=dtype)
+        offset = header.offset + start * row_bytes + first * dtype.itemsize
+        if columns is None:
+            read_exactly(self._descriptor(path), rows, offset, path)
+            return rows
+        for row in rows:
+            read_exactly(self._descriptor(path), row, offset, path)
+            offset += row_bytes
+        return rows
+
+    def _descriptor(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._descriptors:
+                self._descriptors[path] = os.open(path, os.O_RDONLY)
+                self._stack.callback(os.close, self._descriptors[path])
+            return self._descriptors[path]
+
     def close(self) -> None:
         """Closes the files; safe to call twice."""
         self._open.clear()
+        self._descriptors.clear()
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -77,6 +108,22 @@ class HFReader:
         if name not in self._headers:
             raise CheckpointError(f"{self._dir}: no tensor {name} in its safetensors files")
         return self._headers[name]
+
+
+def read_exactly(descriptor: int, target: Tensor, offset: int, path: Path) -> None:
+    """Fills a contiguous tensor from the bytes at `offset`. Raises CheckpointError naming `path` when the file ends before."""
+    view = tensor_bytes(target)
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            raise CheckpointError(f"{path}: truncated: it ends at byte {offset}")
+        view, offset = view[count:], offset + count
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, of any type."""
+    array: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def write_hf(
@@ -96,10 +143,15 @@ def write_hf(
     out_dir, source_dir = Path(out_dir), Path(source_dir)
     with _directory_appearing_whole(out_dir) as building:
         _write_weights(building, weights, dtype, max_shard_bytes)
-        _write_config(building, source_dir, dtype)
-        for name in COMPANION_FILES:
-            if (source_dir / name).is_file():
-                shutil.copyfile(source_dir / name, building / name)
+        copy_companions(source_dir, building, dtype)
+
+
+def copy_companions(source_dir: Path, out_dir: Path, dtype: torch.dtype | None) -> None:
+    """Copies all of a model directory but its weights, byte for byte; of config.json only `dtype` is changed when given."""
+    _write_config(out_dir, source_dir, dtype)
+    for name in COMPANION_FILES:
+        if (source_dir / name).is_file():
+            shutil.copyfile(source_dir / name, out_dir / name)
 
 
 @contextmanager

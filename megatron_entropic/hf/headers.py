@@ -3,11 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_entropic.errors import ReportedError
 
-DTYPES = ("F64", "F32", "F16", "BF16")
-"""Types a checkpoint may have, by safetensors' names."""
+DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types a checkpoint may have: safetensors' names, and everybody else's."""
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit; keeps a corrupt length from asking for all memory
 
@@ -22,6 +23,8 @@ class TensorHeader:
 
     shape: tuple[int, ...]
     dtype: str
+    offset: int = 0
+    """Where its data begin in the file, in bytes."""
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
@@ -36,7 +39,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             ends = [entry["data_offsets"][1] for entry in header.values()]
-            tensors = {name: _tensor_header(path, name, entry) for name, entry in header.items()}
+            tensors = {name: _tensor_header(path, name, entry, data_start) for name, entry in header.items()}
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, IndexError) as problem:
             raise CheckpointError(f"{path}: not safetensors: its header cannot be read ({problem!r})") from problem
     end = data_start + max(ends, default=0)
@@ -45,10 +48,10 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     return tensors
 
 
-def _tensor_header(path: Path, name: str, entry: dict[str, object]) -> TensorHeader:
+def _tensor_header(path: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorHeader:
     dtype, shape = str(entry["dtype"]), entry["shape"]
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}; supported are {', '.join(DTYPES)}")
+    if dtype not in DTYPE_NAMES:
+        raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}; supported are {', '.join(DTYPE_NAMES)}")
     if not isinstance(shape, list):
         raise TypeError(f"shape of {name} is {shape!r}")
-    return TensorHeader(tuple(int(n) for n in shape), dtype)
+    return TensorHeader(tuple(int(n) for n in shape), dtype, data_start + int(entry["data_offsets"][0]))

@@ -91,7 +91,7 @@ LAYER_TABLES: Mapping[str, tuple[Row, ...]] = {
 }
 
 # Transformer Engine fuses these norms into the linear layer that follows them and names their weights after it.
-_FUSED_NORMS = {
+FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
@@ -99,7 +99,7 @@ _FUSED_NORMS = {
 
 def canonical_name(parameter: str) -> str:
     """The table's name of a parameter that may carry Transformer Engine's fused-norm name."""
-    for fused, plain in _FUSED_NORMS.items():
+    for fused, plain in FUSED_NORMS.items():
         if parameter.endswith(fused):
             return parameter.removesuffix(fused) + plain
     return parameter
