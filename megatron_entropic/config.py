@@ -27,7 +27,9 @@ class ModelConfig:
     """The policy network."""
 
     hf_path: Path = Field(
-        default=Path("models/tiny-decompose"), description="Hugging Face directory: config.json, safetensors, tokenizer"
+        default=Path("models/tiny-decompose"),
+        description="Hugging Face directory (config.json, safetensors, tokenizer), or a distributed checkpoint as checkpoint_tools "
+        "import and runs write it",
     )
     dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="type of weights and activations; masters are fp32")
     layer_spec: Literal["auto", "local", "transformer_engine"] = Field(
@@ -36,6 +38,21 @@ class ModelConfig:
     vocab_pad_multiple: int = Field(
         default=128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor"
     )
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether hf_path is a distributed checkpoint, which has the weights in policy/ and everything else in hf/."""
+        return (self.hf_path / "policy" / "metadata.json").is_file()
+
+    @property
+    def hf_dir(self) -> Path:
+        """The directory with config.json and tokenizer; with the weights too unless `is_distributed`."""
+        return self.hf_path / "hf" if self.is_distributed else self.hf_path
+
+    @property
+    def weights_path(self) -> Path:
+        """The folder the first weights are read from."""
+        return self.hf_path / "policy" if self.is_distributed else self.hf_path
 
 
 @dataclass(frozen=True, config=STRICT)

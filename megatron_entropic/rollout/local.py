@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from megatron_entropic.config import RolloutConfig
@@ -55,7 +55,7 @@ class LocalEngine:
         self._version = 0
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         transformers_logging.disable_progress_bar()  # a bar per loaded model has no place among the step lines
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True)
+        model = _read_model(model_dir, DTYPES[dtype])
         self._model: Any = model.to(select_device(0) if device is None else device).eval()
         self._eos_ids = _eos_ids(model)
         self._max_length = int(model.config.max_position_embeddings)
@@ -252,6 +252,13 @@ def _uniforms(key: tuple[int, int, int, int], count: int) -> npt.NDArray[np.floa
     """`count` uniforms in [0, 1) that depend on (seed, prompt index, sample, version) alone, on every machine."""
     digest = sha256(" ".join(map(str, key)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16]))).random(count)
+
+
+def _read_model(model_dir: Path, dtype: torch.dtype) -> Any:
+    if any(model_dir.glob("*.safetensors")):
+        return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True, use_safetensors=True)
+    # Of a distributed checkpoint: the trainer sends the weights before the first prompt.
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir, local_files_only=True), dtype=dtype)
 
 
 def _eos_ids(model: Any) -> tuple[int, ...]:
