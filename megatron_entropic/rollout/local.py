@@ -6,7 +6,7 @@ what is sampled for a prompt does not depend on which prompts are generated besi
 Shape suffixes: P prompts of a batch, B = P * samples sequences, A sequences not finished yet, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.platform import select_device
+from megatron_entropic.rollout.local_weights import copy_weights
 from megatron_entropic.rollout.types import NamedWeights, Prompt, Rollout, RolloutError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -95,7 +96,7 @@ class LocalEngine:
         """
         remaining: Iterator[tuple[str, Tensor]] = iter(weights)
         try:
-            problems = _copy_weights(self._open_model(), remaining)
+            problems = copy_weights(self._open_model(), remaining)
         finally:
             # Producing the stream can take collectives: the other ranks wait for this one until its end.
             for _ in remaining:
@@ -268,29 +269,3 @@ def _eos_ids(model: Any) -> tuple[int, ...]:
     if found is None:
         raise RolloutError("local engine: neither generation_config.json nor config.json of the model has an eos_token_id")
     return (found,) if isinstance(found, int) else tuple(found)
-
-
-@torch.no_grad()
-def _copy_weights(model: Any, weights: Iterator[tuple[str, Tensor]]) -> list[str]:
-    """Copies the stream into the model's tensors and returns what was wrong with it, a line for each name."""
-    tensors: Mapping[str, Tensor] = model.state_dict()
-    problems: list[str] = []
-    filled: dict[int, str] = {}
-    names: set[str] = set()
-    for name, weight in weights:
-        if name not in tensors:
-            problems.append(f"{name}: the model has no such weight")
-        elif name in names:
-            problems.append(f"{name}: came twice")
-        elif weight.shape != tensors[name].shape:
-            problems.append(f"{name}: shape {tuple(weight.shape)}, the model's is {tuple(tensors[name].shape)}")
-        elif (tied := filled.get(tensors[name].data_ptr())) is not None and not torch.equal(tensors[name], weight.to(tensors[name])):
-            problems.append(f"{name}: differs from {tied}, which it is tied to")
-        else:
-            tensors[name].copy_(weight)
-            filled[tensors[name].data_ptr()] = name
-        names.add(name)
-    # A tied weight is one tensor under two names: it is there when either name came.
-    came = {tensors[name].data_ptr() for name in names if name in tensors}
-    problems += [f"{name}: missing" for name, tensor in tensors.items() if tensor.data_ptr() not in came]
-    return problems
