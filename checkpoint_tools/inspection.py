@@ -11,6 +11,7 @@ from typing import Any
 from megatron_entropic.checkpoint_store import STATE
 from megatron_entropic.conversion.distributed_reader import DistributedReader
 from megatron_entropic.conversion.exporting import SUMS_FILE, nbytes
+from megatron_entropic.conversion.keys import is_optimizer
 from megatron_entropic.conversion.locate import Located
 from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.hf.architectures import Architecture
@@ -48,7 +49,7 @@ def _describe_distributed(located: Located, checksums: bool) -> list[str]:
     with DistributedReader(located.weights) as reader:
         if problems := reader.missing():
             raise CheckpointError("\n".join(problems))
-        optimizer = [tensor for key, tensor in reader.tensors.items() if key.startswith("optimizer.")]
+        optimizer = [tensor for key, tensor in reader.tensors.items() if is_optimizer(key)]
         files = len(reader.files())
     lines = _state(located.path)
     if located.companions is None:

@@ -148,7 +148,8 @@ def _complete(output: OutputDirectory, records: Mapping[str, list[dict[str, Any]
 
 def _layout_problems(arch: Architecture, split: Split) -> list[str]:
     data = -(-split.expert // split.tensor)  # expert ranks are taken out of tensor x data
-    layout = ParallelConfig(tensor=split.tensor, pipeline=split.pipeline, expert=split.expert, data=data)
+    sequence = split.tensor > 1  # which experts need, and which cuts no weight
+    layout = ParallelConfig(tensor=split.tensor, pipeline=split.pipeline, expert=split.expert, data=data, sequence=sequence)
     return check_layout(arch, Config(parallel=layout))
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from megatron_entropic.conversion.distributed_reader import DistributedReader, StoredTensor
-from megatron_entropic.conversion.keys import Place, alternative_places
+from megatron_entropic.conversion.keys import Place, alternative_places, is_optimizer, master_of
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import DTYPES
 from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.hf.segments import segments
 from megatron_entropic.hf.tables import Layout, Row, checkpoint_rows, hf_shapes
-
-MASTER_PREFIX = "optimizer.state.param."
-"""Where a training checkpoint has the optimizer's float32 masters of the weights."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class DistributedView:
         self._arch, self._dtype = arch, dtype
         self._shapes = hf_shapes(arch)
         self._reader = DistributedReader(folder)
+        self._masters = {weight: key for key in self._reader.tensors if (weight := master_of(key)) is not None}
         problems = self._reader.missing()
         self._sources = {name: source for row in checkpoint_rows(arch) for name, source in self._row(row, problems)}
         problems += self._unexpected()
@@ -103,16 +101,16 @@ class DistributedView:
             stored = self._reader.tensors.get(where.key)
             if stored is None:
                 continue
-            master = self._reader.tensors.get(MASTER_PREFIX + where.key)
-            if self._dtype and master and self._dtype.itemsize > stored.dtype.itemsize:
-                return Place(MASTER_PREFIX + where.key, where.prefix, where.counts), master
+            if where.key in self._masters and self._dtype and self._dtype.itemsize > stored.dtype.itemsize:
+                master = self._masters[where.key]
+                return replace(where, key=master), self._reader.tensors[master]
             return where, stored
         return None
 
     def _unexpected(self) -> list[str]:
         """Weights of the checkpoint that no row asks for."""
         known = {where.key for row in checkpoint_rows(self._arch) for where in alternative_places(row, self._arch)}
-        strangers = [key for key in self._reader.tensors if key not in known and not key.startswith("optimizer.")]
+        strangers = [key for key in self._reader.tensors if key not in known and not is_optimizer(key)]
         return [f"{key} {list(self._reader.tensors[key].shape)} maps to no tensor of a {self._arch.architecture}" for key in strangers]
 
     def close(self) -> None:

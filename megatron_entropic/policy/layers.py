@@ -155,6 +155,8 @@ def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     )
     if config.num_moe_experts is not None:
         use_router(layer)
+        # Saved as Transformer Engine's layers save it: before experts it is fused into nothing.
+        layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention: Any = layer.submodules.self_attention.submodules
