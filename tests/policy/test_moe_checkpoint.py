@@ -96,9 +96,13 @@ def test_a_mixture_resumes_under_another_layout(replay: tuple[list[str], Path], 
         assert np.linalg.norm(weight - theirs[name]) <= 1e-5 * np.linalg.norm(theirs[name]), name
 
 
-@pytest.mark.parametrize("layout", ["alone", "ep2", "ep2-dp4", "ep4-tp2-dp2"])
-def test_a_mixture_resumes_bit_for_bit_under_its_own_layout(replay: tuple[list[str], Path], layout: str, tmp_path: Path) -> None:
-    settings = [*replay[0], *LAYOUTS[layout]]
+@pytest.mark.parametrize(
+    ("layout", "engine"), [("alone", "replay"), ("ep2", "local"), ("ep2-dp4", "replay"), ("ep4-tp2-dp2", "replay")]
+)
+def test_a_mixture_resumes_bit_for_bit_under_its_own_layout(
+    replay: tuple[list[str], Path], layout: str, engine: str, tmp_path: Path
+) -> None:
+    settings = [*replay[0], f"rollout.engine={engine}", *LAYOUTS[layout]]
     whole = run_steps(tmp_path / "whole", STEPS, *settings, "checkpoint.every=0")
     before = run_steps(tmp_path / "parts", SAVED, *settings, "trainer.export_hf=false")
     lines = run_steps(tmp_path / "parts", STEPS, *settings)
