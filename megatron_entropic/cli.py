@@ -14,7 +14,8 @@ from megatron_entropic.config_loading import ConfigError, load_config, recipe_na
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
-from megatron_entropic.worker import run_rank
+from megatron_entropic.stop_signal import EXIT_STOPPED
+from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
 
 EXIT_USAGE = 2
 
@@ -66,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", action="store_true", help="go on with the run in the folder RECIPE (a run folder) from its latest checkpoint"
     )
+    train.add_argument(
+        ALLOW_FALLBACK,
+        action="store_true",
+        help="with --resume: when the latest checkpoint is damaged, go on from the newest whole one",
+    )
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
     train.set_defaults(command=_train)
 
@@ -112,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.allow_fallback and not options.resume:
+        raise ConfigError(f"{ALLOW_FALLBACK} goes with --resume: only a resumed run has a checkpoint to fall back to")
     cfg = _resumed_config(Path(options.source), options.overrides) if options.resume else load_config(options.source, options.overrides)
     rank = given_rank(os.environ)
     if rank in (None, 0):
@@ -121,10 +129,16 @@ def _train(options: argparse.Namespace) -> int:
         else:
             _prepare_run_dir(cfg, overwrite=options.overwrite)
     if rank is None:
-        code = launch_ranks(cfg.run_dir / "config.yaml", cfg.parallel.world_size, cfg.run_dir / "logs")
+        code = launch_ranks(
+            cfg.run_dir / "config.yaml",
+            cfg.parallel.world_size,
+            cfg.run_dir / "logs",
+            grace_s=cfg.checkpoint.grace_s,
+            arguments=[ALLOW_FALLBACK] if options.allow_fallback else [],
+        )
     else:
-        code = run_rank(cfg)
-    if rank in (None, 0):
+        code = run_rank(cfg, allow_fallback=options.allow_fallback)
+    if rank in (None, 0) and code != EXIT_STOPPED:  # then there is no time for a report
         _summarise(cfg)
     return code
 

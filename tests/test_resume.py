@@ -15,6 +15,7 @@ import pytest
 from megatron_entropic.checkpoint_store import CheckpointStore
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
+from megatron_entropic.fingerprint import Fingerprint
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.trainer import train
@@ -157,7 +158,7 @@ def test_a_checkpoint_holds_all_of_the_model_but_weights_byte_for_byte(finished:
 def test_every_damage_is_found_and_named(finished: Path, tmp_path: Path) -> None:
     checkpoint = finished / "checkpoints" / "step-000002"
     names = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
-    assert len(names) >= 6
+    assert len(names) >= 10
     rng = random.Random(0)
     for number, name in enumerate(names):
         store = CheckpointStore(tmp_path / str(number))
@@ -171,9 +172,10 @@ def test_every_damage_is_found_and_named(finished: Path, tmp_path: Path) -> None
         else:
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
             copy.write_bytes(content)
-        with pytest.raises(RuntimeError, match=r"step-000002: ") as error:
-            store.read("step-000002")
-        assert Path(name).name in str(error.value) or "manifest" in name, (damage, name)
+        expected, problems = store.manifest("step-000002")
+        problems += store.damaged_files("step-000002", expected)
+        assert problems, (damage, name)
+        assert any(Path(name).name in problem for problem in problems) or "manifest" in name, (damage, name)
 
 
 def test_a_damaged_checkpoint_ends_the_resume_with_one_line(finished: Path, tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_a_damaged_checkpoint_ends_the_resume_with_one_line(finished: Path, tmp_
 def test_settings_that_do_not_fit_are_refused(finished: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     output = resume(folder, "batch.prompts_per_step=4", "control.kind=none")
-    assert "batch.prompts_per_step: saved with 8, now 4" in output
+    assert "- batch.prompts_per_step: 8\n  + batch.prompts_per_step: 4" in output
     assert "control.kind" in output
 
 
@@ -197,12 +199,37 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
 def test_old_checkpoints_go_and_a_torn_one_is_never_latest(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for step in (2, 4, 6):
-        partial = store.begin(step, {"config.json": b"{}"})
+        partial = store.begin(step, {"step": step}, {"config.json": b"{}"})
         (partial / "policy" / "weights").write_bytes(b"w" * step)
-        store.publish(partial, {"step": step}, keep=2)
-    store.begin(8, {})  # killed while writing
+        store.publish(partial, {}, keep=2)
+    store.begin(8, {}, {})  # killed while writing
     assert store.names() == ["step-000004", "step-000006"]
     assert store.latest() == "step-000006"
-    assert store.read("step-000006")[1] == {"step": 6}
-    store.begin(8, {})
+    assert store.state("step-000006") == {"step": 6}
+    store.begin(8, {}, {})
     assert [path.name for path in tmp_path.glob(".step-*")] == [".step-000008.partial"]
+
+
+def test_what_a_fallback_left_behind_is_neither_counted_nor_removed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (2, 4, 8, 5):
+        store.publish(store.begin(step, {"step": step}, {}), {}, keep=2)
+    assert store.names() == ["step-000004", "step-000005", "step-000008"]
+    assert store.latest() == "step-000005"
+    assert store.before("step-000005") == ["step-000004"]
+
+
+def test_a_flipped_bit_in_latest_is_not_another_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (4, 6):
+        store.publish(store.begin(step, {"step": step}, {}), {}, keep=2)
+    latest = tmp_path / "latest"
+    latest.write_text(latest.read_text().replace("step-000006", "step-000004"))
+    with pytest.raises(RuntimeError, match=r"latest and .*step-000004/manifest.json do not belong together"):
+        store.latest()
+
+
+def test_a_file_that_a_rank_wrote_elsewhere_is_missed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(RuntimeError, match="__8_0.distcp: written by a rank, not found here"):
+        store.publish(store.begin(4, {}, {}), {"__8_0.distcp": Fingerprint(10, "ab")}, keep=2)
