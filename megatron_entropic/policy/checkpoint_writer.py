@@ -58,7 +58,7 @@ class PolicyWriter:
             sharded, common = save_preprocess(sharded_state(policy, loading=False))
             self._planned, self._metadata = _Plan(_FORMAT, _VERSION).async_save(sharded, folder)
             self._buckets = self._planned.write_buckets
-            _copy_to_host(self._buckets)
+            copy_to_host(self._buckets)
         self._common = io.BytesIO()
         if policy.parallel.rank == 0:  # what is the same on all ranks: groups of parameters and their settings
             torch.save(common, self._common)
@@ -112,7 +112,7 @@ class _Plan(TorchDistSaveShardedStrategy):  # type: ignore[misc]
         return writer, planned[1]
 
 
-def _copy_to_host(buckets: list[Any]) -> None:
+def copy_to_host(buckets: list[Any]) -> None:
     """Replaces every tensor by a copy in host memory. On a CPU Megatron hands out the live ones, which the next update changes."""
     for _, _, (_, tensors) in buckets:
         for place, (item, tensor) in enumerate(tensors):
