@@ -64,7 +64,7 @@ class Checkpointer:
         """Brings policy and controller to the latest checkpoint, if there is one; returns the steps done.
 
         When it is damaged and `allow_fallback`, to the newest whole one before it. Raises CheckpointStoreError for a damaged
-        checkpoint or settings it does not fit, PolicyCheckpointError for its policy.
+        checkpoint, SettingsDifferenceError for settings it does not fit, PolicyCheckpointError for its policy.
         """
         found = find_checkpoint(self.cfg, self.parallel, self.store, allow_fallback=self.allow_fallback)
         if found is None:

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_entropic.checkpoint_store import CheckpointStore
 from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
-from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
+from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config, to_dict
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
+from megatron_entropic.settings_difference import differences, refuse
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
 from megatron_entropic.stop_signal import EXIT_STOPPED
 from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
@@ -125,6 +127,7 @@ def _train(options: argparse.Namespace) -> int:
     if rank in (None, 0):
         _check_model(cfg)
         if options.resume:
+            _check_settings(cfg)
             save_config(cfg, cfg.run_dir / "config.yaml")
         else:
             _prepare_run_dir(cfg, overwrite=options.overwrite)
@@ -166,6 +169,21 @@ def _check_model(cfg: Config) -> None:
         check_hf_dir(cfg.model.hf_dir, arch)
     if problems := check_layout(arch, cfg):
         raise ConfigError("; ".join(problems))
+
+
+def _check_settings(cfg: Config) -> None:
+    """Refuses settings that the latest checkpoint does not fit, before they are written to config.yaml.
+
+    A checkpoint that is damaged is the ranks' business: they read it byte by byte.
+    """
+    store = CheckpointStore(cfg.run_dir / "checkpoints")
+    try:
+        name = store.latest()
+        saved = store.state(name)["settings"] if name else None
+    except (ReportedError, OSError, ValueError, KeyError):
+        return
+    if name and saved:
+        refuse(differences(saved, to_dict(cfg)), store.folder / name)
 
 
 def _prepare_run_dir(cfg: Config, *, overwrite: bool) -> None:

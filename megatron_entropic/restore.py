@@ -11,7 +11,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.config_loading import to_dict
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.rollout.shared_engine import from_rank_zero
-from megatron_entropic.settings_difference import differences
+from megatron_entropic.settings_difference import differences, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def find_checkpoint(
     """(folder, state) of the checkpoint to go on from; None when the run has none yet. Collective over the world.
 
     When the latest is damaged, the newest whole one before it is taken if `allow_fallback`, with a warning.
-    Raises CheckpointStoreError naming every damaged file, or the settings that do not fit.
+    Raises CheckpointStoreError naming every damaged file, SettingsDifferenceError showing the settings that do not fit.
     """
     name, problems = from_rank_zero(parallel, _latest, store)
     if name is not None and not problems:
@@ -93,7 +93,5 @@ def _state(cfg: Config, store: CheckpointStore, name: str) -> tuple[Path, dict[s
     changed = differences(state["settings"], to_dict(cfg))
     if changed:
         logger.info("settings that changed since %s:\n%s", folder, "\n".join(map(str, changed)))
-    if refused := [difference for difference in changed if not difference.allowed]:
-        listed = "\n".join(map(str, refused))
-        raise CheckpointStoreError(f"{folder}: was saved with settings that must not change (- saved, + now):\n{listed}")
+    refuse(changed, folder)
     return folder, state

@@ -1,8 +1,11 @@
 """What is different between the settings a checkpoint was saved with and those of now, and what of it may be."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from megatron_entropic.errors import ReportedError
 
 FREE_TO_CHANGE = ("parallel", "checkpoint", "rollout", "control", "algorithm", "optimizer", "trainer")
 """Sections whose settings may be others on resume."""
@@ -10,6 +13,10 @@ FIXED = ("control.kind", "rollout.max_staleness", "trainer.seed")
 """Settings of those sections that may not: the saved state, or the rest of the run, would not fit."""
 UNIMPORTANT = ("run",)
 """Sections that may change without a word: folders are moved."""
+
+
+class SettingsDifferenceError(ReportedError, ValueError):
+    """The settings of now do not fit a checkpoint; the message names it and shows them."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,13 @@ class Difference:
 
     def __str__(self) -> str:
         return f"  - {self.setting}: {self.saved!r}\n  + {self.setting}: {self.now!r}"
+
+
+def refuse(changed: Sequence[Difference], checkpoint: Path) -> None:
+    """Raises SettingsDifferenceError showing those of the differences that must not be."""
+    if refused := [difference for difference in changed if not difference.allowed]:
+        listed = "\n".join(map(str, refused))
+        raise SettingsDifferenceError(f"{checkpoint}: was saved with settings that must not change (- saved, + now):\n{listed}")
 
 
 def differences(saved: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[Difference]:

@@ -1,7 +1,9 @@
 """Resume equals no interruption: bit for bit under the same layout, to rounding under another; damage is found before it is used."""
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -178,11 +180,78 @@ def test_every_damage_is_found_and_named(finished: Path, tmp_path: Path) -> None
         assert any(Path(name).name in problem for problem in problems) or "manifest" in name, (damage, name)
 
 
-def test_a_damaged_checkpoint_ends_the_resume_with_one_line(finished: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    shard = next((folder / "checkpoints/step-000002/policy").glob("*.distcp"))
+@pytest.fixture(scope="module")
+def twice_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps with checkpoints after two and four."""
+    folder = tmp_path_factory.mktemp("runs") / "twice_saved"
+    settings = ["parallel.tensor=1", "checkpoint.every=2", "trainer.steps=4", "trainer.tensorboard=true"]
+    outcome = megatron_entropic("train", "quickstart", *BASE, *settings, f"run.dir={folder}")
+    assert outcome.code == 0, outcome.output
+    return folder
+
+
+def truncate_a_shard(checkpoint: Path) -> str:
+    shard = next((checkpoint / "policy").glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert shard.name in resume(folder)
+    return shard.name
+
+
+def test_a_damaged_checkpoint_is_fallen_back_from_only_when_told_to(twice_saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(twice_saved, tmp_path / "run"))
+    damaged, whole = folder / "checkpoints/step-000004", folder / "checkpoints/step-000002"
+    shard = truncate_a_shard(damaged)
+    (damaged / "hf/config.json").unlink()
+    before = without_times(folder)
+
+    output = resume(folder)
+    assert f"{damaged}: hf/config.json is missing" in output
+    assert re.search(rf"{damaged}: policy/{shard} has \d+ bytes instead of \d+", output)
+    assert f"{whole} is whole: pass --allow-fallback to go on from it; steps 2 to 3 are trained again" in output
+    assert without_times(folder) == before, "a refused resume must not touch anything"
+    assert store_of(folder).latest() == "step-000004"
+
+    outcome = megatron_entropic("train", str(folder), "--resume", "--allow-fallback")
+    assert outcome.code == 0, outcome.output
+    assert "WARNING: the latest checkpoint is damaged" in outcome.output
+    assert "steps 2 to 3 are lost and trained again" in outcome.output
+    assert without_times(folder) == before
+    assert store_of(folder).latest() == "step-000004"
+    assert not store_of(folder).manifest("step-000004")[1], "the damaged one was replaced"
+
+
+def test_without_any_whole_checkpoint_all_damage_is_listed(twice_saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(twice_saved, tmp_path / "run"))
+    for step in (2, 4):
+        truncate_a_shard(folder / f"checkpoints/step-00000{step}")
+    output = resume(folder, "--allow-fallback")
+    assert "there is no whole one before it" in output
+    assert "step-000002: policy/" in output
+    assert "step-000004: policy/" in output
+
+
+def test_a_damaged_latest_is_no_reason_to_guess(twice_saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(twice_saved, tmp_path / "run"))
+    (folder / "checkpoints/latest").write_bytes(b"step-0000\xff4")
+    output = resume(folder)
+    assert "checkpoints/latest: names" in output
+    assert "step-000004 is whole: pass --allow-fallback" in output
+
+
+def test_trackers_go_on_under_the_names_they_had(twice_saved: Path) -> None:
+    state = json.loads((twice_saved / "checkpoints/step-000004/state.json").read_text())
+    assert state["trackers"] == {"tensorboard": "logs/tensorboard"}
+    assert list((twice_saved / "logs/tensorboard").glob("events*"))
+
+
+def store_of(folder: Path) -> CheckpointStore:
+    return CheckpointStore(folder / "checkpoints")
+
+
+def test_settings_that_may_change_are_shown_as_a_difference(twice_saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(twice_saved, tmp_path / "run"))
+    outcome = megatron_entropic("train", str(folder), "--resume", "optimizer.lr=1e-5", "trainer.steps=5")
+    assert outcome.code == 0, outcome.output
+    assert "- optimizer.lr: 0.0002\n  + optimizer.lr: 1e-05\n  - trainer.steps: 4\n  + trainer.steps: 5" in outcome.output
 
 
 def test_settings_that_do_not_fit_are_refused(finished: Path, tmp_path: Path) -> None:
@@ -190,6 +259,7 @@ def test_settings_that_do_not_fit_are_refused(finished: Path, tmp_path: Path) ->
     output = resume(folder, "batch.prompts_per_step=4", "control.kind=none")
     assert "- batch.prompts_per_step: 8\n  + batch.prompts_per_step: 4" in output
     assert "control.kind" in output
+    assert load_config(folder / "config.yaml").batch.prompts_per_step == 8, "the next resume would be refused as well"
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:

@@ -117,7 +117,12 @@ def test_a_checkpoint_of_this_very_step_is_not_written_again(tmp_path: Path) -> 
 
 def test_a_second_signal_stops_at_once_without_saving(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    long = ("batch.prompts_per_step=512", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=2048", "batch.mini_batches=8")
+    long = (
+        "batch.prompts_per_step=512",
+        "batch.samples_per_prompt=16",
+        "batch.max_tokens_per_micro_batch=2048",
+        "batch.mini_batches=8",
+    )
     with start(folder, *long, "control.kind=none") as running:
         assert running.wait_until(lambda: "step 0: 8192 rollouts generated" in running.log(), timeout=300)
         time.sleep(1)  # rollouts are scored and recorded, the update begins
@@ -133,7 +138,12 @@ def test_a_second_signal_stops_at_once_without_saving(tmp_path: Path) -> None:
 
 def test_a_run_that_cannot_save_within_the_grace_period_ends_without(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    long = ("batch.prompts_per_step=512", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=2048", "batch.mini_batches=8")
+    long = (
+        "batch.prompts_per_step=512",
+        "batch.samples_per_prompt=16",
+        "batch.max_tokens_per_micro_batch=2048",
+        "batch.mini_batches=8",
+    )
     with start(folder, *long, "control.kind=none", "checkpoint.grace_s=1") as running:
         assert running.wait_until(lambda: "step 0: 8192 rollouts generated" in running.log(), timeout=300)
         time.sleep(1)
