@@ -26,6 +26,7 @@ from megatron_entropic.whole_file import write_whole
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
 POLICY, COMPANIONS = "policy", "hf"
 _NAME = re.compile(r"step-(\d{6,})")
+_LATEST = re.compile(r"(step-\d{6,})(?: ([0-9a-f]{64}))?\n?")
 
 
 class CheckpointStoreError(ReportedError, RuntimeError):
@@ -108,15 +109,18 @@ class CheckpointStore:
     def latest(self) -> str | None:
         """Name of the newest whole checkpoint, or None when there is none yet.
 
-        Raises CheckpointStoreError when `latest` does not name a checkpoint, or another one than was published under that name.
-        The sum of its manifest may be left out by whoever edits `latest` by hand.
+        Without `latest` (a kill between the two renames) it is the newest by name, which only whole ones have. Raises
+        CheckpointStoreError when `latest` does not name a checkpoint, or another one than was published under that name. The
+        sum of its manifest may be left out by whoever edits `latest` by hand.
         """
         path = self.folder / LATEST
         if not path.is_file():
-            return None
-        name, _, manifest_sum = path.read_bytes()[:200].decode(errors="replace").strip().partition(" ")
-        if not _NAME.fullmatch(name):
-            raise CheckpointStoreError(f"{path}: names {name[:80]!r}, which is no checkpoint; write one of {self.names()} into it")
+            return self.names()[-1] if self.names() else None
+        content = path.read_bytes()[:200].decode(errors="replace")
+        match = _LATEST.fullmatch(content)
+        if match is None:
+            raise CheckpointStoreError(f"{path}: names {content[:20]!r}, which is no checkpoint; write one of {self.names()} into it")
+        name, manifest_sum = match.groups()
         manifest = self.folder / name / MANIFEST
         if manifest_sum and manifest.is_file() and fingerprint(manifest).sha256 != manifest_sum:
             raise CheckpointStoreError(f"{path} and {manifest} do not belong together: one of them is damaged")

@@ -1,14 +1,9 @@
 """Resume equals no interruption: bit for bit under the same layout, to rounding under another; damage is found before it is used."""
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,7 @@ from megatron_entropic.fingerprint import Fingerprint
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.trainer import train
-from tests.command_line import ROOT, megatron_entropic
+from tests.command_line import megatron_entropic
 from tests.distributed import run_ranks
 from tests.tiny_models import TINY_DECOMPOSE, save_divisible
 
@@ -96,43 +91,6 @@ def test_a_run_resumes_under_another_layout(tmp_path: Path, saved: list[str], re
     for line, expected in zip(lines, without_times(tmp_path / "record"), strict=True):
         for name in ("policy/entropy", "control/alpha", "grad_norm", "loss/total", "control/plant_gain"):
             assert line[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), (line["step"], name)
-
-
-def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    """SIGKILL of the launcher and all its ranks, again and again; MEGATRON_ENTROPIC_KILLS and _SEED choose how often and when."""
-    kills = int(os.environ.get("MEGATRON_ENTROPIC_KILLS", "2"))
-    seed = int(os.environ.get("MEGATRON_ENTROPIC_SEED", str(random.randrange(10**6))))
-    print(f"MEGATRON_ENTROPIC_SEED={seed}")
-    rng = random.Random(seed)
-    settings = [*BASE, "parallel.tensor=1", f"trainer.steps={STEPS}"]
-    whole = run_steps(tmp_path / "whole", STEPS, "parallel.tensor=1")
-    folder = tmp_path / "killed"
-    arguments = ["train", "quickstart", *settings, f"run.dir={folder}"]
-    for _ in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "megatron_entropic.cli", *arguments],
-            cwd=ROOT,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        steps = rng.randint(0, STEPS - 2)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline and _lines(folder) < steps:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 1.0))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        arguments = ["train", str(folder), "--resume"]
-    outcome = megatron_entropic(*arguments)
-    assert outcome.code == 0, outcome.output
-    assert without_times(folder) == whole
-    assert not outcome.left_behind
-
-
-def _lines(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -297,9 +255,11 @@ def test_a_flipped_bit_in_latest_is_not_another_checkpoint(tmp_path: Path) -> No
     latest.write_text(latest.read_text().replace("step-000006", "step-000004"))
     with pytest.raises(RuntimeError, match=r"latest and .*step-000004/manifest.json do not belong together"):
         store.latest()
+    latest.unlink()
+    assert store.latest() == "step-000006", "a kill between the two renames"
 
 
 def test_a_file_that_a_rank_wrote_elsewhere_is_missed(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    with pytest.raises(RuntimeError, match="__8_0.distcp: written by a rank, not found here"):
+    with pytest.raises(RuntimeError, match=r"__8_0\.distcp: written by a rank, not found here"):
         store.publish(store.begin(4, {}, {}), {"__8_0.distcp": Fingerprint(10, "ab")}, keep=2)

@@ -121,6 +121,7 @@ class RolloutSource:
         def send(weights: NamedWeights) -> None:
             for step in self.pipeline.requested:
                 self._finish(step)
+            logger.debug("weights of version %d: sync begins", version)
             try:
                 self.pipeline.engine.sync_weights(weights, version)
             except RolloutError as error:
