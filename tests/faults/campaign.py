@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_entropic.checkpoint_store import CheckpointStore
+from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError
 from megatron_entropic.observability.metrics import read_metrics
 from tests.command_line import megatron_entropic
 from tests.faults.faults import Damage, Kill
@@ -68,6 +68,19 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if not name.startswith(("time/", "perf/"))} for line in lines]
 
 
+def problems_of_latest(run_dir: Path) -> list[str]:
+    """What is wrong with the latest checkpoint; nothing when there is none yet."""
+    store = CheckpointStore(run_dir / "checkpoints")
+    try:
+        name = store.latest()
+    except CheckpointStoreError as error:
+        return [str(error)]
+    if name is None:
+        return []
+    expected, problems = store.manifest(name)
+    return [f"{name}: {problem}" for problem in [*problems, *store.damaged_files(name, expected)]]
+
+
 @dataclass
 class Campaign:
     """`faults` faults on runs under `folder`, drawn from `seed`. `run` raises AssertionError at the first that does not hold."""
@@ -91,7 +104,7 @@ class Campaign:
     def _torment(self, variant: Variant, run_dir: Path, enough: int, rng: random.Random) -> None:
         """One run from its start to its end, with faults until there are `enough`."""
         reference = self._reference(variant)
-        resumes = 0
+        resumes, damaged = 0, False
         arguments = ["train", "quickstart", *self._settings(variant, 0), f"run.dir={run_dir}"]
         while self.kills + self.damages < enough:
             kill = Kill.draw(rng)
@@ -103,13 +116,17 @@ class Campaign:
                 break
             self.kills += 1
             started = (run_dir / "config.yaml").exists()
-            damage = self._maybe_damage(run_dir, rng)
+            # A resume that was killed before it could fall back leaves the damage as it was.
+            damaged = damaged and bool(problems_of_latest(run_dir))
+            damage = None if damaged else self._maybe_damage(run_dir, rng)
+            damaged = damaged or damage is not None
             self._say(variant, run_dir, kill, damage)
             resumes += 1 if started else 0
             if started:
                 arguments = ["train", str(run_dir), *self._layout(variant, resumes), "--resume"]
             if damage:
                 self._refused(arguments, damage)
+            if damaged:
                 arguments.append("--allow-fallback")
         outcome = megatron_entropic(*arguments)
         assert outcome.code == 0, outcome.output
@@ -120,13 +137,11 @@ class Campaign:
     def _maybe_damage(self, run_dir: Path, rng: random.Random) -> Damage | None:
         """Damages a file of the latest checkpoint, in half of the cases, when there is one to fall back to."""
         store = CheckpointStore(run_dir / "checkpoints")
+        problems = problems_of_latest(run_dir)
+        assert not problems, f"a kill left a damaged checkpoint: {problems}"
         name = store.latest()
         if name is None:
             return None
-        expected, problems = store.manifest(name)
-        problems += store.damaged_files(name, expected)
-        whole = not problems
-        assert whole, f"a kill left a damaged checkpoint: {name}: {problems}"
         if rng.random() > 0.5 or not store.before(name):
             return None
         damage = Damage.draw(store.folder / name, rng)
