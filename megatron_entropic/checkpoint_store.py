@@ -8,22 +8,22 @@
     checkpoints/latest                  name of the newest whole checkpoint, SHA-256 of its manifest
     checkpoints/.step-000080.partial    one being written, or left behind by a kill; the next save removes it
 
-One process (rank 0) calls this, apart from `damaged_files`; ranks write under `policy/` in between.
+One process (rank 0) calls this; ranks write under `policy/` in between.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.fingerprint import Fingerprint, fingerprint
+from megatron_entropic.manifest import MANIFEST, Fingerprint, files_below, fingerprint, write_manifest
 from megatron_entropic.whole_file import write_whole
 
-MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
+STATE, LATEST = "state.json", "latest"
 POLICY, COMPANIONS = "policy", "hf"
 _NAME = re.compile(r"step-(\d{6,})")
 _LATEST = re.compile(r"(step-\d{6,})(?: ([0-9a-f]{64}))?\n?")
@@ -63,19 +63,14 @@ class CheckpointStore:
         another history, see `before`, and not touched). Returns the checkpoint's folder.
         """
         known = {f"{POLICY}/{name}": print_ for name, print_ in policy_files.items()}
-        if lost := [name for name, print_ in known.items() if _size(partial / name) != print_.size]:
+        if lost := [name for name, print_ in known.items() if _size(partial / name) != print_["bytes"]]:
             raise CheckpointStoreError(
                 f"{partial}: {', '.join(lost)}: written by a rank, not found here; do all nodes share this folder?"
             )
-        for path in _files(partial):
-            name = str(path.relative_to(partial))
-            if name not in known:
-                known[name] = fingerprint(path)
-                _sync(path)
-        manifest = {name: {"bytes": print_.size, "sha256": print_.sha256} for name, print_ in sorted(known.items())}
-        write_whole(partial / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-        for folder in (partial / POLICY, partial / COMPANIONS, partial):
-            _sync(folder)
+        write_manifest(partial, known)
+        ours = [path for name, path in files_below(partial).items() if name not in known]
+        for path in [*ours, partial / MANIFEST, partial / POLICY, partial / COMPANIONS, partial]:
+            _sync(path)
         final = self.folder / partial.name.removeprefix(".").removesuffix(".partial")
         if final.exists():
             shutil.rmtree(final)
@@ -88,7 +83,7 @@ class CheckpointStore:
 
     def point_to(self, name: str) -> None:
         """Makes `name` the latest checkpoint."""
-        content = f"{name} {fingerprint(self.folder / name / MANIFEST).sha256}\n"
+        content = f"{name} {fingerprint(self.folder / name / MANIFEST)['sha256']}\n"
         write_whole(self.folder / LATEST, content.encode())
         _sync(self.folder)
 
@@ -122,45 +117,9 @@ class CheckpointStore:
             raise CheckpointStoreError(f"{path}: names {content[:20]!r}, which is no checkpoint; write one of {self.names()} into it")
         name, manifest_sum = match.groups()
         manifest = self.folder / name / MANIFEST
-        if manifest_sum and manifest.is_file() and fingerprint(manifest).sha256 != manifest_sum:
+        if manifest_sum and manifest.is_file() and fingerprint(manifest)["sha256"] != manifest_sum:
             raise CheckpointStoreError(f"{path} and {manifest} do not belong together: one of them is damaged")
         return name
-
-    def manifest(self, name: str) -> tuple[dict[str, Fingerprint], list[str]]:
-        """(what each file of a checkpoint should hold, what is wrong as far as names and sizes tell)."""
-        folder = self.folder / name
-        if not folder.is_dir():
-            return {}, ["no such checkpoint"]
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            expected = {str(file): Fingerprint(int(entry["bytes"]), str(entry["sha256"])) for file, entry in manifest.items()}
-        except OSError as error:
-            return {}, [f"{MANIFEST} cannot be read: {error.strerror}"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return {}, [f"{MANIFEST} is damaged: {error}"]
-        found = {str(path.relative_to(folder)): path for path in _files(folder) if path.name != MANIFEST}
-        problems = [f"{file} is missing" for file in sorted(expected.keys() - found.keys())]
-        problems += [f"{file} does not belong there" for file in sorted(found.keys() - expected.keys())]
-        problems += [
-            f"{file} has {_size(found[file])} bytes instead of {expected[file].size}"
-            for file in sorted(expected.keys() & found.keys())
-            if _size(found[file]) != expected[file].size
-        ]
-        return expected, problems
-
-    def damaged_files(self, name: str, files: Mapping[str, Fingerprint]) -> list[str]:
-        """Which of these files of a checkpoint have other content than was written, or cannot be read. Reads them whole."""
-        problems = []
-        for file, expected in files.items():
-            path = self.folder / name / file
-            try:
-                if path.stat().st_size == expected.size and fingerprint(path) != expected:
-                    problems.append(f"{file} has other content than was written (checksum)")
-            except FileNotFoundError:
-                continue  # `manifest` said so
-            except OSError as error:
-                problems.append(f"{file} cannot be read: {error.strerror}")
-        return problems
 
     def state(self, name: str) -> dict[str, Any]:
         """state.json of a checkpoint that was found whole."""
@@ -173,10 +132,6 @@ def step_of(name: str) -> int:
     match = _NAME.fullmatch(name)
     assert match is not None, name
     return int(match[1])
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _size(path: Path) -> int:

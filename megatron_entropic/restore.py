@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError, step_of
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import to_dict
+from megatron_entropic.manifest import damaged_files, read_manifest
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.rollout.shared_engine import from_rank_zero
 from megatron_entropic.settings_difference import differences, refuse
@@ -47,10 +48,10 @@ def _latest(store: CheckpointStore) -> tuple[str | None, list[str]]:
 
 def _problems(parallel: Parallel, store: CheckpointStore, name: str) -> list[str]:
     """What is wrong with a checkpoint, the same on all ranks; each rank reads its share of the files."""
-    expected, problems = from_rank_zero(parallel, store.manifest, name)
+    expected, problems = from_rank_zero(parallel, read_manifest, store.folder / name)
     share = dict(sorted(expected.items())[parallel.rank :: parallel.world_size])
     found: list[Any] = [None] * parallel.world_size
-    dist.all_gather_object(found, store.damaged_files(name, share))
+    dist.all_gather_object(found, damaged_files(store.folder / name, share))
     damaged = sorted(problem for of_rank in found for problem in of_rank)
     return [f"{store.folder / name}: {problem}" for problem in [*problems, *damaged]]
 

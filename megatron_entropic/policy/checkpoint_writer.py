@@ -24,7 +24,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
-from megatron_entropic.fingerprint import Fingerprint, fingerprint
+from megatron_entropic.manifest import Fingerprint, fingerprint
 from megatron_entropic.policy.checkpoint import named_errors, quiet, sharded_state
 from megatron_entropic.policy.engine import Policy
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError
+from megatron_entropic.manifest import check
 from megatron_entropic.observability.metrics import read_metrics
 from tests.command_line import megatron_entropic
 from tests.faults.faults import Damage, Kill
@@ -77,8 +78,7 @@ def problems_of_latest(run_dir: Path) -> list[str]:
         return [str(error)]
     if name is None:
         return []
-    expected, problems = store.manifest(name)
-    return [f"{name}: {problem}" for problem in [*problems, *store.damaged_files(name, expected)]]
+    return [f"{name}: {problem}" for problem in check(store.folder / name)]
 
 
 @dataclass

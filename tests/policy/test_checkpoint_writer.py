@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
 from megatron_entropic.control import Coefficients
-from megatron_entropic.fingerprint import fingerprint
+from megatron_entropic.manifest import fingerprint
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.checkpoint import load_policy
 from megatron_entropic.policy.checkpoint_writer import PolicyWriter, Written, copy_to_host
