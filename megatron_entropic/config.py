@@ -205,8 +205,14 @@ class TrainerConfig:
 class CheckpointConfig:
     """Training checkpoints, from which an interrupted run goes on."""
 
-    every: int = Field(default=50, ge=0, description="save every so many steps, and at the end; 0 is never")
+    every: int = Field(default=50, ge=0, description="save every so many steps, and at the end; 0: only when a signal stops the run")
     keep: int = Field(default=2, ge=0, description="newest checkpoints to keep; 0 keeps all")
+    asynchronous: bool = Field(
+        default=True, description="write while training goes on: a step waits only until the state is copied to host memory"
+    )
+    grace_s: float = Field(
+        default=60.0, gt=0, description="after SIGTERM or SIGUSR1 the run saves and ends within this, or else ends without saving"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
