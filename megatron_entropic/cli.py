@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | target | evaluate | report | settings`."""
+"""The command line: `megatron-entropic train | plan | target | evaluate | report | settings`."""
 
 import argparse
 import logging
@@ -13,6 +13,7 @@ from megatron_entropic.config_control import PRESETS
 from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
+from megatron_entropic.planning.command import add_plan_command
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
 from megatron_entropic.worker import run_rank
 
@@ -68,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
     train.set_defaults(command=_train)
+
+    add_plan_command(commands)
 
     target = commands.add_parser(
         "target",

@@ -38,6 +38,11 @@ class ModelConfig:
     vocab_pad_multiple: int = Field(
         default=128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor"
     )
+    recompute: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="what the backward pass computes again instead of keeping it: nothing, the MLPs or experts (about half of the "
+        "activations), or whole layers; docs/choosing_a_layout.md",
+    )
 
     @property
     def is_distributed(self) -> bool:
