@@ -55,9 +55,9 @@ def _layout(site: Site, shown: Candidate, why: str) -> Iterator[str]:
         if shown.server
         else f"rollout.engine={rollout.engine}"
     )
-    idle = site.cluster.gpus - gpus_used(cfg)
+    idle = f"{site.cluster.gpus - gpus_used(cfg)} of {site.cluster.gpus} idle"
     yield (
-        f"  {_count(layout.world_size, 'GPU')} train{'s' if layout.world_size == 1 else ''}, {servers}, {idle} of {site.cluster.gpus} idle; "
+        f"  {_count(layout.world_size, 'GPU')} train{'s' if layout.world_size == 1 else ''}, {servers}, {idle}; "
         f"{implementation(cfg).replace('_', ' ')} layers, micro-batches of up to {cfg.batch.max_tokens_per_micro_batch} tokens"
     )
 
@@ -112,8 +112,8 @@ def _serving(site: Site, shown: Candidate) -> Iterator[str]:
         header, [(gb(server.weights), gb(server.cache), gb(server.overhead), gb(server.outside), gb(server.bucket))], left=0
     )
     yield (
-        f"  the cache holds {server.cached_tokens} tokens of {byte_count(server.cache_per_token)}: {server.longest_sequences} sequences "
-        f"of {server.context}; {server.sequences} of mean length run at once"
+        f"  the cache holds {server.cached_tokens} tokens of {byte_count(server.cache_per_token)}: "
+        f"{server.longest_sequences} sequences of {server.context}; {server.sequences} of mean length run at once"
     )
     if server.problem:
         yield f"  DOES NOT FIT: {server.problem}"
