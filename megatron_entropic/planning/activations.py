@@ -25,6 +25,16 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Unevenness:
+    """How far a micro-batch is from equally long sequences and equally used experts."""
+
+    packing_padding: float = 1.0
+    """Padded tokens of the local attention for each token."""
+    expert_imbalance: float = 1.0
+    """Tokens of the busiest expert-parallel rank over their mean."""
+
+
+@dataclass(frozen=True)
 class Widths:
     """Features of a token on one rank."""
 
@@ -59,11 +69,13 @@ class Widths:
         )
 
 
-def layer_inventory(arch: Architecture, cfg: Config, implementation: Implementation, packing_padding: float) -> tuple[Saved, ...]:
-    """Everything saved of one layer without recomputation. `packing_padding`: padded tokens of the local attention a token."""
+def layer_inventory(arch: Architecture, cfg: Config, implementation: Implementation, uneven: Unevenness) -> tuple[Saved, ...]:
+    """Everything saved of one layer without recomputation."""
     widths, fused = Widths.of(arch, cfg), implementation == "transformer_engine"
-    attention = _fused_attention(arch, widths) if fused else _local_attention(arch, cfg, widths, packing_padding)
-    return attention + (_experts(arch, widths) if arch.num_experts else _mlp(widths, fused=fused))
+    attention = _fused_attention(arch, widths) if fused else _local_attention(arch, cfg, widths, uneven.packing_padding)
+    if not arch.num_experts:
+        return attention + _mlp(widths, fused=fused)
+    return attention + _experts(arch, widths, uneven.expert_imbalance if cfg.parallel.expert > 1 else 1.0, fused=fused)
 
 
 def _local_attention(arch: Architecture, cfg: Config, widths: Widths, padding: float) -> tuple[Saved, ...]:
@@ -109,13 +121,14 @@ def _mlp(widths: Widths, *, fused: bool) -> tuple[Saved, ...]:
     )
 
 
-def _experts(arch: Architecture, widths: Widths) -> tuple[Saved, ...]:
-    """Each token goes whole to its experts; balanced, so on average."""
-    b, copies = widths.element, arch.num_experts_per_token
+def _experts(arch: Architecture, widths: Widths, imbalance: float, *, fused: bool) -> tuple[Saved, ...]:
+    """Each token goes whole to its experts; they scale the product by the router's weight before their second matrix."""
+    b, copies, share = widths.element, arch.num_experts_per_token, widths.stream / widths.hidden
     assert arch.num_experts is not None
+    inner = 3 if fused else 6
     return (
         Saved("mlp", "input of router and dispatch", b * widths.stream),
-        Saved("mlp", "scores and choices of the router", 12 * arch.num_experts * widths.stream / widths.hidden),
-        Saved("mlp", "tokens by expert, before and after the experts", 3 * b * copies * widths.stream),
-        Saved("mlp", "inside the experts", 5 * b * widths.inner),
+        Saved("mlp", "scores and choices of the router", (5 * arch.num_experts + 20 * copies) * share),
+        Saved("mlp", "tokens by expert", imbalance * b * copies * widths.stream),
+        Saved("mlp", "inside the experts", imbalance * b * inner * widths.inner),
     )

@@ -72,6 +72,7 @@ class Assumptions:
     hbm_efficiency: float = _assumed(0.6, "share of the memory bandwidth that decoding reaches")
     decode_overhead_ms: float = _assumed(4.0, "of a decoding step, beside weights and cache: launches, small all-reduces, scheduling")
     packing_padding: float = _assumed(1.15, "padded tokens for each token in the attention of the local layers (1.75 at most)")
+    expert_imbalance: float = _assumed(1.3, "tokens of the busiest expert-parallel rank over their mean; none is dropped")
     reserve_gb: float = _assumed(4.0, "of a training GPU: CUDA context, NCCL buffers, cuBLAS workspaces")
     fragmentation: float = _assumed(0.08, "share of the activations that is lost between the allocator's blocks")
     server_overhead_gb: float = _assumed(4.0, "of a rollout GPU: activations and CUDA graphs, inside gpu_memory_utilization")

@@ -94,7 +94,7 @@ def _shown(site: Site, cfg: Config, fit: Sequence[Candidate], used: int) -> tupl
 
 def architecture_of(cfg: Config) -> Architecture:
     """The architecture of `cfg.model.hf_path`, or the published one of its name while the model is not there yet."""
-    folder = Path(cfg.model.hf_path)
+    folder = Path(cfg.model.hf_dir)
     published = published_architecture(folder)
     if not (folder / "config.json").is_file() and published is not None:
         return Architecture.from_hf(published)

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_entropic.config import Config
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
-from megatron_entropic.planning.activations import Implementation
+from megatron_entropic.planning.activations import Implementation, Unevenness
 from megatron_entropic.planning.cluster import GB, Assumptions, Cluster
 from megatron_entropic.planning.serving import ServerMemory, server_memory
 from megatron_entropic.planning.step_time import StepTime, step_time
@@ -43,8 +43,8 @@ class Site:
             self.arch,
             cfg,
             implementation=implementation(cfg),
-            packing_padding=self.assumed.packing_padding,
             micro_batches=work.micro_batches,
+            uneven=Unevenness(self.assumed.packing_padding, self.assumed.expert_imbalance),
             stages=None if all_stages else ends,
         )
         server = server_memory(self.arch, cfg, self.cluster, self.assumed, work) if cfg.rollout.engine == "vllm" else None
@@ -215,6 +215,9 @@ def helpful_knobs(candidate: Candidate) -> list[str]:
         changes.append({"batch__max_tokens_per_micro_batch": longest})
     found: list[tuple[int, str]] = []
     for change in changes:
+        data, tensor = change.get("parallel__data", layout.data), change.get("parallel__tensor", layout.tensor)
+        if data * tensor % layout.expert:
+            continue
         other = changed(cfg, **change)
         if check_layout(site.arch, other):
             continue

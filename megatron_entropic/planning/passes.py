@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from megatron_entropic.config import Config
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.planning.activations import Implementation, Saved, Widths, layer_inventory
+from megatron_entropic.planning.activations import Implementation, Saved, Unevenness, Widths, layer_inventory
 from megatron_entropic.planning.lm_head import SCALARS_PER_TOKEN, head_working_bytes
 from megatron_entropic.planning.model_memory import vocabulary_shard
 
@@ -17,7 +17,7 @@ class PassMemory:
     arch: Architecture
     cfg: Config
     implementation: Implementation
-    packing_padding: float
+    uneven: Unevenness
     tokens: int
     """Of the fullest micro-batch."""
     micro_batches: int
@@ -33,7 +33,7 @@ class PassMemory:
         return self.tokens * self._widths.element * self._widths.stream
 
     def _sum(self, wanted: Callable[[Saved], bool]) -> float:
-        inventory = layer_inventory(self.arch, self.cfg, self.implementation, self.packing_padding)
+        inventory = layer_inventory(self.arch, self.cfg, self.implementation, self.uneven)
         return self.tokens * sum(saved.bytes_per_token for saved in inventory if wanted(saved))
 
     def in_flight(self, stage: int) -> int:

@@ -66,6 +66,8 @@ def _passes(arch: Architecture, cfg: Config, cluster: Cluster, assumed: Assumpti
     responses = tokens * work.response_tokens / work.sample_tokens
     layers = arch.num_layers // layout.pipeline
     forward = layer_flops(arch, size, work.sample_tokens)
+    if layout.expert > 1:  # the busiest rank of each exchange is waited for
+        forward += (assumed.expert_imbalance - 1) * mlp_flops(arch)
     again = {"none": 0.0, "selective": mlp_flops(arch), "full": forward}[cfg.model.recompute]
     per_layer = 3 * forward + again if backward else forward
     head = responses * head_flops(arch) * (4 if backward else 1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from megatron_entropic.config import Config
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.planning.activations import Implementation
+from megatron_entropic.planning.activations import Implementation, Unevenness
 from megatron_entropic.planning.model_memory import (
     ModelMemory,
     ModelSize,
@@ -55,8 +55,8 @@ def training_memory(
     cfg: Config,
     *,
     implementation: Implementation,
-    packing_padding: float,
     micro_batches: int,
+    uneven: Unevenness = Unevenness(),
     on_cpu: bool = False,
     stages: Iterable[int] | None = None,
 ) -> list[StageMemory]:
@@ -65,7 +65,7 @@ def training_memory(
     The most is on the first stage, which has most micro-batches in flight, or on the last, which has the output head.
     """
     size = ModelSize.of(arch)
-    passes = PassMemory(arch, cfg, implementation, packing_padding, cfg.batch.max_tokens_per_micro_batch, micro_batches)
+    passes = PassMemory(arch, cfg, implementation, uneven, cfg.batch.max_tokens_per_micro_batch, micro_batches)
     return [_stage_memory(size, passes, stage, on_cpu=on_cpu) for stage in stages or range(cfg.parallel.pipeline)]
 
 

@@ -15,6 +15,13 @@ TOLERANCE = 0.10
 SETTINGS = ["parallel.tensor=1", "batch.max_tokens_per_micro_batch=1024", "rollout.engine=local", "trainer.tensorboard=false"]
 LLAMA = {"architectures": ["LlamaForCausalLM"]}
 QWEN2_TIED = {"architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True}
+MIXTURE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 256,
+    "norm_topk_prob": True,
+}
 WIDE = {"hidden_size": 512, "intermediate_size": 2048}
 CASES: dict[str, tuple[dict[str, Any], int, list[str]]] = {
     "activations": (LLAMA, 2, []),
@@ -27,6 +34,9 @@ CASES: dict[str, tuple[dict[str, Any], int, list[str]]] = {
     "pipeline, tied": (QWEN2_TIED, 4, ["parallel.pipeline=2"]),
     "deep pipeline, half precision": ({}, 6, ["parallel.pipeline=4", "model.dtype=bfloat16"]),
     "all but data": ({}, 3, ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"]),
+    "experts": (MIXTURE, 1, ["parallel.data=2", "parallel.expert=2", "model.dtype=bfloat16"]),
+    "experts, tensor and sequence": (MIXTURE, 2, ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2"]),
+    "recomputed experts": (MIXTURE, 1, ["model.recompute=selective"]),
     "recomputed MLPs": ({}, 1, ["model.recompute=selective"]),
     "recomputed layers": ({"num_hidden_layers": 8}, 2, ["model.recompute=full", "parallel.pipeline=2", "model.dtype=bfloat16"]),
 }
@@ -43,7 +53,6 @@ def test_planned_memory_is_measured(case: str, tmp_path: Path) -> None:
         Architecture.from_hf(hf_dir),
         cfg,
         implementation="local",
-        packing_padding=1.0,
         micro_batches=micro_batches,
         on_cpu=True,
     )
