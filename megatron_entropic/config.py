@@ -126,8 +126,8 @@ class BatchConfig:
 class AlgorithmConfig:
     """The policy-gradient part of the loss."""
 
-    advantage: Literal["grpo", "grpo_no_std"] = Field(
-        default="grpo", description="group-relative advantage, divided by the group's std or not"
+    advantage: Literal["grpo", "grpo_no_std", "rloo"] = Field(
+        default="grpo", description="group-relative advantage, divided by the group's std or not, or RLOO's: against the group's others"
     )
     clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
     clip_high: float = Field(default=0.2, gt=0, description="ratio is clipped above 1 + clip_high; larger than clip_low is clip-higher")
@@ -191,7 +191,7 @@ class RolloutConfig:
 class TaskConfig:
     """Prompts and the verifiable reward."""
 
-    name: Literal["decompose", "addition", "reasoning_gym"] = Field(default="decompose", description="which task")
+    name: Literal["decompose", "addition", "reasoning_gym", "math"] = Field(default="decompose", description="which task")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
     chat_template: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
 
