@@ -127,7 +127,7 @@ def test_bad_files_and_options_are_named(tmp_path: Path, content: str | None, op
     path = tmp_path / "problems.jsonl"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ValueError, match="problems.jsonl|task.options") as raised:
+    with pytest.raises(ValueError, match=r"problems\.jsonl|task\.options") as raised:
         make_task(TaskConfig(name="math", options={"path": str(path), **options}), 0)
     assert message in str(raised.value)
 
