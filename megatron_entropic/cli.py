@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | target | evaluate | report | settings`."""
+"""The command line: `megatron-entropic train | plan | target | evaluate | report | settings`."""
 
 import argparse
 import logging
@@ -15,6 +15,7 @@ from megatron_entropic.config_loading import ConfigError, load_config, recipe_na
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
 from megatron_entropic.settings_difference import differences, refuse
+from megatron_entropic.planning.command import add_plan_command
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
 from megatron_entropic.stop_signal import EXIT_STOPPED
 from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
     train.set_defaults(command=_train)
+
+    add_plan_command(commands)
 
     target = commands.add_parser(
         "target",
