@@ -14,8 +14,8 @@ from megatron_entropic.config_control import PRESETS
 from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config, to_dict
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
-from megatron_entropic.settings_difference import differences, refuse
 from megatron_entropic.planning.command import add_plan_command
+from megatron_entropic.settings_difference import differences, refuse
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
 from megatron_entropic.stop_signal import EXIT_STOPPED
 from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
