@@ -1,9 +1,11 @@
-"""The command line: `megatron-entropic train | target | evaluate | report | settings`."""
+"""The command line: `megatron-entropic train | serve | target | evaluate | report | doctor | settings`."""
 
 import argparse
+import dataclasses
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,6 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--prompts", type=int, default=256, help="number of problems (default: %(default)s)")
     evaluate.add_argument("--out", type=Path, help="also write the scores to this JSON file (default for a run: evaluation.json in it)")
     evaluate.set_defaults(command=_evaluate)
+
+    serve = commands.add_parser(
+        "serve",
+        allow_abbrev=False,
+        help="start a run's vLLM servers on this machine for a trainer elsewhere",
+        description="Starts servers of a run here, announces them in the folder rollout.fleet_dir, and stays until it is told to end. "
+        "A run with the same rollout.fleet_dir then samples from them. On a cluster the job does this by itself.",
+        epilog="Example: megatron-entropic serve quickstart rollout.servers=2 rollout.fleet_dir=/shared/fleet rollout.host=10.0.0.7",
+    )
+    serve.add_argument("source", metavar="RECIPE", help="as for train, or the folder of a run")
+    serve.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change; the trainer needs the same")
+    serve.add_argument(
+        "--share", metavar="K/N", help="start share K (from 0) of N equal shares of the servers (default: under srun one a task, else all)"
+    )
+    serve.set_defaults(command=_serve)
 
     report = commands.add_parser("report", allow_abbrev=False, help="write report.html and plots of a run", description=_report.__doc__)
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -216,6 +233,28 @@ def _evaluate(options: argparse.Namespace) -> int:
         evaluation.save(out)
         print(f"written to {out}")
     return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Runs vLLM servers until this process is told to end."""
+    from megatron_entropic.rollout.serving import serve, serving_address
+
+    run_config = Path(options.source) / "config.yaml"
+    cfg = load_config(run_config if run_config.is_file() else options.source, options.overrides)
+    if cfg.rollout.host == Config().rollout.host:
+        cfg = dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, host=serving_address(os.environ)))
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    serve(cfg, _share(options.share))
+    return 0
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    """K/N of `serve --share`, by default from srun's variables. Raises ConfigError unless 0 <= K < N."""
+    text = text or f"{os.environ.get('SLURM_PROCID', '0')}/{os.environ.get('SLURM_STEP_NUM_TASKS', '1')}"
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise ConfigError(f"--share={text}: K/N with 0 <= K < N is needed, such as 0/2")
+    return int(part), int(parts)
 
 
 def _settings(options: argparse.Namespace) -> int:

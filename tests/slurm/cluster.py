@@ -150,7 +150,9 @@ class Cluster:
             f"NodeName={node} NodeAddr={self.address(node)} CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:{GPUS} State=UNKNOWN"
             for node in self.nodes
         ]
-        template = (HERE / "slurm.conf").read_text().format(folder=self.folder, host=socket.gethostname(), controller=f"{self._subnet}.1")
+        template = (
+            (HERE / "slurm.conf").read_text().format(folder=self.folder, host=socket.gethostname(), controller=f"{self._subnet}.1")
+        )
         (self.folder / "slurm.conf").write_text("\n".join([template, *nodes]) + "\n")
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/dev/gpu[0-{GPUS - 1}]\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nConstrainCores=no\n")
