@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("source", metavar="RECIPE", help="as for train, or the folder of a run")
     serve.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change; the trainer needs the same")
     serve.add_argument(
-        "--share", metavar="K/N", help="start share K (from 0) of N equal shares of the servers (default: under srun one a task, else all)"
+        "--share",
+        metavar="K/N",
+        help="start share K (from 0) of N equal shares of the servers (default: under srun one a task, else all)",
     )
     serve.set_defaults(command=_serve)
 
@@ -120,6 +122,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--compare", type=Path, nargs="+", default=[], metavar="OTHER_RUN", help="also plot these runs against RUN_DIR")
     report.set_defaults(command=_report)
+
+    doctor = commands.add_parser(
+        "doctor",
+        allow_abbrev=False,
+        help="say what this machine has, what each part of a run will use, and what is wrong",
+        description="Looks at the environment, GPUs, network, SLURM and free space, and says which path each part of a run takes here. "
+        "Exit code 0 when nothing keeps a run from working, else 1.",
+    )
+    doctor.add_argument("source", nargs="?", metavar="RECIPE", help="also look at this run's model and folder")
+    doctor.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
+    doctor.set_defaults(command=_doctor)
 
     settings = commands.add_parser("settings", allow_abbrev=False, help="list every setting with its default and meaning")
     settings.add_argument("section", nargs="?", help="only this section, for example control")
@@ -255,6 +268,15 @@ def _share(text: str | None) -> tuple[int, int]:
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
         raise ConfigError(f"--share={text}: K/N with 0 <= K < N is needed, such as 0/2")
     return int(part), int(parts)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Prints what this machine has and what is wrong with it."""
+    from megatron_entropic.doctor.report import diagnose
+
+    diagnosis = diagnose(load_config(options.source, options.overrides) if options.source else None)
+    print(diagnosis)
+    return 1 if diagnosis.problems else 0
 
 
 def _settings(options: argparse.Namespace) -> int:

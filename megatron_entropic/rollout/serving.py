@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 
 from megatron_entropic.config import Config
-from megatron_entropic.platform.network import address_of, address_toward
+from megatron_entropic.network import address_of, address_toward
 from megatron_entropic.rollout.fleet import VLLMFleet, make_fleet
 from megatron_entropic.rollout.remote_server import announce, announce_end, open_folder
 from megatron_entropic.rollout.server import VLLMServer

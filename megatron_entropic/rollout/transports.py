@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_entropic.network import address_toward
 from megatron_entropic.platform import accelerated
-from megatron_entropic.platform.network import address_toward
 from megatron_entropic.rollout.buckets import BUCKET_BYTES, Bucket, pack
 from megatron_entropic.rollout.gloo import WeightGroup, host_store
 from megatron_entropic.rollout.server_client import ServerClient
