@@ -1,1 +1,1 @@
-"""`python -m checkpoint_tools inspect PATH | verify A B`: looks into checkpoints. Thin: the work is in megatron_entropic.hf."""
+"""`python -m checkpoint_tools import | export | inspect | verify`. Thin: the work is in megatron_entropic.conversion."""

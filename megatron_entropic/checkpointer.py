@@ -38,7 +38,7 @@ class Checkpointer:
         self.parallel = parallel
         self.store = CheckpointStore(cfg.run_dir / "checkpoints")
         # Read now: at the save of a later day they may have moved, or be another model's.
-        self._companions = read_companions(cfg.model.hf_path) if parallel.rank == 0 and cfg.checkpoint.every else {}
+        self._companions = read_companions(cfg.model.hf_dir) if parallel.rank == 0 and cfg.checkpoint.every else {}
 
     def restore(self, policy: Policy, controller: Controller) -> int:
         """Brings policy and controller to the latest checkpoint, if there is one; returns the steps done.

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,11 +168,14 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
 def _check_model(cfg: Config) -> None:
     """Everything about the checkpoint and the layout that can be known before a process is started."""
     from megatron_entropic.hf.architectures import Architecture
-    from megatron_entropic.hf.check import check_hf_dir
+    from megatron_entropic.hf.check import check_companions, check_hf_dir
     from megatron_entropic.hf.layout import check_layout
 
-    arch = Architecture.from_hf(cfg.model.hf_path)
-    check_hf_dir(cfg.model.hf_path, arch)
+    arch = Architecture.from_hf(cfg.model.hf_dir)
+    if cfg.model.is_distributed:
+        check_companions(cfg.model.hf_dir, arch)
+    else:
+        check_hf_dir(cfg.model.hf_dir, arch)
     if problems := check_layout(arch, cfg):
         raise ConfigError("; ".join(problems))
 
@@ -235,6 +237,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError(f"--prompts={options.prompts}: at least 1 is needed")
     overrides = [*options.overrides, f"model.hf_path={hf_path}", f"run.dir={options.model if is_run else Path('runs/evaluate')}"]
     cfg = load_config(run_config if is_run else options.recipe, overrides)
+    if cfg.model.is_distributed:
+        raise ConfigError(
+            f"{hf_path}: a distributed checkpoint; make it a model first: python -m checkpoint_tools export {hf_path} OUT_DIR"
+        )
     _check_model(cfg)
 
     from megatron_entropic.evaluation.evaluate import evaluate
@@ -256,7 +262,6 @@ def _serve(options: argparse.Namespace) -> int:
     cfg = load_config(run_config if run_config.is_file() else options.source, options.overrides)
     if cfg.rollout.host == Config().rollout.host:
         cfg = dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, host=serving_address(os.environ)))
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     serve(cfg, _share(options.share))
     return 0
 

@@ -27,7 +27,9 @@ class ModelConfig:
     """The policy network."""
 
     hf_path: Path = Field(
-        default=Path("models/tiny-decompose"), description="Hugging Face directory: config.json, safetensors, tokenizer"
+        default=Path("models/tiny-decompose"),
+        description="Hugging Face directory (config.json, safetensors, tokenizer), or a distributed checkpoint as checkpoint_tools "
+        "import and runs write it",
     )
     dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="type of weights and activations; masters are fp32")
     layer_spec: Literal["auto", "local", "transformer_engine"] = Field(
@@ -37,15 +39,38 @@ class ModelConfig:
         default=128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor"
     )
 
+    @property
+    def is_distributed(self) -> bool:
+        """Whether hf_path is a distributed checkpoint, which has the weights in policy/ and everything else in hf/."""
+        return (self.hf_path / "policy" / "metadata.json").is_file()
+
+    @property
+    def hf_dir(self) -> Path:
+        """The directory with config.json and tokenizer; with the weights too unless `is_distributed`."""
+        return self.hf_path / "hf" if self.is_distributed else self.hf_path
+
+    @property
+    def weights_path(self) -> Path:
+        """The folder the first weights are read from."""
+        return self.hf_path / "policy" if self.is_distributed else self.hf_path
+
 
 @dataclass(frozen=True, config=STRICT)
 class ParallelConfig:
-    """How the policy is split over ranks; tensor x pipeline x context x data is the world size."""
+    """How the policy is split over ranks; tensor x pipeline x context x data is the world size.
+
+    Expert-parallel ranks are not counted: they are tensor x data ranks of a pipeline stage that hold different experts.
+    """
 
     tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks")
     pipeline: int = Field(default=1, ge=1, description="pipeline stages")
     context: int = Field(default=1, ge=1, le=1, description="context-parallel ranks; only 1 is available")
-    expert: int = Field(default=1, ge=1, le=1, description="expert-parallel ranks; only 1 is available (dense models)")
+    expert: int = Field(
+        default=1,
+        ge=1,
+        description="ranks that share out the experts of a mixture; taken out of the tensor x data ranks, so it divides those and "
+        "the number of experts; 1 for dense models",
+    )
     data: int = Field(default=1, ge=1, description="data-parallel replicas")
     sequence: bool = Field(default=False, description="sequence parallelism: shard norms and dropout over the tensor ranks")
     timeout_s: float = Field(default=600.0, gt=0, description="a collective that takes longer than this ends the run")
@@ -58,6 +83,17 @@ class ParallelConfig:
     def _sequence_needs_tensor(self) -> "ParallelConfig":
         if self.sequence and self.tensor == 1:
             raise ValueError("parallel.sequence=true needs parallel.tensor >= 2: it shards activations over the tensor ranks")
+        return self
+
+    @model_validator(mode="after")
+    def _expert_ranks_are_among_the_others(self) -> "ParallelConfig":
+        ranks = self.tensor * self.context * self.data
+        if ranks % self.expert:
+            legal = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+            raise ValueError(
+                f"parallel.expert={self.expert} does not divide parallel.tensor={self.tensor} x parallel.context={self.context} x "
+                f"parallel.data={self.data}: expert-parallel ranks are taken out of those; legal values: {legal}"
+            )
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ _OF_THE_JOB = (
     "SLURM_CPUS_PER_TASK",
     "SLURM_DISTRIBUTION",
 )
+STOP_S = 30.0
 _LABELLED = re.compile(r"^ *(\d+): ?(.*)$")
 _EXITED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): Exited with exit code (\d+)")
 
@@ -84,14 +86,14 @@ class Step:
         self._reader.join(10)
         return code
 
-    def stop(self) -> None:
-        """Ends the step, first with SIGTERM; SLURM kills what is left."""
+    def stop(self, first: int = signal.SIGTERM) -> None:
+        """Ends the step: srun passes SIGUSR1 on to the tasks, at SIGTERM it has SLURM kill them."""
         if self.process.poll() is None:
-            self.process.terminate()
+            self.process.send_signal(first)
         try:
-            self.wait(60)
+            self.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.process.terminate()
             self.wait()
 
 

@@ -106,9 +106,10 @@ class TrainJob:
                 self._ranks.process.send_signal(signal.SIGUSR1)
             return self._wait_for_ranks(self._ranks, fleet)
         finally:
-            for step in (self._ranks, fleet):
-                if step is not None:
-                    step.stop()
+            if self._ranks is not None:
+                self._ranks.stop()
+            if fleet is not None:
+                fleet.stop(signal.SIGUSR1)
 
     def _start_ranks(self, run: Description, split: Split, overrides: list[str]) -> Step:
         what = [run.run_dir, "--resume"] if run.has_run else [self.options.source]

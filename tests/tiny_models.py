@@ -26,7 +26,7 @@ VOCAB_SIZE = 99
 TINY_DECOMPOSE = Path(__file__).resolve().parent.parent / "models" / "tiny-decompose"
 DENSE = ("llama", "llama3_rope", "mistral", "qwen2", "qwen2_tied", "qwen3")
 MIXTURES = ("mixtral", "qwen3_moe")
-ARCHITECTURES = DENSE
+ARCHITECTURES = DENSE + MIXTURES
 
 _COMMON = {
     "vocab_size": VOCAB_SIZE,

@@ -6,7 +6,6 @@ OUT/state.json      where it comes from and how it was cut
 OUT/manifest.json   size and SHA-256 of every file
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from torch import Tensor
 from megatron_entropic.config import Config, ParallelConfig
 from megatron_entropic.conversion.distributed_writer import Rectangle, write_metadata, write_record
 from megatron_entropic.conversion.keys import Piece, Split, pieces
-from megatron_entropic.conversion.output import Job, OutputDirectory, OutputFile
+from megatron_entropic.conversion.output import JOURNAL, Job, OutputDirectory, OutputFile
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.check import dtype_problems, hf_problems, refuse
 from megatron_entropic.hf.directory import read_companions
@@ -27,6 +26,7 @@ from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.hf.segments import cut, segments
 from megatron_entropic.hf.tables import Row, checkpoint_rows, hf_shapes, padded_vocab_size
+from megatron_entropic.manifest import write_manifest
 
 BLOCK_BYTES = 32 * 2**20
 """What a worker holds at a time, whatever the sizes of tensors and files; a few copies of it."""
@@ -142,18 +142,14 @@ def _complete(output: OutputDirectory, records: Mapping[str, list[dict[str, Any]
         (output.folder / "hf" / name).write_bytes(content)
     state = {"format": FORMAT, "kind": "imported", "source": str(source), "split": asdict(options.split), "dtype": options.dtype}
     (output.folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    manifest = {name: {"bytes": record["bytes"], "sha256": record["sha256"]} for name, record in output.done.items()}
-    for path in sorted(output.folder.rglob("*")):
-        name = str(path.relative_to(output.folder))
-        if path.is_file() and name not in manifest and path.name not in ("journal.jsonl", "manifest.json"):
-            content = path.read_bytes()
-            manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (output.folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    known = {name: {"bytes": record["bytes"], "sha256": record["sha256"]} for name, record in output.done.items()}
+    write_manifest(output.folder, known, ignore=JOURNAL)
 
 
 def _layout_problems(arch: Architecture, split: Split) -> list[str]:
     data = -(-split.expert // split.tensor)  # expert ranks are taken out of tensor x data
-    layout = ParallelConfig(tensor=split.tensor, pipeline=split.pipeline, expert=split.expert, data=data)
+    sequence = split.tensor > 1  # which experts need, and which cuts no weight
+    layout = ParallelConfig(tensor=split.tensor, pipeline=split.pipeline, expert=split.expert, data=data, sequence=sequence)
     return check_layout(arch, Config(parallel=layout))
 
 

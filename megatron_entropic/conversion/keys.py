@@ -12,6 +12,7 @@ from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.segments import segments
 from megatron_entropic.hf.tables import FUSED_NORMS, Layout, Row
 
+_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.(state\.param\.)?")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"(mlp\.experts)\.local_experts\.(\d+)\.(.+)")
 
@@ -58,6 +59,17 @@ def place(row: Row, arch: Architecture) -> Place:
         key = f"decoder.layers.{expert[1]}.experts.{expert[3]}"
         return Place(key, (index, int(expert[2])), (arch.num_layers, arch.num_experts))
     return Place(f"decoder.layers.{_saved_name(rest, arch)}", (index,), (arch.num_layers,))
+
+
+def is_optimizer(key: str) -> bool:
+    """Whether a tensor of a training checkpoint is the optimizer's."""
+    return _OPTIMIZER.match(key) is not None
+
+
+def master_of(key: str) -> str | None:
+    """The key of the weight whose float32 master the optimizer's tensor `key` is; None when it is none."""
+    found = _OPTIMIZER.match(key)
+    return key[found.end() :] if found and found[2] else None
 
 
 def alternative_places(row: Row, arch: Architecture) -> tuple[Place, ...]:

@@ -48,13 +48,13 @@ class Evaluation:
 
 
 def evaluate(cfg: Config, prompts: int) -> Evaluation:
-    """Scores the policy `cfg.model.hf_path` on `prompts` problems x `batch.samples_per_prompt` samples.
+    """Scores the policy `cfg.model.hf_dir` on `prompts` problems x `batch.samples_per_prompt` samples.
 
     Raises RolloutError, or ValueError naming what cannot be evaluated.
     """
     samples = cfg.batch.samples_per_prompt
     task = make_task(cfg.task, cfg.trainer.seed + SEED_OFFSET)
-    stream = PromptStream(task, load_tokenizer(cfg.model.hf_path), prompts_per_step=prompts, chat_template=cfg.task.chat_template)
+    stream = PromptStream(task, load_tokenizer(cfg.model.hf_dir), prompts_per_step=prompts, chat_template=cfg.task.chat_template)
     asked, problems = stream.step(0)
     engine = make_engine(cfg)
     try:
@@ -67,7 +67,7 @@ def evaluate(cfg: Config, prompts: int) -> Evaluation:
     rewards_PS = [[task.score(problems[rollout.prompt_index], rollout.text) for rollout in group] for group in groups]
     tokens = sum(len(rollout.response_ids) for rollout in rollouts)
     return Evaluation(
-        model=str(cfg.model.hf_path),
+        model=str(cfg.model.hf_dir),
         task=cfg.task.name,
         prompts=prompts,
         samples=samples,

@@ -34,6 +34,11 @@ def check_hf_dir(hf_dir: Path, arch: Architecture) -> None:
     refuse(hf_dir, hf_problems(hf_dir, arch))
 
 
+def check_companions(hf_dir: Path, arch: Architecture) -> None:
+    """As `check_hf_dir`, of a directory without weights: the hf/ of a distributed checkpoint."""
+    refuse(hf_dir, [*_config_problems(hf_dir), *_tokenizer_problems(hf_dir, arch)])
+
+
 def refuse(hf_dir: Path, problems: Sequence[str]) -> None:
     """Raises one CheckpointError of all `problems` with a model directory, if there are any."""
     if problems:

@@ -7,11 +7,14 @@ from megatron_entropic.hf.architectures import Architecture
 def check_layout(arch: Architecture, cfg: Config) -> list[str]:
     """Every reason why `arch` cannot be laid out as `cfg.parallel` says, each naming the field and legal values; [] if it can."""
     tensor, pipeline = cfg.parallel.tensor, cfg.parallel.pipeline
-    divided = (
+    divided = [
         ("parallel.tensor", tensor, "num_attention_heads", arch.num_heads),
-        ("parallel.tensor", tensor, "intermediate_size", arch.ffn_hidden_size),
         ("parallel.pipeline", pipeline, "num_hidden_layers", arch.num_layers),
-    )
+    ]
+    if arch.num_experts is None:
+        divided.append(("parallel.tensor", tensor, "intermediate_size", arch.ffn_hidden_size))
+    else:
+        divided.append(("parallel.expert", cfg.parallel.expert, "number of experts", arch.num_experts))
     problems = [
         f"{setting}={parts} does not divide the model's {field}={size}; legal values: {_divisors(size)}"
         for setting, parts, field, size in divided
@@ -20,6 +23,13 @@ def check_layout(arch: Architecture, cfg: Config) -> list[str]:
     if arch.num_kv_heads % tensor and tensor % arch.num_kv_heads:
         problems.append(
             f"parallel.tensor={tensor} is neither a divisor nor a multiple of the model's num_key_value_heads={arch.num_kv_heads}"
+        )
+    if arch.num_experts is None and cfg.parallel.expert > 1:
+        problems.append(f"parallel.expert={cfg.parallel.expert}, but {arch.architecture} is dense; legal values: 1")
+    if arch.num_experts is not None and tensor > 1 and not cfg.parallel.sequence:
+        problems.append(
+            f"parallel.sequence=false, but {arch.architecture} over parallel.tensor={tensor} ranks needs true: every tensor rank "
+            f"sends its own tokens to the experts"
         )
     if cfg.rollout.max_new_tokens >= cfg.batch.max_tokens_per_micro_batch:
         problems.append(

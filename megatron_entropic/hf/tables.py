@@ -71,13 +71,29 @@ _NORMS = (
 )
 
 
-def _mixture(block: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
-    """Router and experts, from what the Hugging Face names call the block and an expert's three matrices."""
-    router, expert = _H + f"{block}.gate.weight", _H + f"{block}.experts.{{e}}."
+@dataclass(frozen=True)
+class MixtureNames:
+    """What the Hugging Face names of an architecture call a layer's mixture of experts and an expert's three matrices."""
+
+    block: str
+    gate: str
+    up: str
+    down: str
+
+
+MIXTURE_NAMES: Mapping[str, MixtureNames] = {
+    "Qwen3MoeForCausalLM": MixtureNames("mlp", "gate_proj", "up_proj", "down_proj"),
+    "MixtralForCausalLM": MixtureNames("block_sparse_moe", "w1", "w3", "w2"),
+}
+
+
+def _mixture(names: MixtureNames) -> tuple[Row, ...]:
+    """Router and experts."""
+    router, expert = _H + f"{names.block}.gate.weight", _H + f"{names.block}.experts.{{e}}."
     return (
         Row(_M + "mlp.router.weight", (router,), Layout.REPLICATED),
-        Row(_EXPERT + "linear_fc1.weight", (f"{expert}{gate}.weight", f"{expert}{up}.weight"), Layout.GATE_UP),
-        Row(_EXPERT + "linear_fc2.weight", (f"{expert}{down}.weight",), Layout.ROW),
+        Row(_EXPERT + "linear_fc1.weight", (f"{expert}{names.gate}.weight", f"{expert}{names.up}.weight"), Layout.GATE_UP),
+        Row(_EXPERT + "linear_fc2.weight", (f"{expert}{names.down}.weight",), Layout.ROW),
     )
 
 
@@ -86,8 +102,8 @@ LAYER_TABLES: Mapping[str, tuple[Row, ...]] = {
     "MistralForCausalLM": _ATTENTION + _MLP + _NORMS,
     "Qwen2ForCausalLM": _ATTENTION + _ATTENTION_BIAS + _MLP + _NORMS,
     "Qwen3ForCausalLM": _ATTENTION + _QK_NORM + _MLP + _NORMS,
-    "Qwen3MoeForCausalLM": _ATTENTION + _QK_NORM + _mixture("mlp", "gate_proj", "up_proj", "down_proj") + _NORMS,
-    "MixtralForCausalLM": _ATTENTION + _mixture("block_sparse_moe", "w1", "w3", "w2") + _NORMS,
+    "Qwen3MoeForCausalLM": _ATTENTION + _QK_NORM + _mixture(MIXTURE_NAMES["Qwen3MoeForCausalLM"]) + _NORMS,
+    "MixtralForCausalLM": _ATTENTION + _mixture(MIXTURE_NAMES["MixtralForCausalLM"]) + _NORMS,
 }
 
 # Transformer Engine fuses these norms into the linear layer that follows them and names their weights after it.

@@ -67,7 +67,7 @@ class RunOutput:
         """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks."""
         if not self.cfg.trainer.export_hf:
             return
-        out, source = self.cfg.run_dir / "hf", self.cfg.model.hf_path
+        out, source = self.cfg.run_dir / "hf", self.cfg.model.hf_dir
         logger.info("writing the policy to %s", out)
         dtype = getattr(torch, self.cfg.model.dtype)
         weights_to_rank_zero(self.parallel, policy, lambda weights: write_hf(out, weights, source, dtype=dtype))

@@ -120,8 +120,13 @@ def _carry_adam_step(original: Callable[..., None]) -> Callable[..., None]:
     return set_main_param_and_optimizer_states
 
 
+def _as_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
 def _patches() -> list[_Patch]:
     import megatron.core.tensor_parallel.random as megatron_random
+    import megatron.core.transformer.moe.token_dispatcher as megatron_dispatcher
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     cuda: Any = torch.cuda
@@ -143,6 +148,12 @@ def _patches() -> list[_Patch]:
         _Patch(cuda, "current_stream", _returning(_Stream()), streams),
         _Patch(cuda, "default_stream", _returning(_Stream()), streams),
         _Patch(cuda, "stream", lambda *_: contextlib.nullcontext(), streams),
+        _Patch(
+            megatron_dispatcher,
+            "maybe_move_tensor_to_cpu",
+            _as_numpy,
+            "it makes numbers of the sizes of expert-parallel messages only where they are CUDA tensors",
+        ),
         _Patch(
             DistributedOptimizer,
             "_set_main_param_and_optimizer_states",

@@ -31,9 +31,10 @@ from megatron_entropic.policy.measure import reduce_control, reduce_sums, share_
 from megatron_entropic.policy.model import build_model
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.policy.start import load_start_weights
 from megatron_entropic.policy.token_choice import CHOOSING_KINDS, choose_tokens
 from megatron_entropic.policy.update_stats import Totals, UpdateStats, measurement, update_stats
-from megatron_entropic.policy.weights import hf_weights, load_hf_weights
+from megatron_entropic.policy.weights import hf_weights
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,9 @@ class Policy:
         """Reads `cfg.model.hf_path` into the layout of `parallel`. Raises CheckpointError or ValueError naming the file."""
         self.cfg = cfg
         self.parallel = parallel
-        self.arch = Architecture.from_hf(cfg.model.hf_path)
+        self.arch = Architecture.from_hf(cfg.model.hf_dir)
         self.model = build_model(self.arch, cfg, parallel)
-        load_hf_weights(self.model, cfg.model.hf_path, parallel)
+        load_start_weights(self.model, cfg.model.weights_path, parallel)
         self.model_config = self.model.config
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,

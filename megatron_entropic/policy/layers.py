@@ -20,6 +20,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from megatron_entropic.policy.experts import use_router
+
 MAX_PADDED_WORK = 1.75
 """Padding never multiplies the attention work of a bucket (the sum of squared lengths), nor its tokens, by more than this."""
 
@@ -148,7 +150,13 @@ class PackedAttention(nn.Module):
 
 def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     """The transformer block of this pipeline stage made of Megatron-Core's own layers and the two above."""
-    layer: ModuleSpec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    layer: ModuleSpec = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm, normalization="RMSNorm"
+    )
+    if config.num_moe_experts is not None:
+        use_router(layer)
+        # Saved as Transformer Engine's layers save it: before experts it is fused into nothing.
+        layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention: Any = layer.submodules.self_attention.submodules

@@ -17,6 +17,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.hf.tables import padded_vocab_size
+from megatron_entropic.policy.experts import mark_experts, mixture_settings, use_router
 from megatron_entropic.policy.layers import local_block_spec
 from megatron_entropic.policy.parallel import Parallel
 
@@ -65,6 +66,7 @@ def build_model(arch: Architecture, cfg: Config, parallel: Parallel) -> PolicyMo
         parallel_output=True,
     )
     model.arch = arch
+    mark_experts(model)
     model.to(parallel.device)
     return model
 
@@ -101,7 +103,7 @@ def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
         sequence_parallel=cfg.parallel.sequence,
         # Packed micro-batches differ in length, which the stages must tell each other.
         variable_seq_lengths=cfg.parallel.pipeline > 1,
-        moe_token_dispatcher_type="alltoall",  # unused without experts, but the default is refused beside variable lengths
+        **mixture_settings(arch, cfg.parallel.expert),
         calculate_per_token_loss=True,
         # Weights are always loaded, so initial values are never seen. The initialisation must run all the same: it marks
         # which parameters are tensor-parallel, and without the marks the gradient norm misses the other ranks' shards.
@@ -133,5 +135,10 @@ def uses_transformer_engine(cfg: Config) -> bool:
 
 def _layer_spec(config: TransformerConfig, cfg: Config) -> ModuleSpec | TransformerBlockSubmodules:
     if uses_transformer_engine(cfg):
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        layer = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
+        )
+        if config.num_moe_experts is not None:
+            use_router(layer)
+        return layer
     return local_block_spec(config)

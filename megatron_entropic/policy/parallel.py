@@ -17,7 +17,11 @@ from megatron_entropic.config import ParallelConfig
 
 @dataclass(frozen=True)
 class Parallel:
-    """This rank's place in the layout. The data axis counts context-parallel ranks too: both hold different tokens."""
+    """This rank's place in the layout. The data axis counts context-parallel ranks too: both hold different tokens.
+
+    The expert axis runs across others: the tensor x data ranks of a pipeline stage, counted with the tensor rank fastest, are
+    cut into groups of `ep_size` neighbours. A group holds every expert once; the groups are replicas of each other.
+    """
 
     rank: int
     world_size: int
@@ -30,6 +34,11 @@ class Parallel:
     dp_group: ProcessGroup
     dp_rank: int
     dp_size: int
+    ep_group: ProcessGroup
+    ep_rank: int
+    ep_size: int
+    expert_replica: int
+    """Which of the stage's groups of expert-parallel ranks this rank is in; its first holds the (tp 0, dp 0) rank."""
     is_first_stage: bool
     is_last_stage: bool
     last_stage_rank: int
@@ -66,6 +75,7 @@ def initialize_parallel(cfg: ParallelConfig, seed: int) -> Parallel:
         pipeline_model_parallel_size=cfg.pipeline,
         context_parallel_size=cfg.context,
         expert_model_parallel_size=cfg.expert,
+        expert_tensor_parallel_size=1,
         distributed_timeout_minutes=cfg.timeout_s / 60,
     )
     model_parallel_cuda_manual_seed(seed)
@@ -95,6 +105,7 @@ def _place(device: torch.device) -> Parallel:
     tp_group = parallel_state.get_tensor_model_parallel_group()
     pp_group = parallel_state.get_pipeline_model_parallel_group()
     dp_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    ep_group = parallel_state.get_expert_model_parallel_group()
     # Global rank 0 is the (tp 0, dp 0) member of the first stage, so its pipeline group ends at the rank we want.
     last_stage_rank = (pp_group.size() - 1) * (world_size // pp_group.size())
     return Parallel(
@@ -109,6 +120,10 @@ def _place(device: torch.device) -> Parallel:
         dp_group=dp_group,
         dp_rank=dp_group.rank(),
         dp_size=dp_group.size(),
+        ep_group=ep_group,
+        ep_rank=ep_group.rank(),
+        ep_size=ep_group.size(),
+        expert_replica=parallel_state.get_expert_data_parallel_rank(),
         is_first_stage=pp_group.rank() == 0,
         is_last_stage=pp_group.rank() == pp_group.size() - 1,
         last_stage_rank=last_stage_rank,

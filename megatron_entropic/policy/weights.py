@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.hf.mapping import merge, shard
-from megatron_entropic.hf.tables import Layout, Row, canonical_name, checkpoint_rows, hf_shapes, model_rows
+from megatron_entropic.hf.tables import Row, canonical_name, checkpoint_rows, hf_shapes, model_rows
+from megatron_entropic.policy.experts import global_expert_name
 from megatron_entropic.policy.model import PolicyModel
 from megatron_entropic.policy.parallel import Parallel
 
@@ -30,7 +31,7 @@ def load_hf_weights(model: PolicyModel, hf_dir: Path, parallel: Parallel) -> Non
     """
     rows, shapes = model_rows(model.arch), hf_shapes(model.arch)
     with HFReader(hf_dir) as reader, torch.no_grad():
-        for name, parameter in _parameters(model).items():
+        for name, parameter in named_parameters(model, parallel).items():
             row = rows[name]
             for hf_name in row.hf:
                 if reader.shape(hf_name) != shapes[hf_name]:
@@ -39,33 +40,39 @@ def load_hf_weights(model: PolicyModel, hf_dir: Path, parallel: Parallel) -> Non
                         f"the model was built for {list(shapes[hf_name])}"
                     )
             tensors = [reader.read(hf_name) for hf_name in row.hf]
-            parameter.copy_(shard(row.layout, tensors, model.arch, parallel.tp_rank, parallel.tp_size, model.vocab_size))
+            tp_rank, tp_size = (parallel.tp_rank, parallel.tp_size) if row.split_over_tensor_ranks else (0, 1)
+            parameter.copy_(shard(row.layout, tensors, model.arch, tp_rank, tp_size, model.vocab_size))
 
 
 def hf_weights(model: PolicyModel, parallel: Parallel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yields every Hugging Face tensor by name, in checkpoint order: whole on global rank 0, empty on the others.
 
-    Collective: all ranks must iterate to the end together. One parameter at a time is gathered over its tensor ranks and
-    sent to rank 0; data-parallel replicas other than the first send nothing. Tensors are on the model's device, in `dtype`
-    or else the parameters' own, and may share memory with the parameters: copy what must outlive the next update.
+    Collective: all ranks must iterate to the end together. One parameter at a time is gathered over its tensor ranks, or sent
+    by the rank that holds its expert, to the first rank of its pipeline stage, and from there to rank 0; replicas other than
+    the first send nothing. Tensors are on the model's device, in `dtype` or else the parameters' own, and may share memory
+    with the parameters: copy what must outlive the next update.
     """
     dtype = dtype or model.config.params_dtype
-    parameters = _parameters(model)
+    parameters = named_parameters(model, parallel)
     layers_per_stage = model.config.num_layers // parallel.pp_size
+    experts_per_rank = (model.arch.num_experts or 0) // parallel.ep_size
     shapes = hf_shapes(model.arch)
     for row in checkpoint_rows(model.arch):
         stage = _stage(row, layers_per_stage, parallel.pp_size)
-        whole = _collect(_Move(row, stage, dtype), parameters, model, parallel, shapes)
+        holder = 0 if row.expert is None else row.expert // experts_per_rank
+        whole = _collect(_Move(row, stage, holder, dtype), parameters, model, parallel, shapes)
         for i, name in enumerate(row.hf):
             yield name, whole[i] if whole else torch.empty(0, dtype=dtype, device=parallel.device)
 
 
 @dataclass(frozen=True)
 class _Move:
-    """One parameter on its way to rank 0: which, from which pipeline stage, in which dtype."""
+    """One parameter on its way to rank 0: which, from where, in which dtype."""
 
     row: Row
     stage: int
+    holder: int
+    """The expert-parallel rank that has it, where it belongs to an expert."""
     dtype: torch.dtype
 
 
@@ -78,17 +85,15 @@ def _stage(row: Row, layers_per_stage: int, stages: int) -> int:
 def _collect(
     move: _Move, parameters: dict[str, nn.Parameter], model: PolicyModel, parallel: Parallel, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[Tensor, ...]:
-    """Gathers one parameter's shards on the first tensor rank of its stage and brings the merged tensors to global rank 0.
+    """Brings one parameter's shards to the first rank of its stage and the merged tensors to global rank 0.
 
     Returns the row's Hugging Face tensors there and nothing elsewhere.
     """
-    if parallel.dp_rank > 0:
-        return ()
     whole: tuple[Tensor, ...] = ()
     if parallel.pp_rank == move.stage:
-        shards = _gather(move, parameters[move.row.megatron].detach().to(move.dtype), parallel)
+        shards = _gather(move, parameters, parallel) if move.row.expert is None else _fetch(move, parameters, parallel, shapes)
         whole = merge(move.row.layout, shards, model.arch) if shards else ()
-    if move.stage == 0 or parallel.tp_rank > 0:
+    if move.stage == 0 or parallel.tp_rank > 0 or parallel.dp_rank > 0:
         return whole if parallel.rank == 0 else ()
     # The (tp 0, dp 0) members of all stages form one pipeline group, which global rank 0 leads.
     if parallel.pp_rank == move.stage:
@@ -103,22 +108,46 @@ def _collect(
     return ()
 
 
-def _gather(move: _Move, own: Tensor, parallel: Parallel) -> list[Tensor]:
-    """All tensor ranks' shards in rank order on tensor rank 0, nothing on the others."""
-    if parallel.tp_size == 1 or move.row.layout is Layout.REPLICATED:
+def _gather(move: _Move, parameters: dict[str, nn.Parameter], parallel: Parallel) -> list[Tensor]:
+    """All tensor ranks' shards in rank order on the stage's (tp 0, dp 0) rank, nothing on the others."""
+    if parallel.dp_rank > 0:
+        return []
+    own = parameters[move.row.megatron].detach().to(move.dtype)
+    if parallel.tp_size == 1 or not move.row.split_over_tensor_ranks:
         return [own] if parallel.tp_rank == 0 else []
     shards = [torch.empty_like(own) for _ in range(parallel.tp_size)] if parallel.tp_rank == 0 else None
     dist.gather(own.contiguous(), shards, dst=dist.get_global_rank(parallel.tp_group, 0), group=parallel.tp_group)
     return shards or []
 
 
-def _parameters(model: PolicyModel) -> dict[str, nn.Parameter]:
-    """This rank's parameters by the tables' names, which count layers globally."""
+def _fetch(move: _Move, parameters: dict[str, nn.Parameter], parallel: Parallel, shapes: dict[str, tuple[int, ...]]) -> list[Tensor]:
+    """The whole parameter of an expert on the stage's (tp 0, dp 0) rank, from whoever holds it, nothing on the others.
+
+    That rank is the first of the stage's first group of expert-parallel ranks, which hold every expert once.
+    """
+    if parallel.expert_replica > 0:
+        return []
+    if (own := parameters.get(move.row.megatron)) is not None:
+        tensor = own.detach().to(move.dtype).contiguous()
+        if parallel.ep_rank == 0:
+            return [tensor]
+        dist.send(tensor, dst=dist.get_global_rank(parallel.ep_group, 0), group=parallel.ep_group)
+    elif parallel.ep_rank == 0:
+        parts = [shapes[name] for name in move.row.hf]  # one, or two of one shape: one above the other
+        tensor = torch.empty((len(parts) * parts[0][0], *parts[0][1:]), dtype=move.dtype, device=parallel.device)
+        dist.recv(tensor, src=dist.get_global_rank(parallel.ep_group, move.holder), group=parallel.ep_group)
+        return [tensor]
+    return []
+
+
+def named_parameters(model: PolicyModel, parallel: Parallel) -> dict[str, nn.Parameter]:
+    """This rank's parameters by the tables' names, which count layers and experts globally."""
+    first_expert = parallel.ep_rank * ((model.arch.num_experts or 0) // parallel.ep_size)
     named: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if name.startswith(_LAYER_PREFIX):
             local, rest = name.removeprefix(_LAYER_PREFIX).split(".", 1)
             layer = model.decoder.layers[int(local)].layer_number - 1
-            name = f"{_LAYER_PREFIX}{layer}.{rest}"
+            name = global_expert_name(f"{_LAYER_PREFIX}{layer}.{rest}", first_expert)
         named[canonical_name(name)] = parameter
     return named

@@ -189,7 +189,7 @@ def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
     """The fleet that the settings of a run describe; nothing is launched yet. Raises RolloutError for a model without a context."""
     return VLLMFleet(
         cfg.rollout,
-        model_dir=cfg.model.hf_path,
+        model_dir=cfg.model.hf_dir,
         dtype=cfg.model.dtype,
         max_model_len=cfg.batch.max_tokens_per_micro_batch,
         seed=cfg.trainer.seed,

@@ -6,7 +6,7 @@ what is sampled for a prompt does not depend on which prompts are generated besi
 Shape suffixes: P prompts of a batch, B = P * samples sequences, A sequences not finished yet, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.platform import select_device
+from megatron_entropic.rollout.local_weights import copy_weights
 from megatron_entropic.rollout.types import NamedWeights, Prompt, Rollout, RolloutError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,7 +56,7 @@ class LocalEngine:
         self._version = 0
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         transformers_logging.disable_progress_bar()  # a bar per loaded model has no place among the step lines
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True)
+        model = _read_model(model_dir, DTYPES[dtype])
         self._model: Any = model.to(select_device(0) if device is None else device).eval()
         self._eos_ids = _eos_ids(model)
         self._max_length = int(model.config.max_position_embeddings)
@@ -95,7 +96,7 @@ class LocalEngine:
         """
         remaining: Iterator[tuple[str, Tensor]] = iter(weights)
         try:
-            problems = _copy_weights(self._open_model(), remaining)
+            problems = copy_weights(self._open_model(), remaining)
         finally:
             # Producing the stream can take collectives: the other ranks wait for this one until its end.
             for _ in remaining:
@@ -254,6 +255,13 @@ def _uniforms(key: tuple[int, int, int, int], count: int) -> npt.NDArray[np.floa
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16]))).random(count)
 
 
+def _read_model(model_dir: Path, dtype: torch.dtype) -> Any:
+    if any(model_dir.glob("*.safetensors")):
+        return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True, use_safetensors=True)
+    # Of a distributed checkpoint: the trainer sends the weights before the first prompt.
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir, local_files_only=True), dtype=dtype)
+
+
 def _eos_ids(model: Any) -> tuple[int, ...]:
     """End-of-sequence ids of generation_config.json, else of config.json. Raises RolloutError when neither has one."""
     found = model.generation_config.eos_token_id
@@ -261,29 +269,3 @@ def _eos_ids(model: Any) -> tuple[int, ...]:
     if found is None:
         raise RolloutError("local engine: neither generation_config.json nor config.json of the model has an eos_token_id")
     return (found,) if isinstance(found, int) else tuple(found)
-
-
-@torch.no_grad()
-def _copy_weights(model: Any, weights: Iterator[tuple[str, Tensor]]) -> list[str]:
-    """Copies the stream into the model's tensors and returns what was wrong with it, a line for each name."""
-    tensors: Mapping[str, Tensor] = model.state_dict()
-    problems: list[str] = []
-    filled: dict[int, str] = {}
-    names: set[str] = set()
-    for name, weight in weights:
-        if name not in tensors:
-            problems.append(f"{name}: the model has no such weight")
-        elif name in names:
-            problems.append(f"{name}: came twice")
-        elif weight.shape != tensors[name].shape:
-            problems.append(f"{name}: shape {tuple(weight.shape)}, the model's is {tuple(tensors[name].shape)}")
-        elif (tied := filled.get(tensors[name].data_ptr())) is not None and not torch.equal(tensors[name], weight.to(tensors[name])):
-            problems.append(f"{name}: differs from {tied}, which it is tied to")
-        else:
-            tensors[name].copy_(weight)
-            filled[tensors[name].data_ptr()] = name
-        names.add(name)
-    # A tied weight is one tensor under two names: it is there when either name came.
-    came = {tensors[name].data_ptr() for name in names if name in tensors}
-    problems += [f"{name}: missing" for name, tensor in tensors.items() if tensor.data_ptr() not in came]
-    return problems

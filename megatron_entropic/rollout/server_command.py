@@ -39,6 +39,8 @@ def server_arguments(cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: s
         "--weight-transfer-config": json.dumps({"backend": "entropic_nccl" if accelerated() else "entropic_gloo"}),
     }
     flags = ["--enable-scale-out", "--disable-uvicorn-access-log", "--disable-log-stats"]
+    if not any(model_dir.glob("*.safetensors")):  # of a distributed checkpoint: the trainer sends the weights before the first prompt
+        options["--load-format"] = "dummy"
     return [word for option in options.items() for word in option] + flags + _device_arguments(cfg) + list(cfg.server_args)
 
 

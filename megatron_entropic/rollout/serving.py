@@ -3,8 +3,11 @@
 import dataclasses
 import logging
 import os
+import signal
+import sys
 import time
 from collections.abc import Mapping
+from types import FrameType
 
 from megatron_entropic.config import Config
 from megatron_entropic.network import address_of, address_toward
@@ -36,6 +39,7 @@ def serve(cfg: Config, share: tuple[int, int]) -> None:
     rollout = dataclasses.replace(cfg.rollout, servers=last - first, fleet_dir=None)
     fleet = make_fleet(dataclasses.replace(cfg, rollout=rollout), first_index=first)
     try:
+        end_on_signals()
         open_folder(folder)
         fleet.launch()
         for owned in _owned(fleet):
@@ -49,6 +53,20 @@ def serve(cfg: Config, share: tuple[int, int]) -> None:
         raise RolloutError("; ".join(f"{server} ended{server.last_words()}" for server in dead))
     finally:
         fleet.close()
+
+
+def end_on_signals() -> None:
+    """SIGUSR1 ends this process well, and so does SIGTERM, except in a step of a SLURM job.
+
+    There SIGTERM comes to ranks and servers alike before a preemption or at the time limit, and the ranks still need the servers to
+    finish what they are saving: the job's launcher then ends this process, or SLURM does, by SIGKILL, a little later.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        sys.exit(0)
+
+    signal.signal(signal.SIGUSR1, end)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if "SLURM_STEP_ID" in os.environ else end)
 
 
 def serving_address(environ: Mapping[str, str]) -> str:

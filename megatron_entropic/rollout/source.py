@@ -62,7 +62,7 @@ class RolloutSource:
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
         self.prompts = PromptStream(
             self.task,
-            load_tokenizer(self.cfg.model.hf_path),
+            load_tokenizer(self.cfg.model.hf_dir),
             prompts_per_step=self.cfg.batch.prompts_per_step,
             chat_template=self.cfg.task.chat_template,
         )
@@ -146,7 +146,7 @@ def make_engine(cfg: Config) -> RolloutEngine:
     if rollout.engine == "local":
         from megatron_entropic.rollout.local import LocalEngine  # brings transformers: seconds that other engines need not pay
 
-        return LocalEngine(rollout, model_dir=model.hf_path, dtype=model.dtype, seed=cfg.trainer.seed)
+        return LocalEngine(rollout, model_dir=model.hf_dir, dtype=model.dtype, seed=cfg.trainer.seed)
     fleet = make_fleet(cfg)
     fleet.launch()
     return fleet

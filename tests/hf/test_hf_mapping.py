@@ -32,7 +32,7 @@ ARCH = Architecture(
 )
 
 
-def _of(name: str) -> Architecture:
+def architecture(name: str) -> Architecture:
     """ARCH as another architecture, with experts where that has them."""
     experts = {"num_experts": 3, "num_experts_per_token": 2} if name in ("Qwen3MoeForCausalLM", "MixtralForCausalLM") else {}
     return replace(ARCH, architecture=name, **experts)
@@ -41,7 +41,7 @@ def _of(name: str) -> Architecture:
 @pytest.mark.parametrize("name", LAYER_TABLES)
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_shards_of_every_row_merge_back_bit_for_bit(name: str, tp: int) -> None:
-    arch = _of(name)
+    arch = architecture(name)
     shapes = hf_shapes(arch)
     padded = padded_vocab_size(arch.vocab_size, 4, tp)
     for row in checkpoint_rows(arch):
@@ -102,7 +102,7 @@ def test_tied_embeddings_have_no_head_in_the_checkpoint_but_one_on_the_last_stag
 
 
 def test_experts_have_rows_of_their_own_that_tensor_ranks_do_not_split() -> None:
-    rows = [row for row in checkpoint_rows(_of("MixtralForCausalLM")) if row.megatron.startswith("decoder.layers.1.mlp.")]
+    rows = [row for row in checkpoint_rows(architecture("MixtralForCausalLM")) if row.megatron.startswith("decoder.layers.1.mlp.")]
     assert [(row.megatron.removeprefix("decoder.layers.1.mlp."), row.expert, row.split_over_tensor_ranks) for row in rows] == [
         ("router.weight", None, False),
         *((f"experts.local_experts.{e}.linear_fc{part}.weight", e, False) for e in range(3) for part in (1, 2)),
