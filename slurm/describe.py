@@ -57,7 +57,8 @@ def _sweep_overrides(sweep: Path | None, task: int | None) -> list[str]:
 
 def _run_dir_bytes(cfg: Config) -> int:
     """Space that the kept checkpoints, the one being written and the exported model take, from the size of the weights."""
-    weights = sum(file.stat().st_size for file in cfg.model.hf_path.glob("*.safetensors")) if cfg.model.hf_path.is_dir() else 0
+    folder = cfg.model.weights_path
+    weights = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder.is_dir() else 0
     checkpoints = (cfg.checkpoint.keep or 1) + 1 if cfg.checkpoint.every else 0
     return weights + weights // 2 * _CHECKPOINT_BYTES * checkpoints
 
