@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORE = [
-    "torch>=2.6",
+    "torch>=2.7",  # reads and writes the frame of a saved tensor without its data
     "megatron-core>=0.16.1,<0.17",
     "psutil",  # undeclared by megatron-core; without it saving a checkpoint hangs
     "numpy",
@@ -41,5 +41,7 @@ setup(
         "docs": ["mkdocs"],
         "benchmarks": ["verl==0.9.1", "liger-kernel==0.8.5"],  # for a GPU's environment; `make bench` pins its own beside cpu.lock
     },
-    entry_points={"console_scripts": ["megatron-entropic = megatron_entropic.cli:main"]},
+    entry_points={
+        "console_scripts": ["megatron-entropic = megatron_entropic.cli:main", "megatron-entropic-ckpt = checkpoint_tools.__main__:main"]
+    },
 )

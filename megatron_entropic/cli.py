@@ -170,10 +170,13 @@ def _check_model(cfg: Config) -> None:
     from megatron_entropic.hf.architectures import Architecture
     from megatron_entropic.hf.check import check_companions, check_hf_dir
     from megatron_entropic.hf.layout import check_layout
+    from megatron_entropic.manifest import check as check_manifest
 
     arch = Architecture.from_hf(cfg.model.hf_dir)
     if cfg.model.is_distributed:
         check_companions(cfg.model.hf_dir, arch)
+        if problems := check_manifest(cfg.model.hf_path):
+            raise ConfigError("\n".join(f"{cfg.model.hf_path}: {problem}" for problem in problems))
     else:
         check_hf_dir(cfg.model.hf_dir, arch)
     if problems := check_layout(arch, cfg):
