@@ -60,7 +60,7 @@ def _odd_ones_out(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     problems = []
     names = sorted({name for found in facts.values() for name in found["same"]})
     for name in names:
-        values = {node: found["same"].get(name) for node, found in facts.items()}
+        values = {node: found["same"][name] for node, found in facts.items() if name in found["same"]}
         usual = Counter(values.values()).most_common(1)[0][0]  # among equals the first node's
         for node, value in values.items():
             if value != usual:

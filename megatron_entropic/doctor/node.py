@@ -47,7 +47,8 @@ def main() -> None:
 def node_facts(model: Path, run_dir: Path, problems: list[str]) -> dict[str, Any]:
     """What the launcher compares and judges, as JSON types; `problems` are added to."""
     tmp = temporary_folder()
-    checks = [model_problem(model), write_problem(run_dir), write_problem(tmp)]
+    unreadable = model_problem(model)
+    checks = [unreadable, write_problem(run_dir), write_problem(tmp)]
     try:
         gpus = find_gpus()
     except GPUQueryError as error:
@@ -64,7 +65,7 @@ def node_facts(model: Path, run_dir: Path, problems: list[str]) -> dict[str, Any
         "same": {
             **versions(),
             "megatron_entropic's source": source_fingerprint(),
-            "the model": model_fingerprint(model),
+            **({} if unreadable else {"the model": model_fingerprint(model)}),
             "the driver": gpus[0].driver if gpus else None,
             "the list of GPUs": ", ".join(gpu.name for gpu in gpus) or None,
         },

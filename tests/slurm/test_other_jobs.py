@@ -1,0 +1,102 @@
+"""Jobs that end early, sweeps, conversions, submission."""
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from megatron_entropic.observability.metrics import read_metrics
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import Job, job, lines_of, processes_of
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+SERVED = ("quickstart", "parallel.tensor=1", "--ranks-per-node=1", "rollout.servers=1", "--preflight=off", "batch.prompts_per_step=8")
+
+
+def process_with(*words: str) -> psutil.Process | None:
+    """The living process, on any node, whose command line has all these words."""
+    for process in psutil.process_iter():
+        try:
+            line = process.cmdline()
+            if all(any(word in part for part in line) for word in words) and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return None
+
+
+def kill(submitted: Job, *words: str) -> None:
+    """SIGKILL to the process of these words, once it is there."""
+    submitted.wait_until(lambda: process_with(*words) is not None, 90)
+    process = process_with(*words)
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.vllm
+def test_a_killed_rank_takes_the_servers_along(idle: Cluster, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", *SERVED, f"run.dir={run_dir}")
+    submitted.wait_until((run_dir / "logs" / "vllm_0.log").exists, 60)
+    kill(submitted, "megatron_entropic.cli", "train", str(run_dir))
+    submitted.wait(90)
+    assert submitted.state == "FAILED", submitted.output
+    assert submitted.restarts == 0
+    idle.wait(lambda: not processes_of(run_dir), 30, f"processes are left: {processes_of(run_dir)}")
+
+
+@pytest.mark.vllm
+def test_a_dead_server_is_named(idle: Cluster, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", *SERVED, f"run.dir={run_dir}")
+    submitted.wait_until(lambda: any((run_dir / "fleet").glob("*/server-0.json")), 60)
+    kill(submitted, "megatron_entropic.rollout.vllm_main")
+    submitted.wait(120)
+    assert submitted.state == "FAILED", submitted.output
+    assert "[fleet n2] megatron-entropic: error: rollout server 0 (http://10." in submitted.output
+    told = [line for line in submitted.output.splitlines() if line.startswith("[rank 0 n1]") and "error: " in line]
+    assert len(told) == 1
+    assert "rollout server 0 (http://10." in told[0]
+    assert "on n2, exit code -9) died" in told[0]
+    assert not processes_of(run_dir)
+
+
+def test_a_cancelled_job_stays_cancelled(idle: Cluster, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    settings = ["quickstart", "parallel.tensor=1", "rollout.engine=local", "batch.prompts_per_step=8", "--preflight=off"]
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=1", *settings, "trainer.steps=1000", f"run.dir={run_dir}")
+    submitted.wait_until(lambda: lines_of(run_dir / "metrics.jsonl") >= 1, 90)
+    idle.slurm("scancel", submitted.job_id)
+    submitted.wait(60)
+    assert submitted.state == "CANCELLED"
+    idle.wait(idle.idle, 30, "the cancelled job's nodes did not become free")
+    assert submitted.state == "CANCELLED"
+    assert not processes_of(run_dir)
+
+
+def test_a_sweep_is_one_run_a_line(idle: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "sweep.txt").write_text("# two targets\ncontrol.target_entropy=0.7\ncontrol.target_entropy=0.9 run.name=warm\n")
+    settings = ["quickstart", "parallel.tensor=1", "rollout.engine=local", "trainer.steps=1", "batch.prompts_per_step=8"]
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=1", "--array=0-1", *settings, "--sweep=sweep.txt", "--preflight=off")
+    idle.wait(lambda: len(list(tmp_path.glob("runs/*/report.html"))) == 2, 120, f"the runs did not end:\n{submitted.output}")
+    targets = {folder.name: read_metrics(folder / "metrics.jsonl")[0]["control/target_entropy"] for folder in tmp_path.glob("runs/*")}
+    assert targets == {"quickstart-0": 0.7, "warm": 0.9}
+
+
+def test_a_trained_run_is_converted_by_a_job(idle: Cluster, replayable: Path, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    finished = job(idle, tmp_path, "convert.sbatch", "--ntasks=1", "export", str(replayable), str(out)).wait(120)
+    assert finished.state == "COMPLETED", finished.output
+    exported, trained = load_file(out / "model.safetensors"), load_file(replayable / "hf" / "model.safetensors")
+    assert exported.keys() == trained.keys()
+
+
+def test_bad_settings_end_the_job_with_one_line(idle: Cluster, tmp_path: Path) -> None:
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", "quickstart", "trainer.step=3").wait(60)
+    assert submitted.state == "FAILED"
+    assert [line for line in submitted.output.splitlines() if "error: " in line] == [
+        "slurm.launch: error: quickstart: unknown setting 'trainer.step'; did you mean 'trainer.steps'?"
+    ]
