@@ -41,4 +41,5 @@ def replayable(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("jobs")
     finished = job(cluster, folder, "train.sbatch", "--nodes=3", *REAL_RUN, f"run.dir={folder / 'run'}").wait(240)
     assert finished.state == "COMPLETED", finished.output
+    assert not finished.processes()
     return folder / "run"

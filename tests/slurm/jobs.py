@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,28 @@ class Job:
     def restarts(self) -> int:
         return int(self.cluster.job(self.job_id)["Restarts"])
 
+    def processes(self) -> list[psutil.Process]:
+        """The job's living processes, on any node, found by what SLURM put into their environment; never another's."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                environ = process.environ() if process.status() != psutil.STATUS_ZOMBIE else {}
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            mine = environ.get("SLURM_CONF") == self.cluster.environ["SLURM_CONF"] and environ.get("SLURM_JOB_ID") == self.job_id
+            if mine and "SLURM_STEP_ID" in environ:
+                found.append(process)
+        return found
+
+    def kill(self, *words: str) -> None:
+        """SIGKILL to the job's process whose command line has all these words, once it is there."""
+        self.wait_until(lambda: bool(self._with(words)), 90)
+        self._with(words)[0].kill()
+
+    def _with(self, words: Sequence[str]) -> list[psutil.Process]:
+        lines = [(process, process.cmdline()) for process in self.processes()]
+        return [process for process, line in lines if all(any(word in part for part in line) for word in words)]
+
     def wait(self, timeout: float) -> "Job":
         """Returns once the job is in a state that it never leaves, and its output is complete."""
         try:
@@ -90,16 +112,3 @@ def job(cluster: Cluster, folder: Path, script: str, *arguments: str, **environ:
 
 def lines_of(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines of living processes, on any node, that name `folder`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = " ".join(process.cmdline())
-            if str(folder) in words and process.status() != psutil.STATUS_ZOMBIE and process.pid != psutil.Process().pid:
-                found.append(words)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found

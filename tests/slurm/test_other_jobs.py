@@ -1,39 +1,16 @@
 """Jobs that end early, sweeps, conversions, submission."""
 
-import os
-import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
 from megatron_entropic.observability.metrics import read_metrics
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import Job, job, lines_of, processes_of
+from tests.slurm.jobs import job, lines_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 SERVED = ("quickstart", "parallel.tensor=1", "--ranks-per-node=1", "rollout.servers=1", "--preflight=off", "batch.prompts_per_step=8")
-
-
-def process_with(*words: str) -> psutil.Process | None:
-    """The living process, on any node, whose command line has all these words."""
-    for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-            if all(any(word in part for part in line) for word in words) and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return None
-
-
-def kill(submitted: Job, *words: str) -> None:
-    """SIGKILL to the process of these words, once it is there."""
-    submitted.wait_until(lambda: process_with(*words) is not None, 90)
-    process = process_with(*words)
-    assert process is not None
-    os.kill(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.vllm
@@ -41,11 +18,12 @@ def test_a_killed_rank_takes_the_servers_along(idle: Cluster, tmp_path: Path) ->
     run_dir = tmp_path / "run"
     submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", *SERVED, f"run.dir={run_dir}")
     submitted.wait_until((run_dir / "logs" / "vllm_0.log").exists, 60)
-    kill(submitted, "megatron_entropic.cli", "train", str(run_dir))
+    assert any("vllm_main" in " ".join(process.cmdline()) for process in submitted.processes())
+    submitted.kill("megatron_entropic.cli", "train")
     submitted.wait(90)
     assert submitted.state == "FAILED", submitted.output
     assert submitted.restarts == 0
-    idle.wait(lambda: not processes_of(run_dir), 30, f"processes are left: {processes_of(run_dir)}")
+    idle.wait(lambda: not submitted.processes(), 30, f"processes are left: {submitted.processes()}")
 
 
 @pytest.mark.vllm
@@ -53,7 +31,7 @@ def test_a_dead_server_is_named(idle: Cluster, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", *SERVED, f"run.dir={run_dir}")
     submitted.wait_until(lambda: any((run_dir / "fleet").glob("*/server-0.json")), 60)
-    kill(submitted, "megatron_entropic.rollout.vllm_main")
+    submitted.kill("megatron_entropic.rollout.vllm_main")
     submitted.wait(120)
     assert submitted.state == "FAILED", submitted.output
     assert "[fleet n2] megatron-entropic: error: rollout server 0 (http://10." in submitted.output
@@ -61,7 +39,7 @@ def test_a_dead_server_is_named(idle: Cluster, tmp_path: Path) -> None:
     assert len(told) == 1
     assert "rollout server 0 (http://10." in told[0]
     assert "on n2, exit code -9) died" in told[0]
-    assert not processes_of(run_dir)
+    assert not submitted.processes()
 
 
 def test_a_cancelled_job_stays_cancelled(idle: Cluster, tmp_path: Path) -> None:
@@ -74,7 +52,7 @@ def test_a_cancelled_job_stays_cancelled(idle: Cluster, tmp_path: Path) -> None:
     assert submitted.state == "CANCELLED"
     idle.wait(idle.idle, 30, "the cancelled job's nodes did not become free")
     assert submitted.state == "CANCELLED"
-    assert not processes_of(run_dir)
+    assert not submitted.processes()
 
 
 def test_a_sweep_is_one_run_a_line(idle: Cluster, tmp_path: Path) -> None:
@@ -98,5 +76,5 @@ def test_bad_settings_end_the_job_with_one_line(idle: Cluster, tmp_path: Path) -
     submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", "quickstart", "trainer.step=3").wait(60)
     assert submitted.state == "FAILED"
     assert [line for line in submitted.output.splitlines() if "error: " in line] == [
-        "slurm.launch: error: quickstart: unknown setting 'trainer.step'; did you mean 'trainer.steps'?"
+        "slurm.launch: error: unknown setting 'trainer.step'; did you mean 'trainer.steps'?"
     ]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.rollout.recording import read_rollouts
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import REAL_RUN, STEPS, Job, job, lines_of, processes_of
+from tests.slurm.jobs import REAL_RUN, STEPS, Job, job, lines_of
 from tests.tiny_models import TINY_DECOMPOSE
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.distributed]
@@ -36,7 +36,6 @@ def test_two_nodes_train_and_a_third_serves(replayable: Path) -> None:
     assert "[rank 0 n1]" in output
     assert "[fleet n3] rollout server 0 (http://10." in output
     assert {path.name for path in (replayable / "logs").glob("rank-*.log")} == {f"rank-{rank}.log" for rank in range(4)}
-    assert not processes_of(replayable)
 
 
 @pytest.mark.vllm
@@ -49,7 +48,7 @@ def test_a_heterogeneous_job_trains_on_one_group_and_serves_on_the_other(idle: C
     assert "2 ranks on n1, n2, 1 servers on n3" in finished.output
     assert lines_of(run_dir / "metrics.jsonl") == 2
     assert (run_dir / "hf" / "model.safetensors").exists()
-    assert not processes_of(run_dir)
+    assert not finished.processes()
 
 
 @pytest.fixture(scope="module")
@@ -92,4 +91,4 @@ def test_a_disturbed_run_is_the_undisturbed_one(
     assert "going on with the run in" in submitted.output
     assert "resumed from" in submitted.output
     assert without_times(run_dir) == undisturbed
-    assert not processes_of(run_dir)
+    assert not submitted.processes()
