@@ -160,7 +160,7 @@ class RolloutConfig:
     fleet_dir: Path | None = Field(
         default=None,
         description="folder in which servers started elsewhere by `megatron-entropic serve` are announced, with their keys; the run "
-        "then starts none. Jobs on a cluster set it",
+        "then starts none. Jobs on a cluster need no such setting",
     )
     tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks of each server")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature; entropy is measured at it")

@@ -12,6 +12,7 @@ from megatron_entropic.rollout.fleet import make_fleet
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
 from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts
+from megatron_entropic.rollout.remote_server import fleet_folder
 from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.shared_engine import from_rank_zero, weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine
@@ -51,7 +52,7 @@ class RolloutSource:
     def _open(self) -> None:
         self._opened = time.monotonic()
         if self.cfg.rollout.engine == "vllm":
-            does = "looking for" if self.cfg.rollout.fleet_dir else "starting"
+            does = "looking for" if fleet_folder(self.cfg.rollout) else "starting"
             logger.info("%s %d vLLM servers; their logs: %s", does, self.cfg.rollout.servers, self.cfg.run_dir / "logs" / "vllm_*.log")
         rollout = self.cfg.rollout
         self._pipeline = GenerationPipeline(  # first: servers start while the rest is read
