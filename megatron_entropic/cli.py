@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | serve | target | evaluate | report | doctor | settings`."""
+"""The command line: `megatron-entropic train | plan | serve | target | evaluate | report | doctor | settings`."""
 
 import argparse
 import dataclasses
@@ -9,13 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_entropic.checkpoint_store import CheckpointStore
 from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
-from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
+from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config, to_dict
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
+from megatron_entropic.planning.command import add_plan_command
+from megatron_entropic.settings_difference import differences, refuse
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
-from megatron_entropic.worker import run_rank
+from megatron_entropic.stop_signal import EXIT_STOPPED
+from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
 
 EXIT_USAGE = 2
 
@@ -67,8 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", action="store_true", help="go on with the run in the folder RECIPE (a run folder) from its latest checkpoint"
     )
+    train.add_argument(
+        ALLOW_FALLBACK,
+        action="store_true",
+        help="with --resume: when the latest checkpoint is damaged, go on from the newest whole one",
+    )
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
     train.set_defaults(command=_train)
+
+    add_plan_command(commands)
 
     target = commands.add_parser(
         "target",
@@ -141,19 +152,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.allow_fallback and not options.resume:
+        raise ConfigError(f"{ALLOW_FALLBACK} goes with --resume: only a resumed run has a checkpoint to fall back to")
     cfg = _resumed_config(Path(options.source), options.overrides) if options.resume else load_config(options.source, options.overrides)
     rank = given_rank(os.environ)
     if rank in (None, 0):
         _check_model(cfg)
         if options.resume:
+            _check_settings(cfg)
             save_config(cfg, cfg.run_dir / "config.yaml")
         else:
             _prepare_run_dir(cfg, overwrite=options.overwrite)
     if rank is None:
-        code = launch_ranks(cfg.run_dir / "config.yaml", cfg.parallel.world_size, cfg.run_dir / "logs")
+        code = launch_ranks(
+            cfg.run_dir / "config.yaml",
+            cfg.parallel.world_size,
+            cfg.run_dir / "logs",
+            grace_s=cfg.checkpoint.grace_s,
+            arguments=[ALLOW_FALLBACK] if options.allow_fallback else [],
+        )
     else:
-        code = run_rank(cfg)
-    if rank in (None, 0):
+        code = run_rank(cfg, allow_fallback=options.allow_fallback)
+    if rank in (None, 0) and code != EXIT_STOPPED:  # then there is no time for a report
         _summarise(cfg)
     return code
 
@@ -181,6 +201,21 @@ def _check_model(cfg: Config) -> None:
         check_hf_dir(cfg.model.hf_dir, arch)
     if problems := check_layout(arch, cfg):
         raise ConfigError("; ".join(problems))
+
+
+def _check_settings(cfg: Config) -> None:
+    """Refuses settings that the latest checkpoint does not fit, before they are written to config.yaml.
+
+    A checkpoint that is damaged is the ranks' business: they read it byte by byte.
+    """
+    store = CheckpointStore(cfg.run_dir / "checkpoints")
+    try:
+        name = store.latest()
+        saved = store.state(name)["settings"] if name else None
+    except (ReportedError, OSError, ValueError, KeyError):
+        return
+    if name and saved:
+        refuse(differences(saved, to_dict(cfg)), store.folder / name)
 
 
 def _prepare_run_dir(cfg: Config, *, overwrite: bool) -> None:
