@@ -13,6 +13,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
+from megatron_entropic.conversion.pickles import read_metadata
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.policy.engine import Policy
 
@@ -30,6 +31,7 @@ def load_policy(policy: Policy, folder: Path, updates: int) -> None:
         PolicyCheckpointError naming the folder, for files that are missing, damaged or of another model.
     """
     with quiet(), named_errors(folder, "read"):
+        read_metadata(folder)  # refuses what is not a checkpoint's description before Megatron unpickles it
         for optimizer in _optimizers(policy):
             optimizer._init_optimizer_states_with_dummy_values()
         state = dist_checkpointing.load(sharded_state(policy, loading=True), str(folder))
