@@ -31,10 +31,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["megatron_entropic*", "recipes*", "checkpoint_tools*"]),
+    packages=find_packages(include=["megatron_entropic*", "recipes*", "checkpoint_tools*", "slurm*"]),
     package_data={
         "megatron_entropic": ["py.typed"],
         "megatron_entropic.observability": ["*.html.j2"],
+        "slurm": ["*.sbatch"],
         "recipes": ["architectures/*/config.json"],
     },
     install_requires=CORE,

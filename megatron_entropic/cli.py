@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | plan | target | evaluate | report | settings`."""
+"""The command line: `megatron-entropic train | plan | serve | target | evaluate | report | doctor | settings`."""
 
 import argparse
 import logging
@@ -14,6 +14,7 @@ from megatron_entropic.config_control import PRESETS
 from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config, to_dict
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
+from megatron_entropic.machine_commands import add_doctor, add_serve
 from megatron_entropic.planning.command import add_plan_command
 from megatron_entropic.settings_difference import differences, refuse
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
@@ -110,10 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="also write the scores to this JSON file (default for a run: evaluation.json in it)")
     evaluate.set_defaults(command=_evaluate)
 
+    add_serve(commands)
+
     report = commands.add_parser("report", allow_abbrev=False, help="write report.html and plots of a run", description=_report.__doc__)
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--compare", type=Path, nargs="+", default=[], metavar="OTHER_RUN", help="also plot these runs against RUN_DIR")
     report.set_defaults(command=_report)
+
+    add_doctor(commands)
 
     settings = commands.add_parser("settings", allow_abbrev=False, help="list every setting with its default and meaning")
     settings.add_argument("section", nargs="?", help="only this section, for example control")

@@ -161,7 +161,12 @@ class RolloutConfig:
     engine: Literal["vllm", "local", "replay"] = Field(
         default="vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts"
     )
-    servers: int = Field(default=1, ge=1, description="vLLM servers the run launches and owns")
+    servers: int = Field(default=1, ge=1, description="vLLM servers of the run, which launches and owns them unless fleet_dir is set")
+    fleet_dir: Path | None = Field(
+        default=None,
+        description="folder in which servers started elsewhere by `megatron-entropic serve` are announced, with their keys; the run "
+        "then starts none. Jobs on a cluster need no such setting",
+    )
     tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks of each server")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature; entropy is measured at it")
     max_new_tokens: int = Field(default=64, ge=1, description="longest response in tokens")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from megatron_entropic.network import address_toward, interface_of
 from megatron_entropic.stop_signal import EXIT_STOPPED, REPEAT_S
 from megatron_entropic.worker import EXIT_FAILED, EXIT_FOLLOWED
 
@@ -27,7 +28,8 @@ def given_rank(environ: MutableMapping[str, str]) -> int | None:
     """This process's rank when torchrun or srun started it, else None. Completes `environ` from SLURM's variables.
 
     Under srun (a step of more than one task; the batch script itself is none) RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-    MASTER_PORT are derived where they are not set: the first node of the step, and a port from the job's number.
+    MASTER_PORT are derived where they are not set: the first node of the step, and a port from the job's number. So is
+    GLOO_SOCKET_IFNAME: the interface on the way to the first node.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return int(environ["RANK"])
@@ -42,7 +44,20 @@ def given_rank(environ: MutableMapping[str, str]) -> int | None:
         )
         environ["MASTER_ADDR"] = hosts.stdout.split()[0]
     environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 20000))
+    if "GLOO_SOCKET_IFNAME" not in environ and (interface := _interface_toward(environ["MASTER_ADDR"])):
+        environ["GLOO_SOCKET_IFNAME"] = interface
     return int(environ["RANK"])
+
+
+def _interface_toward(host: str) -> str | None:
+    """The network interface on the way to `host`. None for a name that is unknown, which the meeting of the ranks will report.
+
+    gloo by itself takes the interface of this machine's host name, which may be no way to other nodes (127.0.1.1 on Debian).
+    """
+    try:
+        return interface_of(address_toward(host))
+    except OSError:
+        return None
 
 
 def launch_ranks(config_path: Path, world_size: int, log_dir: Path, *, grace_s: float, arguments: Sequence[str] = ()) -> int:

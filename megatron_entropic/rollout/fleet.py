@@ -1,4 +1,4 @@
-"""The fleet of vLLM servers that one run launches, owns, samples from and keeps in step with its weights."""
+"""The fleet of vLLM servers that one run samples from and keeps in step with its weights; usually it launches and owns them."""
 
 import json
 import time
@@ -6,50 +6,64 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_entropic.config import RolloutConfig
+from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.rollout.prompts import load_tokenizer
+from megatron_entropic.rollout.remote_server import find_servers, fleet_folder
 from megatron_entropic.rollout.sampling import Sampled, SamplingRequest, sample
 from megatron_entropic.rollout.server import VLLMServer, find_ports
+from megatron_entropic.rollout.server_client import ServerClient
 from megatron_entropic.rollout.transports import make_transport
 from megatron_entropic.rollout.types import NamedWeights, Prompt, Rollout, RolloutError
 from megatron_entropic.rollout.weight_sync import WeightSync, call_together
 
 
 class VLLMFleet:
-    """A RolloutEngine over cfg.servers vLLM servers on this node. Only one process, rank 0, drives it.
+    """A RolloutEngine over cfg.servers vLLM servers: on this node, or as announced in a folder. One process, rank 0, drives it.
 
     `start` launches the servers (`launch` alone does not wait, so that other work can be done meanwhile). Every failure is a
     RolloutError that names the server, its address, process and log. After a failed weight update the fleet refuses to work.
+    The first server's number is `first_index`.
     """
 
-    def __init__(self, cfg: RolloutConfig, *, model_dir: Path, dtype: str, max_model_len: int, seed: int, log_dir: Path) -> None:
+    def __init__(
+        self, cfg: RolloutConfig, *, model_dir: Path, dtype: str, max_model_len: int, seed: int, log_dir: Path, first_index: int = 0
+    ) -> None:
         self.cfg = cfg
         self.model_dir = model_dir
         self.dtype = dtype
         self.max_model_len = min(max_model_len, _longest_context(model_dir))
         self.seed = seed
         self.log_dir = log_dir
-        self.servers: list[VLLMServer] = []
+        self.first_index = first_index
+        self.folder = fleet_folder(cfg)
+        self.servers: list[ServerClient] = []
         self._sync: WeightSync | None = None
         self._broken: str | None = None
 
     def launch(self) -> None:
-        """Starts every server process and returns. Raises RolloutError for a port in use; leaves nothing behind then."""
+        """Starts every server process and returns. Raises RolloutError for a port in use; leaves nothing behind then.
+
+        Announced servers are started by others: nothing is done for them before `start`.
+        """
+        if self.folder is not None:
+            return
         ports = find_ports(self.cfg)
-        self.servers = [
+        owned = [
             VLLMServer(
                 self.cfg,
-                index,
+                self.first_index + slot,
                 port=port,
                 model_dir=self.model_dir,
                 dtype=self.dtype,
                 max_model_len=self.max_model_len,
                 seed=self.seed,
                 log_dir=self.log_dir,
+                slot=slot,
             )
-            for index, port in enumerate(ports)
+            for slot, port in enumerate(ports)
         ]
-        for server in self.servers:
+        self.servers = list(owned)
+        for server in owned:
             server.launch()
 
     def start(self) -> None:
@@ -58,11 +72,13 @@ class VLLMFleet:
         Raises RolloutError naming the server that died, was too slow or did not connect; every server is ended then.
         """
         try:
-            if not self.servers:
+            if self.folder is not None:
+                self.servers = list(find_servers(self.folder, self.cfg.servers, self.cfg.startup_timeout_s))
+            elif not self.servers:
                 self.launch()
             self._wait_ready()
             self._tokenizer: Any = load_tokenizer(self.model_dir)
-            self._sync = WeightSync(self.servers, make_transport(self.cfg.host, self.cfg.tensor), self.cfg.sync_timeout_s)
+            self._sync = WeightSync(self.servers, make_transport(self.cfg.tensor), self.cfg.sync_timeout_s)
             self._sync.connect()
             for server in self.servers:
                 server.call("POST", "/update_weight_version", timeout_s=self.cfg.sync_timeout_s, json={"new_version": "0"})
@@ -103,7 +119,7 @@ class VLLMFleet:
                 f"rollout.max_new_tokens={self.cfg.max_new_tokens} at most the servers' context of {self.max_model_len}"
             )
 
-    def _rollout(self, prompt: Prompt, index: int, server: VLLMServer, sampled: Sampled) -> Rollout:
+    def _rollout(self, prompt: Prompt, index: int, server: ServerClient, sampled: Sampled) -> Rollout:
         stopped = sampled.finish_reason == "stop"
         # Special tokens stay in the text, so that a verifier sees (and refuses) what the model really said.
         text = self._tokenizer.decode(
@@ -170,7 +186,20 @@ class VLLMFleet:
             self._sync = None
 
 
-def _wait(server: VLLMServer, timeout_s: float) -> Callable[[], None]:
+def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
+    """The fleet that the settings of a run describe; nothing is launched yet. Raises RolloutError for a model without a context."""
+    return VLLMFleet(
+        cfg.rollout,
+        model_dir=cfg.model.hf_dir,
+        dtype=cfg.model.dtype,
+        max_model_len=cfg.batch.max_tokens_per_micro_batch,
+        seed=cfg.trainer.seed,
+        log_dir=cfg.run_dir / "logs",
+        first_index=first_index,
+    )
+
+
+def _wait(server: ServerClient, timeout_s: float) -> Callable[[], None]:
     return lambda: server.wait_ready(timeout_s)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from megatron_entropic.rollout.server import VLLMServer
+from megatron_entropic.rollout.server_client import ServerClient
 from megatron_entropic.rollout.server_command import MODEL_NAME
 from megatron_entropic.rollout.types import Prompt, RolloutError
 
@@ -61,15 +61,15 @@ def first_seed(seed: int, prompt_index: int) -> int:
 
 
 def sample(
-    servers: Sequence[VLLMServer], prompts: Sequence[Prompt], request: SamplingRequest
-) -> list[tuple[VLLMServer, list[Sampled]]]:
+    servers: Sequence[ServerClient], prompts: Sequence[Prompt], request: SamplingRequest
+) -> list[tuple[ServerClient, list[Sampled]]]:
     """For each prompt, in order, the server that answered and its samples in order. Raises RolloutError naming the server."""
     return asyncio.run(_sample(servers, prompts, request))
 
 
 async def _sample(
-    servers: Sequence[VLLMServer], prompts: Sequence[Prompt], request: SamplingRequest
-) -> list[tuple[VLLMServer, list[Sampled]]]:
+    servers: Sequence[ServerClient], prompts: Sequence[Prompt], request: SamplingRequest
+) -> list[tuple[ServerClient, list[Sampled]]]:
     async with contextlib.AsyncExitStack() as stack:
         routes = [await stack.enter_async_context(_Route(server, request)) for server in servers]
         try:
@@ -86,7 +86,7 @@ async def _sample(
 class _Route:
     """The way to one server: its connections, and how many requests may use them at one time."""
 
-    def __init__(self, server: VLLMServer, request: SamplingRequest) -> None:
+    def __init__(self, server: ServerClient, request: SamplingRequest) -> None:
         self.server = server
         self.request = request
         self.slots = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
@@ -104,7 +104,7 @@ class _Route:
     async def __aexit__(self, *_: object) -> None:
         await self.client.aclose()
 
-    async def sample(self, prompt: Prompt) -> tuple[VLLMServer, list[Sampled]]:
+    async def sample(self, prompt: Prompt) -> tuple[ServerClient, list[Sampled]]:
         samples: list[Sampled] = []
         for first in range(0, self.request.samples, MAX_SAMPLES_PER_REQUEST):
             count = min(MAX_SAMPLES_PER_REQUEST, self.request.samples - first)

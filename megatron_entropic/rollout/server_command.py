@@ -61,6 +61,7 @@ def server_environment(cfg: RolloutConfig, index: int, key: str) -> dict[str, st
     return inherited | {
         "PYTHONPATH": path,
         "VLLM_API_KEY": key,
+        "VLLM_HOST_IP": cfg.host,  # else vLLM looks for the route to the internet, which a compute node may not have
         "VLLM_SERVER_DEV_MODE": "1",  # the endpoints that pause, update and resume; RequireKey guards them
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

@@ -8,10 +8,11 @@ from types import TracebackType
 from megatron_entropic.config import Config
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
-from megatron_entropic.rollout.fleet import VLLMFleet
+from megatron_entropic.rollout.fleet import make_fleet
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
 from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts
+from megatron_entropic.rollout.remote_server import fleet_folder
 from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.shared_engine import from_rank_zero, from_rank_zero_unless_stopped, weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
@@ -52,7 +53,8 @@ class RolloutSource:
     def _open(self) -> None:
         self._opened = time.monotonic()
         if self.cfg.rollout.engine == "vllm":
-            logger.info("starting %d vLLM servers; their logs: %s", self.cfg.rollout.servers, self.cfg.run_dir / "logs" / "vllm_*.log")
+            does = "looking for" if fleet_folder(self.cfg.rollout) else "starting"
+            logger.info("%s %d vLLM servers; their logs: %s", does, self.cfg.rollout.servers, self.cfg.run_dir / "logs" / "vllm_*.log")
         rollout = self.cfg.rollout
         self._pipeline = GenerationPipeline(  # first: servers start while the rest is read
             make_engine(self.cfg),
@@ -156,13 +158,6 @@ def make_engine(cfg: Config) -> RolloutEngine:
         from megatron_entropic.rollout.local import LocalEngine  # brings transformers: seconds that other engines need not pay
 
         return LocalEngine(rollout, model_dir=model.hf_dir, dtype=model.dtype, seed=cfg.trainer.seed)
-    fleet = VLLMFleet(
-        rollout,
-        model_dir=model.hf_dir,
-        dtype=model.dtype,
-        max_model_len=cfg.batch.max_tokens_per_micro_batch,
-        seed=cfg.trainer.seed,
-        log_dir=cfg.run_dir / "logs",
-    )
+    fleet = make_fleet(cfg)
     fleet.launch()
     return fleet

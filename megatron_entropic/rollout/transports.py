@@ -8,48 +8,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_entropic.network import address_toward
 from megatron_entropic.platform import accelerated
 from megatron_entropic.rollout.buckets import BUCKET_BYTES, Bucket, pack
 from megatron_entropic.rollout.gloo import WeightGroup, host_store
-from megatron_entropic.rollout.server import VLLMServer
+from megatron_entropic.rollout.server_client import ServerClient
 from megatron_entropic.rollout.weight_sync import Call, Transport
 
 
-def make_transport(host: str, tensor: int) -> Transport:
+def make_transport(tensor: int) -> Transport:
     """The transport for this machine's devices; `tensor` is the number of workers of each server."""
-    return NCCLTransport(host, tensor) if accelerated() else GlooTransport(host, tensor)
+    return NCCLTransport(tensor) if accelerated() else GlooTransport(tensor)
 
 
 class GlooTransport:
-    """One group per server, so that a dead or hung server is named and holds up no other. The trainer is rank 0 of each."""
+    """One group per server, so that a dead or hung server is named and holds up no other. The trainer is rank 0 of each.
+
+    Each end connects from the address by which it reaches the other: loopback on one machine, else the network between them.
+    """
 
     bucket_bytes = BUCKET_BYTES
 
-    def __init__(self, host: str, tensor: int) -> None:
-        self.host = host
+    def __init__(self, tensor: int) -> None:
         self.tensor = tensor
         self._stores: list[Any] = []
-        self._groups: list[tuple[VLLMServer, WeightGroup]] = []
+        self._groups: list[tuple[ServerClient, WeightGroup]] = []
 
-    def connect(self, servers: Sequence[VLLMServer], timeout_s: float) -> dict[str, Call]:
+    def connect(self, servers: Sequence[ServerClient], timeout_s: float) -> dict[str, Call]:
         calls: dict[str, Call] = {}
         for server in servers:
-            store = host_store(self.host, self.tensor + 1, timeout_s)
+            here = address_toward(server.host)
+            store = host_store(here, self.tensor + 1, timeout_s)
             self._stores.append(store)
             info = {
-                "address": self.host,
+                "address": here,
                 "port": store.port,
+                "own_address": server.host,
                 "rank_offset": 1,
                 "world_size": self.tensor + 1,
                 "timeout_s": timeout_s,
             }
             calls[server.name] = functools.partial(_init_worker_side, server, info, timeout_s)
-            calls[f"{server.name} group"] = functools.partial(self._join, server, store, timeout_s)
+            calls[f"{server.name} group"] = functools.partial(self._join, server, here, store, timeout_s)
         return calls
 
-    def _join(self, server: VLLMServer, store: Any, timeout_s: float) -> None:
+    def _join(self, server: ServerClient, here: str, store: Any, timeout_s: float) -> None:
         try:
-            group = WeightGroup(store, self.host, rank=0, world_size=self.tensor + 1, timeout_s=timeout_s)
+            group = WeightGroup(store, here, rank=0, world_size=self.tensor + 1, timeout_s=timeout_s)
         except RuntimeError as error:
             raise server.failed("the connection for weights", error) from error
         self._groups.append((server, group))
@@ -63,7 +68,7 @@ class GlooTransport:
         self._stores.clear()
 
 
-def _broadcast(server: VLLMServer, group: WeightGroup, flat_B: Tensor) -> None:
+def _broadcast(server: ServerClient, group: WeightGroup, flat_B: Tensor) -> None:
     try:
         group.broadcast(flat_B)
     except RuntimeError as error:
@@ -76,17 +81,17 @@ class NCCLTransport:
     bucket_bytes = 2**30
     _ONE_CHUNK = 2**40  # never split a bucket: both sides cut where this is exceeded
 
-    def __init__(self, host: str, tensor: int) -> None:
-        self.host = host
+    def __init__(self, tensor: int) -> None:
         self.tensor = tensor
         self._device = torch.cuda.current_device()
         self._group: Any = None
 
-    def connect(self, servers: Sequence[VLLMServer], timeout_s: float) -> dict[str, Call]:
+    def connect(self, servers: Sequence[ServerClient], timeout_s: float) -> dict[str, Call]:
+        here = address_toward(servers[0].host)
         with socket.socket() as probe:
-            probe.bind((self.host, 0))
+            probe.bind((here, 0))
             port = probe.getsockname()[1]
-        rendezvous = {"master_address": self.host, "master_port": port, "world_size": 1 + self.tensor * len(servers)}
+        rendezvous = {"master_address": here, "master_port": port, "world_size": 1 + self.tensor * len(servers)}
         calls: dict[str, Call] = {"trainer": functools.partial(self._join, rendezvous)}
         for position, server in enumerate(servers):
             packing = {"packed": True, "packed_buffer_size_bytes": self._ONE_CHUNK, "packed_num_buffers": 1}
@@ -122,5 +127,5 @@ class NCCLTransport:
         self._group = None
 
 
-def _init_worker_side(server: VLLMServer, info: dict[str, Any], timeout_s: float) -> None:
+def _init_worker_side(server: ServerClient, info: dict[str, Any], timeout_s: float) -> None:
     server.call("POST", "/init_weight_transfer_engine", timeout_s=timeout_s, json={"init_info": info})

@@ -115,10 +115,11 @@ class CheckedUpdates:
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not typed here
-    """Where the sender's store listens, this server's ranks in the group of `world_size`, and the timeout in seconds."""
+    """Where the sender's store listens, this server's address and ranks in the group of `world_size`, and the timeout in seconds."""
 
     address: str
     port: int
+    own_address: str
     rank_offset: int
     world_size: int
     timeout_s: float
@@ -144,7 +145,7 @@ class GlooWeightTransferEngine(CheckedUpdates, WeightTransferEngine[GlooInitInfo
         info = init_info
         store = visit_store(info.address, info.port, info.world_size, info.timeout_s)
         rank = info.rank_offset + self.parallel_config.rank
-        self.group = WeightGroup(store, info.address, rank=rank, world_size=info.world_size, timeout_s=info.timeout_s)
+        self.group = WeightGroup(store, info.own_address, rank=rank, world_size=info.world_size, timeout_s=info.timeout_s)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         if self.group is None or self.received is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from megatron_entropic.rollout.buckets import Bucket, WeightsChecksum, buckets, manifest
-from megatron_entropic.rollout.server import VLLMServer
+from megatron_entropic.rollout.server_client import ServerClient
 from megatron_entropic.rollout.types import NamedWeights, RolloutError
 
 Call = Callable[[], Any]
@@ -23,7 +23,7 @@ class Transport(Protocol):
 
     bucket_bytes: int
 
-    def connect(self, servers: Sequence[VLLMServer], timeout_s: float) -> dict[str, Call]: ...
+    def connect(self, servers: Sequence[ServerClient], timeout_s: float) -> dict[str, Call]: ...
 
     def broadcast(self, bucket: Bucket) -> dict[str, Call]: ...
 
@@ -33,7 +33,7 @@ class Transport(Protocol):
 class WeightSync:
     """Updates the weights of all servers together. Driven by one process; no collective of the trainer's ranks."""
 
-    def __init__(self, servers: Sequence[VLLMServer], transport: Transport, timeout_s: float) -> None:
+    def __init__(self, servers: Sequence[ServerClient], transport: Transport, timeout_s: float) -> None:
         self.servers = servers
         self.transport = transport
         self.timeout_s = timeout_s

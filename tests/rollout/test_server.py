@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.config import RolloutConfig
-from megatron_entropic.rollout.server import VLLMServer, find_ports, log_tail
+from megatron_entropic.rollout.server import VLLMServer, find_ports
+from megatron_entropic.rollout.server_client import log_tail
 from megatron_entropic.rollout.server_command import server_cores, server_environment
 from megatron_entropic.rollout.types import RolloutError
 

@@ -1,0 +1,36 @@
+"""Whether a model can be read here, and whether it is the same as elsewhere."""
+
+import hashlib
+from pathlib import Path
+
+from megatron_entropic.config import ModelConfig
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.check import check_companions, check_hf_dir
+
+
+def model_problem(path: Path) -> str | None:
+    """What is wrong with a model, in one line, or None: model.hf_path of a run. Reads headers, and the end of every weight file."""
+    model = ModelConfig(hf_path=path)
+    try:
+        arch = Architecture.from_hf(model.hf_dir)
+        if model.is_distributed:
+            check_companions(model.hf_dir, arch)
+        else:
+            check_hf_dir(model.hf_dir, arch)
+        for file in sorted(file for file in model.weights_path.iterdir() if file.suffix in (".safetensors", ".distcp")):
+            with file.open("rb") as weights:
+                weights.seek(-1, 2)
+                weights.read(1)
+    except (OSError, ValueError, RuntimeError) as error:
+        return "model: " + " ".join(str(error).split())
+    return None
+
+
+def model_fingerprint(path: Path) -> str:
+    """A short checksum of the names and sizes of a model's files and of its config.json."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+    config = ModelConfig(hf_path=path).hf_dir / "config.json"
+    digest.update(config.read_bytes() if config.is_file() else b"")
+    return digest.hexdigest()[:12]

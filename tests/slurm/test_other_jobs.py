@@ -1,0 +1,104 @@
+"""Jobs that end early, sweeps, conversions, submission."""
+
+import re
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from megatron_entropic.observability.metrics import read_metrics
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import job, lines_of
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+SERVED = ("quickstart", "parallel.tensor=1", "--ranks-per-node=1", "rollout.servers=1", "--preflight=off", "batch.prompts_per_step=8")
+
+
+@pytest.mark.vllm
+def test_a_killed_rank_takes_the_servers_along(idle: Cluster, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", *SERVED, f"run.dir={run_dir}")
+    submitted.wait_until((run_dir / "logs" / "vllm_0.log").exists, 60)
+    assert any("vllm_main" in " ".join(process.cmdline()) for process in submitted.processes())
+    submitted.kill("megatron_entropic.cli", "train")
+    submitted.wait(90)
+    assert submitted.state == "FAILED", submitted.output
+    assert submitted.restarts == 0
+    idle.wait(lambda: not submitted.processes(), 30, f"processes are left: {submitted.processes()}")
+
+
+@pytest.mark.vllm
+def test_a_dead_server_is_named(idle: Cluster, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", *SERVED, f"run.dir={run_dir}")
+    submitted.wait_until(lambda: any((run_dir / "fleet").glob("*/server-0.json")), 60)
+    submitted.kill("megatron_entropic.rollout.vllm_main")
+    submitted.wait(120)
+    assert submitted.state == "FAILED", submitted.output
+    assert "[fleet n2] megatron-entropic: error: rollout server 0 (http://10." in submitted.output
+    told = [line for line in submitted.output.splitlines() if line.startswith("[rank 0 n1]") and "error: " in line]
+    assert len(told) == 1
+    assert "rollout server 0 (http://10." in told[0]
+    assert "on n2, exit code -9) died" in told[0]
+    assert not submitted.processes()
+
+
+def test_a_cancelled_job_stays_cancelled(idle: Cluster, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    settings = ["quickstart", "parallel.tensor=1", "rollout.engine=local", "batch.prompts_per_step=8", "--preflight=off"]
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=1", *settings, "trainer.steps=1000", f"run.dir={run_dir}")
+    submitted.wait_until(lambda: lines_of(run_dir / "metrics.jsonl") >= 1, 90)
+    idle.slurm("scancel", submitted.job_id)
+    submitted.wait(60)
+    assert submitted.state == "CANCELLED"
+    idle.wait(idle.idle, 30, "the cancelled job's nodes did not become free")
+    assert submitted.state == "CANCELLED"
+    assert not submitted.processes()
+
+
+def test_a_sweep_is_one_run_a_line(idle: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "sweep.txt").write_text("# two targets\ncontrol.target_entropy=0.7\ncontrol.target_entropy=0.9 run.name=warm\n")
+    settings = ["quickstart", "parallel.tensor=1", "rollout.engine=local", "trainer.steps=1", "batch.prompts_per_step=8"]
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=1", "--array=0-1", *settings, "--sweep=sweep.txt", "--preflight=off")
+    idle.wait(lambda: len(list(tmp_path.glob("runs/*/report.html"))) == 2, 120, f"the runs did not end:\n{submitted.output}")
+    targets = {folder.name: read_metrics(folder / "metrics.jsonl")[0]["control/target_entropy"] for folder in tmp_path.glob("runs/*")}
+    assert targets == {"quickstart-0": 0.7, "warm": 0.9}
+
+
+def test_a_trained_run_is_converted_by_a_job(idle: Cluster, replayable: Path, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    finished = job(idle, tmp_path, "convert.sbatch", "--ntasks=1", "export", str(replayable), str(out)).wait(120)
+    assert finished.state == "COMPLETED", finished.output
+    exported, trained = load_file(out / "model.safetensors"), load_file(replayable / "hf" / "model.safetensors")
+    assert exported.keys() == trained.keys()
+
+
+def test_bad_settings_end_the_job_with_one_line(idle: Cluster, tmp_path: Path) -> None:
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", "quickstart", "trainer.step=3").wait(60)
+    assert submitted.state == "FAILED"
+    assert [line for line in submitted.output.splitlines() if "error: " in line] == [
+        "slurm.launch: error: unknown setting 'trainer.step'; did you mean 'trainer.steps'?"
+    ]
+
+
+def test_a_run_saves_before_its_time_limit_and_goes_on(idle: Cluster, tmp_path: Path) -> None:
+    """SLURM's own signal; no checkpoint was due. Nothing is done twice and nothing is left out."""
+    run_dir = tmp_path / "run"
+    settings = ["quickstart", "parallel.tensor=1", "rollout.engine=local", "batch.prompts_per_step=8", "trainer.steps=100000"]
+    settings += ["checkpoint.every=1000000", "--preflight=off", f"run.dir={run_dir}"]
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=1", "--time=60", "--signal=B:USR1@300", *settings)
+    submitted.wait_until(lambda: lines_of(run_dir / "metrics.jsonl") >= 2, 120)
+    idle.slurm("scontrol", "update", f"jobid={submitted.job_id}", "timelimit=5")  # less than 300 s are left: the signal is due
+    submitted.wait_until(lambda: "saved; requeueing the job" in submitted.output, 120)
+    idle.slurm("scontrol", "update", f"jobid={submitted.job_id}", "timelimit=60")
+    submitted.wait_until(lambda: "resumed from" in submitted.output, 120)
+    saved = int(re.findall(r"resumed from \S+ after (\d+) steps", submitted.output)[0])
+    submitted.wait_until(lambda: lines_of(run_dir / "metrics.jsonl") >= saved + 2, 60)
+    assert submitted.restarts == 1
+    idle.slurm("scancel", submitted.job_id)
+    submitted.wait(60)
+    assert "got SIGUSR1: passed on to the ranks" in submitted.output
+    steps = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")]
+    assert steps == list(range(len(steps)))
+    assert saved > 0
+    assert [submitted.output.count(f"step {step}/100000 ") for step in range(1, saved + 2)] == [1] * (saved + 1)
