@@ -4,19 +4,20 @@ On SLURM the job is slurm/train.sbatch itself: `run_launcher` makes NeMo-Run's s
 signals and requeueing are the launcher's (`python -m slurm.launch --help`), as for a job submitted by sbatch.
 """
 
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import nemo_run as run
-from nemo_run.config import RUNDIR_NAME
+from nemo_run.config import RUNDIR_NAME, get_nemorun_home
 from nemo_run.core.execution.slurm import SlurmJobDetails
 
 from megatron_entropic.errors import ReportedError
+from recipes.nemo.home import DEFAULT, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 NODES = 2
 """Of a job that does not say, as in slurm/train.sbatch."""
 _JOB: dict[str, Any] = {"signal": "B:USR1@300", "exclusive": True, "open_mode": "append"}
@@ -44,32 +45,35 @@ class JobLog(SlurmJobDetails):  # type: ignore[misc]  # nemo_run is not installe
         return Path(str(self.folder)) / f"log-{self.job_name}_%j.out"
 
 
-def local(env_vars: Mapping[str, str] | None = None) -> run.LocalExecutor:
-    """Runs on this machine."""
-    return run.LocalExecutor(env_vars=dict(env_vars or {}))
+def local() -> run.Config[run.LocalExecutor]:
+    """Runs on this machine, with this checkout."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return run.Config(run.LocalExecutor, env_vars={"PYTHONPATH": ":".join(paths)})
 
 
-def slurm(tunnel: Any = None, **flags: Any) -> run.SlurmExecutor:
+def slurm(tunnel: Any = None, **flags: Any) -> run.Config[run.SlurmExecutor]:
     """One allocation, split by nodes. `flags` are sbatch's, with `_` for `-`: account, partition, nodes, gpus_per_node, time ...
 
-    `tunnel` is the way to the cluster: none where sbatch is, else a run.SSHTunnel.
+    `tunnel` is the way to the cluster: none where sbatch is, else a run.Config of run.SSHTunnel.
     """
     known = {field.name for field in fields(run.SlurmExecutor) if field.init}
-    flags = {"nodes": NODES, **_JOB, **flags}
-    return run.SlurmExecutor(
-        # Every field that has another default than "SLURM decides".
-        **{"account": None, "time": None, **{name: value for name, value in flags.items() if name in known}},
+    flags = {"account": None, "time": None, "nodes": NODES, **_JOB, **flags}
+    return run.Config(
+        run.SlurmExecutor,
+        **{name: value for name, value in flags.items() if name in known},
         additional_parameters={**_REQUEUE, **{name: value for name, value in flags.items() if name not in known}},
         job_name_prefix="entropic.",
-        tunnel=tunnel or run.LocalTunnel(job_dir=""),
-        packager=run.Packager(),
-        job_details=JobLog(),
+        tunnel=tunnel or run.Config(run.LocalTunnel, job_dir=""),
+        packager=run.Config(run.Packager),
+        job_details=run.Config(JobLog),
         poll_estimated_start_time=False,
     )
 
 
-def slurm_het(tunnel: Any = None, *, fleet_nodes: int = 1, fleet_gpus_per_node: Any = None, **flags: Any) -> list[run.SlurmExecutor]:
-    """A heterogeneous job: the trainer's executor and the fleet's. NeMo-Run knows their nodes and GPUs; other flags hold for both."""
+def slurm_het(
+    tunnel: Any = None, *, fleet_nodes: int = 1, fleet_gpus_per_node: Any = None, **flags: Any
+) -> list[run.Config[run.SlurmExecutor]]:
+    """A heterogeneous job: the trainer's executor and the fleet's. NeMo-Run knows nodes and GPUs of each; other flags hold for both."""
     trainer = slurm(tunnel, **{"nodes": 1, **flags})
     fleet = slurm(tunnel, **{**flags, "nodes": fleet_nodes})
     gpus = trainer.gpus_per_node
@@ -83,19 +87,31 @@ def slurm_het(tunnel: Any = None, *, fleet_nodes: int = 1, fleet_gpus_per_node: 
     return [trainer, fleet]
 
 
-def run_launcher(executor: run.SlurmExecutor, words: Sequence[str], *, root: Path = ROOT, het: bool = False) -> run.Script:
+def over_ssh(host: str, user: str, root: Path, *, port: int | None = None, identity: str | None = None) -> run.Config[run.SSHTunnel]:
+    """The way to a cluster on which `root` is a checkout of this project; NeMo-Run's folder there is in it."""
+    folder = root / DEFAULT.relative_to(ROOT) / "experiments"
+    return run.Config(run.SSHTunnel, host=host, user=user, port=port, identity=identity, job_dir=str(folder))
+
+
+def run_launcher(executor: Any, words: Sequence[str], *, root: Path = ROOT, het: bool = False) -> run.Script:
     """The task that trains `words` (recipe, overrides, options of slurm.launch) with the checkout `root` on the cluster.
 
-    The executor's script is made to hand over to it. Raises LaunchError when the script could not say what it should.
+    The script of `executor`, a run.SlurmExecutor or the run.Config of one, is made to hand over to it. Raises LaunchError when that
+    script could not say what it should.
     """
-    task = run.Script(path=str(root / "slurm" / ("train_het.sbatch" if het else "train.sbatch")), args=[shlex.quote(word) for word in words])
+    script = root / "slurm" / ("train_het.sbatch" if het else "train.sbatch")
+    task = run.Script(path=str(script), args=[shlex.quote(word) for word in words])
     command = " ".join([task.entrypoint, shlex.quote(task.path), *task.args])
-    if f"/{RUNDIR_NAME}" in command:
-        raise LaunchError(f"{command}: NeMo-Run replaces every '/{RUNDIR_NAME}' in the job's script; rename that folder")
+    said = [command, get_nemorun_home(), executor.tunnel.job_dir, *map(str, executor.additional_parameters.values())]
+    if swallowed := [text for text in said if f"/{RUNDIR_NAME}" in text]:
+        raise LaunchError(f"{swallowed[0]}: NeMo-Run replaces every '/{RUNDIR_NAME}' in the job's script; use a folder of another name")
     executor.setup_lines = _HAND_OVER.format(root=shlex.quote(str(root)), command=command)
     return task
 
 
-def run_here(words: Sequence[str], python: str) -> run.Script:
-    """The task that trains `words` (as of `megatron-entropic train`) with the environment of `python`."""
+def run_here(words: Sequence[str], python: str | None = None) -> run.Script:
+    """The task that trains `words` (as of `megatron-entropic train`) with the environment of `python`. Raises LaunchError."""
+    python = python or os.environ.get("ENTROPIC_PYTHON") or str(ROOT / ".venv" / "bin" / "python")
+    if not Path(python).is_file():
+        raise LaunchError(f"{python}: no Python there to train with: run `make env`, or name one by --python")
     return run.Script(path="megatron_entropic.cli", m=True, entrypoint=python, args=["train", *words])

@@ -24,11 +24,15 @@ Factory = Callable[[], Any]
 """Returns a `run.Partial[train]`."""
 
 
-def train(recipe: str, config: Config) -> list[str]:
-    """What a training command is given: the recipe and, as overrides, all that `config` has otherwise.
+def train(ctx: run.cli.RunContext, recipe: str, config: Config) -> None:
+    """Trains a recipe with these settings by the executor of NeMo-Run's command line; without one, on this machine."""
+    from recipes.nemo.experiment import start_in_context
 
-    Raises ConfigError for settings that no override can express.
-    """
+    start_in_context(ctx, config.run.name, words(recipe, config))
+
+
+def words(recipe: str, config: Config) -> list[str]:
+    """What a training command is given: the recipe and, as overrides, all that `config` has otherwise."""
     base, wanted = to_dict(load_config(recipe)), to_dict(config)
     return [
         recipe,
@@ -42,8 +46,8 @@ def train(recipe: str, config: Config) -> list[str]:
 
 
 def words_of(partial: Any) -> list[str]:
-    """`train` of a factory's product, which may have been changed. Raises ConfigError naming the bad fields."""
-    return train(partial.recipe, from_dict(_plain(partial.config), origin=partial.recipe))
+    """`words` of a factory's product, which may have been changed. Raises ConfigError naming the bad fields."""
+    return words(partial.recipe, from_dict(_plain(partial.config), origin=partial.recipe))
 
 
 def names() -> list[str]:
@@ -95,4 +99,5 @@ def _plain(value: Any) -> Any:
 
 def _yaml(value: Any) -> str:
     """A value as an override says it, in one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("...\n").strip()
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
+    return text.removesuffix("...\n").strip()
