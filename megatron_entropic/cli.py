@@ -1,7 +1,6 @@
-"""The command line: `megatron-entropic train | serve | target | evaluate | report | doctor | settings`."""
+"""The command line: `megatron-entropic train | plan | serve | target | evaluate | report | doctor | settings`."""
 
 import argparse
-import dataclasses
 import logging
 import os
 import shutil
@@ -9,13 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_entropic.checkpoint_store import CheckpointStore
 from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
-from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
+from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config, to_dict
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
+from megatron_entropic.machine_commands import add_doctor, add_serve
+from megatron_entropic.planning.command import add_plan_command
+from megatron_entropic.settings_difference import differences, refuse
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
-from megatron_entropic.worker import run_rank
+from megatron_entropic.stop_signal import EXIT_STOPPED
+from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
 
 EXIT_USAGE = 2
 
@@ -67,8 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", action="store_true", help="go on with the run in the folder RECIPE (a run folder) from its latest checkpoint"
     )
+    train.add_argument(
+        ALLOW_FALLBACK,
+        action="store_true",
+        help="with --resume: when the latest checkpoint is damaged, go on from the newest whole one",
+    )
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
     train.set_defaults(command=_train)
+
+    add_plan_command(commands)
 
     target = commands.add_parser(
         "target",
@@ -100,38 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="also write the scores to this JSON file (default for a run: evaluation.json in it)")
     evaluate.set_defaults(command=_evaluate)
 
-    serve = commands.add_parser(
-        "serve",
-        allow_abbrev=False,
-        help="start a run's vLLM servers on this machine for a trainer elsewhere",
-        description="Starts servers of a run here, announces them in the folder rollout.fleet_dir, and stays until it is told to end. "
-        "A run with the same rollout.fleet_dir then samples from them. On a cluster the job does this by itself.",
-        epilog="Example: megatron-entropic serve quickstart rollout.servers=2 rollout.fleet_dir=/shared/fleet rollout.host=10.0.0.7",
-    )
-    serve.add_argument("source", metavar="RECIPE", help="as for train, or the folder of a run")
-    serve.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change; the trainer needs the same")
-    serve.add_argument(
-        "--share",
-        metavar="K/N",
-        help="start share K (from 0) of N equal shares of the servers (default: under srun one a task, else all)",
-    )
-    serve.set_defaults(command=_serve)
+    add_serve(commands)
 
     report = commands.add_parser("report", allow_abbrev=False, help="write report.html and plots of a run", description=_report.__doc__)
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--compare", type=Path, nargs="+", default=[], metavar="OTHER_RUN", help="also plot these runs against RUN_DIR")
     report.set_defaults(command=_report)
 
-    doctor = commands.add_parser(
-        "doctor",
-        allow_abbrev=False,
-        help="say what this machine has, what each part of a run will use, and what is wrong",
-        description="Looks at the environment, GPUs, network, SLURM and free space, and says which path each part of a run takes here. "
-        "Exit code 0 when nothing keeps a run from working, else 1.",
-    )
-    doctor.add_argument("source", nargs="?", metavar="RECIPE", help="also look at this run's model and folder")
-    doctor.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
-    doctor.set_defaults(command=_doctor)
+    add_doctor(commands)
 
     settings = commands.add_parser("settings", allow_abbrev=False, help="list every setting with its default and meaning")
     settings.add_argument("section", nargs="?", help="only this section, for example control")
@@ -141,19 +128,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.allow_fallback and not options.resume:
+        raise ConfigError(f"{ALLOW_FALLBACK} goes with --resume: only a resumed run has a checkpoint to fall back to")
     cfg = _resumed_config(Path(options.source), options.overrides) if options.resume else load_config(options.source, options.overrides)
     rank = given_rank(os.environ)
     if rank in (None, 0):
         _check_model(cfg)
         if options.resume:
+            _check_settings(cfg)
             save_config(cfg, cfg.run_dir / "config.yaml")
         else:
             _prepare_run_dir(cfg, overwrite=options.overwrite)
     if rank is None:
-        code = launch_ranks(cfg.run_dir / "config.yaml", cfg.parallel.world_size, cfg.run_dir / "logs")
+        code = launch_ranks(
+            cfg.run_dir / "config.yaml",
+            cfg.parallel.world_size,
+            cfg.run_dir / "logs",
+            grace_s=cfg.checkpoint.grace_s,
+            arguments=[ALLOW_FALLBACK] if options.allow_fallback else [],
+        )
     else:
-        code = run_rank(cfg)
-    if rank in (None, 0):
+        code = run_rank(cfg, allow_fallback=options.allow_fallback)
+    if rank in (None, 0) and code != EXIT_STOPPED:  # then there is no time for a report
         _summarise(cfg)
     return code
 
@@ -181,6 +177,21 @@ def _check_model(cfg: Config) -> None:
         check_hf_dir(cfg.model.hf_dir, arch)
     if problems := check_layout(arch, cfg):
         raise ConfigError("; ".join(problems))
+
+
+def _check_settings(cfg: Config) -> None:
+    """Refuses settings that the latest checkpoint does not fit, before they are written to config.yaml.
+
+    A checkpoint that is damaged is the ranks' business: they read it byte by byte.
+    """
+    store = CheckpointStore(cfg.run_dir / "checkpoints")
+    try:
+        name = store.latest()
+        saved = store.state(name)["settings"] if name else None
+    except (ReportedError, OSError, ValueError, KeyError):
+        return
+    if name and saved:
+        refuse(differences(saved, to_dict(cfg)), store.folder / name)
 
 
 def _prepare_run_dir(cfg: Config, *, overwrite: bool) -> None:
@@ -255,36 +266,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         evaluation.save(out)
         print(f"written to {out}")
     return 0
-
-
-def _serve(options: argparse.Namespace) -> int:
-    """Runs vLLM servers until this process is told to end."""
-    from megatron_entropic.rollout.serving import serve, serving_address
-
-    run_config = Path(options.source) / "config.yaml"
-    cfg = load_config(run_config if run_config.is_file() else options.source, options.overrides)
-    if cfg.rollout.host == Config().rollout.host:
-        cfg = dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, host=serving_address(os.environ)))
-    serve(cfg, _share(options.share))
-    return 0
-
-
-def _share(text: str | None) -> tuple[int, int]:
-    """K/N of `serve --share`, by default from srun's variables. Raises ConfigError unless 0 <= K < N."""
-    text = text or f"{os.environ.get('SLURM_PROCID', '0')}/{os.environ.get('SLURM_STEP_NUM_TASKS', '1')}"
-    part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
-        raise ConfigError(f"--share={text}: K/N with 0 <= K < N is needed, such as 0/2")
-    return int(part), int(parts)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    """Prints what this machine has and what is wrong with it."""
-    from megatron_entropic.doctor.report import diagnose
-
-    diagnosis = diagnose(load_config(options.source, options.overrides) if options.source else None)
-    print(diagnosis)
-    return 1 if diagnosis.problems else 0
 
 
 def _settings(options: argparse.Namespace) -> int:

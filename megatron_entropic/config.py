@@ -38,6 +38,11 @@ class ModelConfig:
     vocab_pad_multiple: int = Field(
         default=128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor"
     )
+    recompute: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="what the backward pass computes again instead of keeping it: nothing, the MLPs or experts (about half of the "
+        "activations), or whole layers; docs/choosing_a_layout.md",
+    )
 
     @property
     def is_distributed(self) -> bool:
@@ -121,8 +126,8 @@ class BatchConfig:
 class AlgorithmConfig:
     """The policy-gradient part of the loss."""
 
-    advantage: Literal["grpo", "grpo_no_std"] = Field(
-        default="grpo", description="group-relative advantage, divided by the group's std or not"
+    advantage: Literal["grpo", "grpo_no_std", "rloo"] = Field(
+        default="grpo", description="group-relative advantage, divided by the group's std or not, or RLOO's: against the group's others"
     )
     clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
     clip_high: float = Field(default=0.2, gt=0, description="ratio is clipped above 1 + clip_high; larger than clip_low is clip-higher")
@@ -160,7 +165,7 @@ class RolloutConfig:
     fleet_dir: Path | None = Field(
         default=None,
         description="folder in which servers started elsewhere by `megatron-entropic serve` are announced, with their keys; the run "
-        "then starts none. Jobs on a cluster set it",
+        "then starts none. Jobs on a cluster need no such setting",
     )
     tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks of each server")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature; entropy is measured at it")
@@ -191,7 +196,7 @@ class RolloutConfig:
 class TaskConfig:
     """Prompts and the verifiable reward."""
 
-    name: Literal["decompose", "addition", "reasoning_gym"] = Field(default="decompose", description="which task")
+    name: Literal["decompose", "addition", "reasoning_gym", "math"] = Field(default="decompose", description="which task")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
     chat_template: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
 
@@ -210,8 +215,14 @@ class TrainerConfig:
 class CheckpointConfig:
     """Training checkpoints, from which an interrupted run goes on."""
 
-    every: int = Field(default=50, ge=0, description="save every so many steps, and at the end; 0 is never")
+    every: int = Field(default=50, ge=0, description="save every so many steps, and at the end; 0: only when a signal stops the run")
     keep: int = Field(default=2, ge=0, description="newest checkpoints to keep; 0 keeps all")
+    asynchronous: bool = Field(
+        default=True, description="write while training goes on: a step waits only until the state is copied to host memory"
+    )
+    grace_s: float = Field(
+        default=60.0, gt=0, description="after SIGTERM or SIGUSR1 the run saves and ends within this, or else ends without saving"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -38,7 +38,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The Config that `source` describes, with the overrides applied.
 
     Args:
-        source: a recipe's name (a module in recipes/), a recipe file (*.py), or a saved config (*.yaml).
+        source: a recipe's name (a module in recipes/; `.` and `-` mean `_`), a recipe file (*.py), either with `:variant`, or a
+            saved config (*.yaml).
         overrides: `section.field=value` each, the value in YAML (`trainer.steps=3`, `rollout.server_args=[--foo]`).
             `control.preset=NAME` sets what config_control.PRESETS[NAME] holds; overrides after it win.
     Raises:
@@ -78,7 +79,8 @@ def recipe_names() -> list[str]:
 
 
 def _recipe_config(source: str) -> Config:
-    """A recipe is a module whose function of the same name returns a Config."""
+    """A recipe is a module whose function of the same name returns a Config; its VARIANTS name further such functions."""
+    source, _, variant = source.partition(":")
     if source.endswith(".py"):
         path = Path(source)
         spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -92,12 +94,16 @@ def _recipe_config(source: str) -> Config:
         if name not in (names := recipe_names()):
             raise ConfigError(f"{source!r} is neither a file nor a recipe{_nearest(name, names)}; recipes: {', '.join(names)}")
         module = importlib.import_module(f"recipes.{name}")
-    factory = getattr(module, name, None)
+    known: Sequence[str] = getattr(module, "VARIANTS", ())
+    if variant and variant not in known:
+        raise ConfigError(f"{source}:{variant}: no such variant{_nearest(variant, known)}; variants: {', '.join(known) or 'none'}")
+    function = variant or name
+    factory = getattr(module, function, None)
     if not callable(factory):
-        raise ConfigError(f"{source}: a recipe file needs a function {name}() that returns a Config")
+        raise ConfigError(f"{source}: a recipe file needs a function {function}() that returns a Config")
     config = factory()
     if not isinstance(config, Config):
-        raise ConfigError(f"{source}: {name}() returned {type(config).__name__}, not a Config")
+        raise ConfigError(f"{source}: {function}() returned {type(config).__name__}, not a Config")
     return config
 
 

@@ -10,17 +10,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from megatron_entropic.network import address_toward, interface_of
+from megatron_entropic.stop_signal import EXIT_STOPPED, REPEAT_S
 from megatron_entropic.worker import EXIT_FAILED, EXIT_FOLLOWED
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 20.0
-"""How long ranks get to unwind after one of them failed or the run was told to stop."""
+"""How long ranks get to unwind after one of them failed or the run was told to stop at once."""
 
 
 def given_rank(environ: MutableMapping[str, str]) -> int | None:
@@ -59,25 +60,27 @@ def _interface_toward(host: str) -> str | None:
         return None
 
 
-def launch_ranks(config_path: Path, world_size: int, log_dir: Path) -> int:
+def launch_ranks(config_path: Path, world_size: int, log_dir: Path, *, grace_s: float, arguments: Sequence[str] = ()) -> int:
     """Runs all ranks of the run as processes of this machine and waits; returns the exit code of the run.
 
     Rank 0 writes to this terminal; what the others print goes to log_dir/rank-N.out (all of them log to rank-N.log). When
-    a rank fails the others are told to stop, given GRACE_S to close what they own, then killed; the failed rank's last
-    lines are shown. SIGINT and SIGTERM do the same.
+    a rank fails the others are told to stop at once, given GRACE_S to close what they own, then killed; the failed rank's
+    last lines are shown. SIGINT, or a second SIGTERM or SIGUSR1, does the same; a first one is passed on, and the ranks save
+    and end within `grace_s`. `arguments` are the worker's.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
-    ranks = [_start(rank, world_size, config_path, log_dir, port) for port in [_free_port()] for rank in range(world_size)]
-    stopped_by = _stop_all_on_signal(ranks)
+    port = _free_port()
+    ranks = [_start(rank, world_size, [str(config_path), *arguments], log_dir, port) for rank in range(world_size)]
+    signals = _Signals(ranks, grace_s)
     try:
-        failed = _wait_for_first_failure(ranks)
+        failed = _wait_for_first_failure(ranks, signals)
     finally:
         _end(ranks)
-    if stopped_by:
-        logger.error("stopped by %s", signal.Signals(stopped_by[0]).name)
-        return 128 + stopped_by[0]
+    if signals.ended_by is not None:
+        logger.error("ended by %s", signals.ended_by.name)
+        return 128 + signals.ended_by
     if failed is None:
-        return 0
+        return EXIT_STOPPED if any(process.returncode == EXIT_STOPPED for process in ranks) else 0
     code = ranks[failed].returncode
     if failed and code != EXIT_FOLLOWED:
         log = log_dir / f"rank-{failed}.out"
@@ -87,7 +90,7 @@ def launch_ranks(config_path: Path, world_size: int, log_dir: Path) -> int:
     return code if code > 0 else EXIT_FAILED
 
 
-def _start(rank: int, world_size: int, config_path: Path, log_dir: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(rank: int, world_size: int, arguments: Sequence[str], log_dir: Path, port: int) -> subprocess.Popen[bytes]:
     environ = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world_size)),
         **os.environ,
@@ -98,7 +101,7 @@ def _start(rank: int, world_size: int, config_path: Path, log_dir: Path, port: i
         "MASTER_PORT": str(port),
         "MEGATRON_ENTROPIC_LAUNCHER_PID": str(os.getpid()),
     }
-    command = [sys.executable, "-m", "megatron_entropic.worker", str(config_path)]
+    command = [sys.executable, "-m", "megatron_entropic.worker", *arguments]
     if rank == 0:
         return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True)
     with (log_dir / f"rank-{rank}.out").open("wb") as log:
@@ -107,49 +110,76 @@ def _start(rank: int, world_size: int, config_path: Path, log_dir: Path, port: i
         )
 
 
-def _wait_for_first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
+class _Signals:
+    """What the launcher does with signals: the first SIGTERM or SIGUSR1 is passed on, anything more ends the ranks."""
+
+    def __init__(self, ranks: list[subprocess.Popen[bytes]], grace_s: float) -> None:
+        self.ended_by: signal.Signals | None = None
+        """The signal that ended the ranks without letting them save."""
+        self._asked: tuple[signal.Signals, float] | None = None
+        self._told = False
+        self._ranks = ranks
+        self._grace_s = grace_s
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(signum, self._ask)
+        signal.signal(signal.SIGINT, self._end)
+
+    def check(self) -> None:
+        """Tells the user of a request to stop, and ends ranks that take too long over it."""
+        if self._asked is None:
+            return
+        signum, at = self._asked
+        if not self._told:
+            self._told = True
+            logger.info("%s: the run saves and stops, within %g s; once more ends it at once", signum.name, self._grace_s)
+        if self.ended_by is None and time.monotonic() - at > self._grace_s + GRACE_S:
+            self._end(signum)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self._asked is None:
+            self._asked = signal.Signals(signum), time.monotonic()
+            _send(self._ranks, signal.Signals(signum))
+        elif time.monotonic() - self._asked[1] > REPEAT_S:
+            self._end(signum)
+
+    def _end(self, signum: int, frame: FrameType | None = None) -> None:
+        self.ended_by = signal.Signals(signum)
+        _send(self._ranks, signal.SIGINT)
+
+
+def _send(ranks: Iterable[subprocess.Popen[bytes]], signum: signal.Signals) -> None:
+    for process in ranks:
+        if process.poll() is None:
+            process.send_signal(signum)
+
+
+def _wait_for_first_failure(ranks: list[subprocess.Popen[bytes]], signals: _Signals) -> int | None:
     """Index of the first rank that ended with an error, or None once all ended well."""
     while True:
+        signals.check()
         codes = [process.poll() for process in ranks]
-        failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+        failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_STOPPED)]
         if failed:
             # A rank that merely followed rank 0 may be seen first; rank 0 knows the reason and is about to say it.
             if codes[failed[0]] == EXIT_FOLLOWED:
                 ranks[0].wait(GRACE_S)
                 return 0
             return failed[0]
-        if all(code == 0 for code in codes):
+        if None not in codes:
             return None
         time.sleep(0.05)
 
 
 def _end(ranks: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Lets every rank unwind, then kills what is left, by pid."""
+    """Has every rank unwind at once, without saving, then kills what is left, by pid."""
     deadline = time.monotonic() + GRACE_S
-    for process in ranks:
-        if process.poll() is None:
-            process.terminate()
+    _send(ranks, signal.SIGINT)
     for process in ranks:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _stop_all_on_signal(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
-    """SIGINT and SIGTERM to the launcher end the ranks; the list returned then holds the signal."""
-    received: list[int] = []
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        for process in ranks:
-            if process.poll() is None:
-                process.terminate()
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, stop)
-    return received
 
 
 def _free_port() -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from megatron_entropic.algorithms import group_advantages
+from megatron_entropic.algorithms import group_advantages, leave_one_out_advantages
 from megatron_entropic.checkpointer import Checkpointer
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller, make_controller
@@ -19,18 +19,22 @@ from megatron_entropic.rollout.source import RolloutSource
 from megatron_entropic.rollout.types import Rollout, RolloutError
 
 
-def train(cfg: Config, parallel: Parallel) -> None:
-    """Runs `cfg` to its end, from its run folder's latest checkpoint if there is one; collective over all ranks."""
+def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False) -> None:
+    """Runs `cfg` to its end, from its run folder's latest checkpoint if there is one; collective over all ranks.
+
+    When that one is damaged and `allow_fallback`, from the newest whole one. Raises StopRequested, with all that was trained
+    saved, when a signal asked for it.
+    """
     with RolloutSource(cfg, parallel) as source, RunOutput(cfg, parallel) as output:
         policy = Policy(cfg, parallel)
         controller = make_controller(cfg)
-        checkpointer = Checkpointer(cfg, parallel)
+        checkpointer = Checkpointer(cfg, parallel, allow_fallback=allow_fallback)
         first_step = checkpointer.restore(policy, controller)
         target_file = TargetFile(cfg.run_dir, rank=parallel.rank)
-        output.start(first_step)
+        output.start(first_step, checkpointer.trackers)
         source.start(policy, first_step)
         for step in range(first_step, cfg.trainer.steps):
-            with output.time("rollout"):
+            with output.time("rollout"), checkpointer.saving_if_stopped(step, policy, controller):
                 rollouts, rewards = source.collect(step)
             with output.time("update"):
                 batch = make_batch(cfg, rollouts, rewards)
@@ -39,7 +43,8 @@ def train(cfg: Config, parallel: Parallel) -> None:
                 source.sync_weights(policy, version=step + 1)
             output.record(step, rollouts, rewards, updates, controller)
             check_sampler(cfg, parallel, step, updates)
-            checkpointer.save(step + 1, policy, controller)
+            with output.time("checkpoint"):
+                checkpointer.save(step + 1, policy, controller)
         output.export(policy)
 
 
@@ -57,11 +62,14 @@ def check_sampler(cfg: Config, parallel: Parallel, step: int, updates: Sequence[
 def make_batch(cfg: Config, rollouts: Sequence[Rollout], rewards: Sequence[float]) -> Batch:
     """Rollouts with their group-relative advantages, in the order they came (by prompt, then sample)."""
     rewards_PS = torch.tensor(rewards, dtype=torch.float32).view(-1, cfg.batch.samples_per_prompt)
-    advantages = group_advantages(rewards_PS, normalize_std=cfg.algorithm.advantage == "grpo").flatten().tolist()
+    if cfg.algorithm.advantage == "rloo":
+        advantages_PS = leave_one_out_advantages(rewards_PS)
+    else:
+        advantages_PS = group_advantages(rewards_PS, normalize_std=cfg.algorithm.advantage == "grpo")
     return Batch(
         [
             Sample(rollout.prompt_ids, rollout.response_ids, rollout.log_probs, advantage)
-            for rollout, advantage in zip(rollouts, advantages, strict=True)
+            for rollout, advantage in zip(rollouts, advantages_PS.flatten().tolist(), strict=True)
         ]
     )
 

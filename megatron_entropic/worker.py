@@ -1,4 +1,13 @@
-"""One rank of a run: `python -m megatron_entropic.worker CONFIG_YAML` with RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT set."""
+"""One rank of a run, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
+
+`python -m megatron_entropic.worker CONFIG_YAML [--allow-fallback]` ends with exit code
+
+    0               the run is done
+    75              asked to stop by SIGTERM or SIGUSR1, it has saved: resume it to go on (EXIT_STOPPED)
+    1               it failed; the error was printed (EXIT_FAILED)
+    3               it only followed rank 0, which failed (EXIT_FOLLOWED)
+    128 + signal    ended at once, without saving: by SIGINT, a second request to stop, or after checkpoint.grace_s
+"""
 
 import ctypes
 import logging
@@ -6,27 +15,30 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.stop_signal import EXIT_STOPPED, StopRequested, handle_stop_signals
 
 EXIT_FAILED = 1
 EXIT_FOLLOWED = 3
 """Exit code of a rank that stopped only because rank 0 did."""
+
+ALLOW_FALLBACK = "--allow-fallback"
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Joins the other ranks and trains. An error is printed as one line; the exit code is not 0."""
-    sys.exit(run_rank(load_config(Path(sys.argv[1]))))
+    sys.exit(run_rank(load_config(Path(sys.argv[1])), allow_fallback=ALLOW_FALLBACK in sys.argv[2:]))
 
 
-def run_rank(cfg: Config) -> int:
+def run_rank(cfg: Config, *, allow_fallback: bool = False) -> int:
     """Trains as the rank the environment names; returns the exit code."""
-    _stop_on_sigterm()
+    handle_stop_signals(cfg.checkpoint.grace_s)
+    _end_with_launcher()
     rank = int(os.environ.get("RANK", "0"))
     _log_to(cfg.run_dir / "logs" / f"rank-{rank}.log", rank)
 
@@ -36,7 +48,10 @@ def run_rank(cfg: Config) -> int:
     from megatron_entropic.trainer import train
 
     try:
-        train(cfg, initialize_parallel(cfg.parallel, cfg.trainer.seed))
+        train(cfg, initialize_parallel(cfg.parallel, cfg.trainer.seed), allow_fallback=allow_fallback)
+    except StopRequested as request:
+        logging.info("%s", request)
+        return EXIT_STOPPED
     except RankZeroError as error:
         logging.warning("stopped with rank 0: %s", error)
         return EXIT_FOLLOWED
@@ -62,17 +77,12 @@ def _log_to(path: Path, rank: int) -> None:
     logging.captureWarnings(capture=True)
 
 
-def _stop_on_sigterm() -> None:
-    """SIGTERM unwinds this process (servers are closed on the way), and comes by itself when the launcher dies."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        sys.exit(128 + signum)
-
-    signal.signal(signal.SIGTERM, stop)
+def _end_with_launcher() -> None:
+    """SIGINT, which ends this process at once, comes by itself when the launcher dies."""
     if sys.platform == "linux" and os.environ.get("MEGATRON_ENTROPIC_LAUNCHER_PID"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
         if os.getppid() != int(os.environ["MEGATRON_ENTROPIC_LAUNCHER_PID"]):  # it died before the line above
-            sys.exit(128 + signal.SIGTERM)
+            sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -40,11 +41,13 @@ class TrainJob:
         self._speaking = threading.Lock()
 
     def pass_on(self, signum: int) -> None:
-        """Gives the ranks a signal that the batch script got; before there are any, the start is given up."""
+        """Gives the ranks a signal that the batch script got; before there are any, the start is given up. For signal handlers."""
         self._stopped = True
-        self.say(f"got {signal.Signals(signum).name}: " + ("passed on to the ranks" if self._ranks else "before training started"))
+        if self._ranks is None or self._ranks.process.poll() is None:
+            does = "passed on to the ranks" if self._ranks else "before training started"
+            os.write(1, f"slurm.launch: got {signal.Signals(signum).name}: {does}\n".encode())  # print may be under way below us
         if self._ranks is not None and self._ranks.process.poll() is None:
-            self._ranks.process.send_signal(signal.SIGUSR1 if signum == signal.SIGUSR1 else signal.SIGTERM)
+            self._ranks.process.send_signal(signum)
 
     def run(self) -> int:
         """Runs the job's steps; returns the ranks' exit code. Raises ClusterError when it does not come to that."""
@@ -91,17 +94,21 @@ class TrainJob:
     def _train(self, run: Description, split: Split) -> int:
         run_dir = Path(run.run_dir)
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        overrides = run.overrides
         fleet = None
-        if split.fleet is not None:
-            fleet_dir = run_dir / "fleet" / f"{self.allocation.job_id}-{self.allocation.start}"
-            overrides = [*overrides, f"rollout.fleet_dir={fleet_dir}"]
-            source = str(run_dir) if run.has_run else self.options.source
-            command = [self.python, "-m", "megatron_entropic.cli", "serve", source, *overrides]
+        if split.fleet is not None:  # a folder of this start's own: what servers of an earlier one left there is not looked at
+            self.environ["MEGATRON_ENTROPIC_FLEET_DIR"] = str(run_dir / "fleet" / f"{self.allocation.job_id}-{self.allocation.start}")
+            command = [
+                self.python,
+                "-m",
+                "megatron_entropic.cli",
+                "serve",
+                run.run_dir if run.has_run else self.options.source,
+                *run.overrides,
+            ]
             speakers = {number: f"fleet {node}" for number, node in enumerate(split.fleet.nodes)}
             fleet = Step(StepRequest([split.fleet], 1, command, self.environ), self.container, self._listener(speakers, run_dir))
         try:
-            self._ranks = self._start_ranks(run, split, overrides)
+            self._ranks = self._start_ranks(run, split)
             if self._stopped:  # the signal came while they started
                 self._ranks.process.send_signal(signal.SIGUSR1)
             return self._wait_for_ranks(self._ranks, fleet)
@@ -110,10 +117,11 @@ class TrainJob:
                 self._ranks.stop()
             if fleet is not None:
                 fleet.stop(signal.SIGUSR1)
+            shutil.rmtree(run_dir / "fleet", ignore_errors=True)  # keys of servers that are no more
 
-    def _start_ranks(self, run: Description, split: Split, overrides: list[str]) -> Step:
+    def _start_ranks(self, run: Description, split: Split) -> Step:
         what = [run.run_dir, "--resume"] if run.has_run else [self.options.source]
-        command = [self.python, "-m", "megatron_entropic.cli", "train", *what, *overrides]
+        command = [self.python, "-m", "megatron_entropic.cli", "train", *what, *run.overrides]
         threads = max(1, split.trainer.cpus_per_node // split.ranks_per_node)
         environ = {
             **self.environ,

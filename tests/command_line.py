@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-_MARK = "MEGATRON_ENTROPIC_TEST_MARK"
+MARK = "MEGATRON_ENTROPIC_TESTMARK"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def megatron_entropic(*arguments: str, timeout: float = 300.0, environ: dict[str
         done = subprocess.run(
             [sys.executable, "-m", "megatron_entropic.cli", *arguments],
             cwd=ROOT,
-            env={**os.environ, **(environ or {}), _MARK: mark},
+            env={**os.environ, **(environ or {}), MARK: mark},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -48,7 +48,7 @@ def marked_processes(mark: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == mark:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue

@@ -1,5 +1,6 @@
 """Tiny random Hugging Face models of every supported architecture, with nothing left at a value that hides a mistake."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -105,7 +106,55 @@ def save_divisible(hf_dir: Path) -> Path:
     torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     config = Qwen3Config(**_COMMON, head_dim=16, rope_parameters=rope, initializer_range=0.1, eos_token_id=1, pad_token_id=0)
-    Qwen3ForCausalLM(config).float().save_pretrained(hf_dir)
+    return _save_trainable(Qwen3ForCausalLM(config).float(), hf_dir)
+
+
+def save_deepened(hf_dir: Path) -> Path:
+    """Saves the tiny model with a fourth layer that does next to nothing: it earns rewards, and 2 or 4 stages can hold it."""
+    model = Qwen3ForCausalLM.from_pretrained(TINY_DECOMPOSE, dtype=torch.float32)
+    return _save_trainable(_with_four_layers(model), hf_dir)
+
+
+def save_upcycled(hf_dir: Path, *, norm_topk_prob: bool) -> Path:
+    """Saves the tiny model with a fourth layer and every MLP made a mixture of 4 experts, slightly different copies of it.
+
+    It earns rewards too. The weights of a token's 2 experts sum to 1 (`norm_topk_prob`) or to less.
+    """
+    dense = _with_four_layers(Qwen3ForCausalLM.from_pretrained(TINY_DECOMPOSE, dtype=torch.float32))
+    fields = {**dense.config.to_dict(), **_EXPERTS, "moe_intermediate_size": dense.config.intermediate_size}
+    for name in ("model_type", "architectures", "layer_types", "max_window_layers"):
+        del fields[name]
+    mixture = Qwen3MoeForCausalLM(Qwen3MoeConfig(**fields, norm_topk_prob=norm_topk_prob)).float()
+    theirs, generator = dense.state_dict(), torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for name, tensor in mixture.state_dict().items():
+            if name.endswith("mlp.gate.weight"):
+                tensor.normal_(0.0, 0.2, generator=generator)
+            elif "mlp.experts." in name:
+                prefix, kind = name.split("experts.")
+                parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+                whole = torch.cat([theirs[f"{prefix}{part}.weight"] for part in parts])
+                tensor.copy_(whole * (1 + 0.1 * torch.randn(tensor.shape, generator=generator)))
+            else:
+                tensor.copy_(theirs[name])
+    mixture.generation_config = dense.generation_config
+    return _save_trainable(mixture, hf_dir)
+
+
+def _with_four_layers(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
+    layer = copy.deepcopy(model.model.layers[-1])
+    layer.self_attn.layer_idx = model.config.num_hidden_layers
+    with torch.no_grad():
+        for output in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            output.weight.mul_(0.05)
+    model.model.layers.append(layer)
+    model.config.num_hidden_layers += 1
+    model.config.layer_types = [*model.config.layer_types, model.config.layer_types[-1]]
+    return model
+
+
+def _save_trainable(model: PreTrainedModel, hf_dir: Path) -> Path:
+    model.save_pretrained(hf_dir)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY_DECOMPOSE / name, hf_dir / name)
     return hf_dir

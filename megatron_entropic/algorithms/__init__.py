@@ -1,7 +1,7 @@
 """Pure tensor functions: advantages, loss terms, actuators, choices of tokens. No collectives, no state."""
 
 from megatron_entropic.algorithms.actuators import actuator_mask, entropy_lowering
-from megatron_entropic.algorithms.advantages import group_advantages
+from megatron_entropic.algorithms.advantages import group_advantages, leave_one_out_advantages
 from megatron_entropic.algorithms.covariance import clip_cov_selection, kl_cov_selection
 from megatron_entropic.algorithms.policy_loss import (
     clipped_policy_loss,
@@ -22,6 +22,7 @@ __all__ = [
     "group_advantages",
     "kl_cov_penalty",
     "kl_cov_selection",
+    "leave_one_out_advantages",
     "ratio_clipped",
     "truncated_importance_weight",
 ]

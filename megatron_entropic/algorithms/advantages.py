@@ -21,14 +21,36 @@ def group_advantages(rewards_PS: Tensor, *, normalize_std: bool = True, eps: flo
     Raises:
         ValueError: a reward is not finite; names the prompt and sample.
     """
-    rewards_PS = rewards_PS.float()
-    bad = (~torch.isfinite(rewards_PS)).nonzero()
-    if len(bad):
-        prompt, sample = bad[0].tolist()
-        raise ValueError(f"reward of prompt {prompt}, sample {sample} is {rewards_PS[prompt, sample].item()}; rewards must be finite")
+    rewards_PS = _finite(rewards_PS)
     centred_PS = rewards_PS - rewards_PS.mean(dim=1, keepdim=True)
     all_equal_P1 = (rewards_PS == rewards_PS[:, :1]).all(dim=1, keepdim=True)
     if normalize_std and rewards_PS.shape[1] > 1:
         centred_PS = centred_PS / (rewards_PS.std(dim=1, keepdim=True) + eps)
     # The mean of equal rewards can differ from them by a rounding, which the std would blow up.
     return torch.where(all_equal_P1, torch.zeros_like(centred_PS), centred_PS)
+
+
+def leave_one_out_advantages(rewards_PS: Tensor) -> Tensor:
+    """RLOO's advantage (arXiv 2402.14740): each sample against the mean of its group's others, an unbiased baseline.
+
+        A_ps = R_ps - mean_{q != s} R_pq = S / (S - 1) (R_ps - mean_s R_ps)
+
+    Args:
+        rewards_PS: [prompts, samples], any float type; a group of one sample has no others, and advantage 0.
+    Returns:
+        [prompts, samples] float32. A group whose rewards are all equal has advantage exactly 0.
+    Raises:
+        ValueError: a reward is not finite; names the prompt and sample.
+    """
+    samples = rewards_PS.shape[1]
+    return group_advantages(rewards_PS, normalize_std=False) * (samples / max(samples - 1, 1))
+
+
+def _finite(rewards_PS: Tensor) -> Tensor:
+    """The rewards as float32. Raises ValueError naming the first that is not finite."""
+    rewards_PS = rewards_PS.float()
+    bad = (~torch.isfinite(rewards_PS)).nonzero()
+    if len(bad):
+        prompt, sample = bad[0].tolist()
+        raise ValueError(f"reward of prompt {prompt}, sample {sample} is {rewards_PS[prompt, sample].item()}; rewards must be finite")
+    return rewards_PS

@@ -3,6 +3,7 @@
 Shapes: P leading axes that Megatron stacks over layers and experts, R rows, C the columns of all axes after the rows, as one.
 """
 
+import itertools
 import math
 import os
 import threading
@@ -56,6 +57,8 @@ class DistributedReader:
         self.folder = folder
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._by_prefix: dict[tuple[str, int], dict[tuple[int, ...], list[_Chunk]]] = {}
+        self._frames: dict[tuple[tuple[int, ...], torch.dtype], bytes] = {}
         self._data_starts: dict[tuple[str, int], int] = {}
         metadata = read_metadata(folder)
         self.tensors: dict[str, StoredTensor] = {
@@ -84,10 +87,16 @@ class DistributedReader:
         return problems
 
     def locate(self, key: str) -> None:
-        """Finds where the data of a tensor's chunks begin, so that read_rows may then be called from any thread."""
+        """Finds where the data of a tensor's chunks begin, so that read_rows may then be called from any thread.
+
+        Raises CheckpointError naming the file when a record is damaged or of another shape than its description says.
+        """
         for chunk in self.tensors[key].chunks:
             if (chunk.file, chunk.start) not in self._data_starts:
-                self._data_starts[chunk.file, chunk.start] = chunk.start + self._data_offset(key, chunk)
+                offset = self._data_offset(key, chunk)
+                if offset + math.prod(chunk.sizes) * self.tensors[key].dtype.itemsize > chunk.length:
+                    raise CheckpointError(f"{self.folder / chunk.file}: the record of {key} is shorter than its tensor")
+                self._data_starts[chunk.file, chunk.start] = chunk.start + offset
 
     def read_rows(self, key: str, prefix: tuple[int, ...], start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of the tensor at `prefix` of the leading axes: [stop - start, C], or [stop - start] without columns.
@@ -99,19 +108,29 @@ class DistributedReader:
         columns = stored.shape[axis + 1 :]
         out_RC = torch.empty(stop - start, math.prod(columns), dtype=stored.dtype)
         covered = 0
-        for chunk in stored.chunks:
+        for chunk in self._chunks_at(key, axis).get(prefix, ()):
             covered += self._read_chunk(chunk, stored, prefix, start, out_RC)
         if covered != out_RC.numel():
             raise CheckpointError(f"{self.folder}: {key}: its chunks do not cover rows {start} to {stop} exactly once")
         return out_RC.view(stop - start, *columns)
+
+    def _chunks_at(self, key: str, axis: int) -> dict[tuple[int, ...], list[_Chunk]]:
+        """The chunks by the index of the leading axes they are at: a mixture's tensors have tens of thousands."""
+        with self._lock:
+            if (key, axis) not in self._by_prefix:
+                index: dict[tuple[int, ...], list[_Chunk]] = {}
+                for chunk in self.tensors[key].chunks:
+                    bounds = zip(chunk.offsets[:axis], chunk.sizes[:axis], strict=True)
+                    for prefix in itertools.product(*(range(offset, offset + size) for offset, size in bounds)):
+                        index.setdefault(prefix, []).append(chunk)
+                self._by_prefix[key, axis] = index
+            return self._by_prefix[key, axis]
 
     def _read_chunk(self, chunk: _Chunk, stored: StoredTensor, prefix: tuple[int, ...], start: int, out_RC: Tensor) -> int:
         """Copies what the chunk has of the wanted rows into `out_RC`; returns how many elements that were."""
         axis = len(prefix)
         plane = 0
         for index, offset, size in zip(prefix, chunk.offsets, chunk.sizes, strict=False):
-            if not offset <= index < offset + size:
-                return 0
             plane = plane * size + index - offset
         first_row, rows = chunk.offsets[axis], chunk.sizes[axis]
         low, high = max(start, first_row), min(start + out_RC.shape[0], first_row + rows)
@@ -134,6 +153,9 @@ class DistributedReader:
     def _data_offset(self, key: str, chunk: _Chunk) -> int:
         """Where the elements begin in the chunk's record. torch reads its own container: with fake tensors, without the data."""
         path = self.folder / chunk.file
+        frame = self._frames.get((chunk.sizes, self.tensors[key].dtype), b"")
+        if frame and os.pread(self._descriptor(chunk.file), len(frame), chunk.start) == frame:
+            return len(frame)  # as in another record of this shape and type, which torch has read
         try:
             with path.open("rb") as file, FakeTensorMode():
                 record: Any = _create_file_view(file, chunk.start, chunk.length)
@@ -143,6 +165,7 @@ class DistributedReader:
         if tuple(tensor.shape) != chunk.sizes or not tensor.is_contiguous() or tensor.storage_offset():
             raise CheckpointError(f"{path}: the record of {key} is {list(tensor.shape)}, .metadata says {list(chunk.sizes)}")
         offset: int = tensor.untyped_storage()._checkpoint_offset
+        self._frames[chunk.sizes, tensor.dtype] = os.pread(self._descriptor(chunk.file), offset, chunk.start)
         return offset
 
     def _stored(self, metadata: Any, key: str, entry: TensorStorageMetadata) -> StoredTensor:

@@ -83,16 +83,15 @@ class _Importer:
     def files(self) -> dict[str, list[_Part]]:
         """The records of every file, by name."""
         plan: dict[str, list[_Part]] = {}
-        count: dict[int, int] = {}
+        last: dict[int, tuple[int, int]] = {}  # of every rank: its last file's number and size
         for row in checkpoint_rows(self.arch):
             for piece in pieces(row, self.arch, self.shapes, self.padded_vocab, self.options.split):
                 part = _Part(row, piece, self._rectangle(row, piece))
-                number = count.setdefault(piece.rank, 0)
-                present = plan.get(name := f"__{piece.rank}_{number}.distcp", [])
-                if present and _nbytes(present) + part.rectangle.nbytes > FILE_BYTES:
-                    count[piece.rank] = number + 1
-                    name = f"__{piece.rank}_{number + 1}.distcp"
-                plan.setdefault(name, []).append(part)
+                number, size = last.get(piece.rank, (0, 0))
+                if size and size + part.rectangle.nbytes > FILE_BYTES:
+                    number, size = number + 1, 0
+                last[piece.rank] = number, size + part.rectangle.nbytes
+                plan.setdefault(f"__{piece.rank}_{number}.distcp", []).append(part)
         return plan
 
     def writer(self, parts: list[_Part]) -> Any:

@@ -21,8 +21,10 @@ def check_layout(arch: Architecture, cfg: Config) -> list[str]:
         if size % parts
     ]
     if arch.num_kv_heads % tensor and tensor % arch.num_kv_heads:
+        legal = ", ".join(str(n) for n in range(1, arch.num_heads + 1) if _splits_heads(arch, n))
         problems.append(
-            f"parallel.tensor={tensor} is neither a divisor nor a multiple of the model's num_key_value_heads={arch.num_kv_heads}"
+            f"parallel.tensor={tensor} is neither a divisor nor a multiple of the model's num_key_value_heads={arch.num_kv_heads}; "
+            f"legal values: {legal}"
         )
     if arch.num_experts is None and cfg.parallel.expert > 1:
         problems.append(f"parallel.expert={cfg.parallel.expert}, but {arch.architecture} is dense; legal values: 1")
@@ -31,12 +33,34 @@ def check_layout(arch: Architecture, cfg: Config) -> list[str]:
             f"parallel.sequence=false, but {arch.architecture} over parallel.tensor={tensor} ranks needs true: every tensor rank "
             f"sends its own tokens to the experts"
         )
+    problems += _server_problems(arch, cfg)
     if cfg.rollout.max_new_tokens >= cfg.batch.max_tokens_per_micro_batch:
         problems.append(
             f"batch.max_tokens_per_micro_batch={cfg.batch.max_tokens_per_micro_batch} leaves no room for a prompt beside "
             f"rollout.max_new_tokens={cfg.rollout.max_new_tokens}"
         )
     return problems
+
+
+def _splits_heads(arch: Architecture, tensor: int) -> bool:
+    """Whether `tensor` ranks can share the attention heads."""
+    return arch.num_heads % tensor == 0 and (arch.num_kv_heads % tensor == 0 or tensor % arch.num_kv_heads == 0)
+
+
+def _server_problems(arch: Architecture, cfg: Config) -> list[str]:
+    """Why a vLLM server of `cfg.rollout.tensor` ranks cannot hold the model; it splits what the policy splits."""
+
+    def legal(tensor: int) -> bool:
+        return _splits_heads(arch, tensor) and arch.ffn_hidden_size % tensor == 0
+
+    tensor = cfg.rollout.tensor
+    if cfg.rollout.engine != "vllm" or legal(tensor):
+        return []
+    return [
+        f"rollout.tensor={tensor} cannot share the model's num_attention_heads={arch.num_heads}, num_key_value_heads="
+        f"{arch.num_kv_heads} and intermediate_size={arch.ffn_hidden_size}; legal values: "
+        + ", ".join(str(n) for n in range(1, arch.num_heads + 1) if legal(n))
+    ]
 
 
 def _divisors(size: int) -> str:

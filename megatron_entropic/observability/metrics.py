@@ -73,6 +73,7 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "time/rollout_s": MetricField("s", "generating and scoring the rollouts, as far as the update waited for it"),
     "time/update_s": MetricField("s", "log-prob pass and optimizer updates"),
     "time/sync_s": MetricField("s", "sending the new weights to the rollout engine, once it has finished what it generates"),
+    "time/checkpoint_s": MetricField("s", "what saving held training up between the step before and this one", optional=True),
     "perf/tokens_per_s": MetricField("tokens/s", "prompt and response tokens trained on, per second of the whole step"),
 }
 

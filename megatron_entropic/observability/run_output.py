@@ -35,8 +35,11 @@ class RunOutput:
     def __enter__(self) -> "RunOutput":
         return self
 
-    def start(self, first_step: int) -> None:
-        """Opens everything for appending from `first_step` on; what a killed run wrote of later steps is removed."""
+    def start(self, first_step: int, tracker_ids: dict[str, str]) -> None:
+        """Opens everything for appending from `first_step` on; what a killed run wrote of later steps is removed.
+
+        `tracker_ids`, what names the run at each tracker, are used where known and filled in.
+        """
         if self.parallel.rank == 0:
             path = self.cfg.run_dir / "metrics.jsonl"
             truncate_after(path, first_step - 1)
@@ -44,7 +47,8 @@ class RunOutput:
             if (metrics.last_step if metrics.last_step is not None else -1) != first_step - 1:
                 raise ValueError(f"{path} ends at step {metrics.last_step}, but the checkpoint is of step {first_step - 1}")
             progress = ProgressBar(self.cfg.trainer.steps, first_step=first_step)
-            trackers = make_trackers(self.cfg.run_dir, self.cfg.trainer, first_step=first_step)
+            trackers = make_trackers(self.cfg.run_dir, self.cfg.trainer, first_step=first_step, known_ids=tracker_ids)
+            tracker_ids.update({tracker.name: tracker.run_id for tracker in trackers})
             self._trackers = TrackerGroup([metrics, *trackers, progress])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

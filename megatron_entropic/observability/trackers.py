@@ -22,13 +22,23 @@ class Tracker(Protocol):
         ...
 
 
-class TensorBoardTracker:
-    """Scalars for TensorBoard under `log_dir`. `first_step` hides what a killed run logged from that step on."""
+class RemoteTracker(Tracker, Protocol):
+    """A Tracker whose destination knows the run by `run_id`, which a resumed run must use again; `name` says whose it is."""
 
-    def __init__(self, log_dir: str | os.PathLike[str], first_step: int = 0) -> None:
+    name: str
+    run_id: str
+
+
+class TensorBoardTracker:
+    """Scalars for TensorBoard under run_dir/`run_id`. `first_step` hides what a killed run logged from that step on."""
+
+    name = "tensorboard"
+
+    def __init__(self, run_dir: str | os.PathLike[str], run_id: str = "logs/tensorboard", first_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # here: it takes seconds to import and rank 0 alone needs it
 
-        self._writer = SummaryWriter(str(log_dir), purge_step=first_step if first_step > 0 else None)
+        self.run_id = run_id
+        self._writer = SummaryWriter(str(Path(run_dir) / run_id), purge_step=first_step if first_step > 0 else None)
 
     def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         for name, value in metrics.items():
@@ -61,12 +71,15 @@ class TrackerGroup:
             raise ExceptionGroup("closing the trackers failed", errors)
 
 
-def make_trackers(run_dir: str | os.PathLike[str], trainer_cfg: TrainerConfig, *, first_step: int = 0) -> list[Tracker]:
+def make_trackers(
+    run_dir: str | os.PathLike[str], trainer_cfg: TrainerConfig, *, first_step: int = 0, known_ids: Mapping[str, str] | None = None
+) -> list[RemoteTracker]:
     """The trackers the settings ask for; metrics.jsonl (MetricsWriter) and the progress bar are the caller's to add.
 
-    `first_step` is the step a resumed run starts with.
+    `first_step` is the step a resumed run starts with, `known_ids` under which run_id each tracker, by name, has its earlier steps.
     """
-    trackers: list[Tracker] = []
+    trackers: list[RemoteTracker] = []
     if trainer_cfg.tensorboard:
-        trackers.append(TensorBoardTracker(Path(run_dir) / "logs" / "tensorboard", first_step))
+        run_id = (known_ids or {}).get(TensorBoardTracker.name, "logs/tensorboard")
+        trackers.append(TensorBoardTracker(run_dir, run_id, first_step))
     return trackers

@@ -62,13 +62,14 @@ class Policy:
         self.updates = 0
         layout = cfg.parallel
         logger.info(
-            "policy: %s from %s, %.3g million parameters, tensor %d x pipeline %d x data %d, %s",
+            "policy: %s from %s, %.3g million parameters, tensor %d x pipeline %d x data %d, expert %d, %s",
             self.arch.architecture,
             cfg.model.hf_path,
             sum(math.prod(shape) for shape in hf_shapes(self.arch).values()) / 1e6,
             layout.tensor,
             layout.pipeline,
             layout.data,
+            layout.expert,
             cfg.model.dtype,
         )
 

@@ -118,8 +118,20 @@ def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
+        **_recomputation(arch, cfg),
         cuda_graph_scope=[],  # the default is deprecated, and says so on every rank
     )
+
+
+def _recomputation(arch: Architecture, cfg: Config) -> dict[str, Any]:
+    """Megatron-Core's settings of what is computed again in the backward pass: nothing, all MLPs, or every layer."""
+    match cfg.model.recompute:
+        case "none":
+            return {}
+        case "selective":
+            return {"recompute_granularity": "selective", "recompute_modules": ["moe" if arch.num_experts else "mlp"]}
+        case "full":
+            return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 def _leave_as_is(weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.rollout.prompts import load_tokenizer
-from megatron_entropic.rollout.remote_server import find_servers
+from megatron_entropic.rollout.remote_server import find_servers, fleet_folder
 from megatron_entropic.rollout.sampling import Sampled, SamplingRequest, sample
 from megatron_entropic.rollout.server import VLLMServer, find_ports
 from megatron_entropic.rollout.server_client import ServerClient
@@ -18,7 +18,7 @@ from megatron_entropic.rollout.weight_sync import WeightSync, call_together
 
 
 class VLLMFleet:
-    """A RolloutEngine over cfg.servers vLLM servers: on this node, or wherever cfg.fleet_dir says. One process, rank 0, drives it.
+    """A RolloutEngine over cfg.servers vLLM servers: on this node, or as announced in a folder. One process, rank 0, drives it.
 
     `start` launches the servers (`launch` alone does not wait, so that other work can be done meanwhile). Every failure is a
     RolloutError that names the server, its address, process and log. After a failed weight update the fleet refuses to work.
@@ -35,6 +35,7 @@ class VLLMFleet:
         self.seed = seed
         self.log_dir = log_dir
         self.first_index = first_index
+        self.folder = fleet_folder(cfg)
         self.servers: list[ServerClient] = []
         self._sync: WeightSync | None = None
         self._broken: str | None = None
@@ -42,9 +43,9 @@ class VLLMFleet:
     def launch(self) -> None:
         """Starts every server process and returns. Raises RolloutError for a port in use; leaves nothing behind then.
 
-        Servers of cfg.fleet_dir are started by others: nothing is done for them before `start`.
+        Announced servers are started by others: nothing is done for them before `start`.
         """
-        if self.cfg.fleet_dir is not None:
+        if self.folder is not None:
             return
         ports = find_ports(self.cfg)
         owned = [
@@ -71,8 +72,8 @@ class VLLMFleet:
         Raises RolloutError naming the server that died, was too slow or did not connect; every server is ended then.
         """
         try:
-            if self.cfg.fleet_dir is not None:
-                self.servers = list(find_servers(self.cfg.fleet_dir, self.cfg.servers, self.cfg.startup_timeout_s))
+            if self.folder is not None:
+                self.servers = list(find_servers(self.folder, self.cfg.servers, self.cfg.startup_timeout_s))
             elif not self.servers:
                 self.launch()
             self._wait_ready()

@@ -7,15 +7,19 @@ The folder holds keys, so it is its user's alone. Keys and code travel no other 
 """
 
 import json
+import os
 import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_entropic.config import RolloutConfig
 from megatron_entropic.rollout.server_client import POLL_S, ServerClient
 from megatron_entropic.rollout.types import RolloutError
 from megatron_entropic.whole_file import write_whole
+
+FLEET_VARIABLE = "MEGATRON_ENTROPIC_FLEET_DIR"
 
 
 class RemoteServer(ServerClient):
@@ -36,6 +40,15 @@ class RemoteServer(ServerClient):
 
     def exit_code(self) -> int | None:
         return int(self._exit.read_text()) if self._exit.exists() else None
+
+
+def fleet_folder(cfg: RolloutConfig) -> Path | None:
+    """Where the run's servers are announced: rollout.fleet_dir, else what a cluster job says for this start of a run; else None.
+
+    Not a setting there, because a run that is resumed elsewhere must not look for servers that are no more.
+    """
+    given = cfg.fleet_dir or os.environ.get(FLEET_VARIABLE)
+    return Path(given) if given else None
 
 
 def open_folder(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from types import FrameType
 from megatron_entropic.config import Config
 from megatron_entropic.network import address_of, address_toward
 from megatron_entropic.rollout.fleet import VLLMFleet, make_fleet
-from megatron_entropic.rollout.remote_server import announce, announce_end, open_folder
+from megatron_entropic.rollout.remote_server import FLEET_VARIABLE, announce, announce_end, fleet_folder, open_folder
 from megatron_entropic.rollout.server import VLLMServer
 from megatron_entropic.rollout.types import RolloutError
 
@@ -22,12 +22,12 @@ WATCH_S = 0.5
 
 
 def serve(cfg: Config, share: tuple[int, int]) -> None:
-    """Runs share k of n of the run's servers, announced in cfg.rollout.fleet_dir, until this process is told to end.
+    """Runs share k of n of the run's servers, announced in the fleet's folder, until this process is told to end.
 
     Servers of a share are consecutive; shares differ by at most one. They listen on cfg.rollout.host and on no other address.
     Raises RolloutError naming the server that ended by itself; the others of the share are ended then.
     """
-    folder = cfg.rollout.fleet_dir
+    folder = fleet_folder(cfg.rollout)
     if folder is None:
         raise RolloutError("rollout.fleet_dir is not set: the folder in which the servers are announced to the trainer")
     part, parts = share
@@ -35,6 +35,7 @@ def serve(cfg: Config, share: tuple[int, int]) -> None:
     if first == last:
         logger.info("nothing to serve: rollout.servers=%d are dealt out to %d machines", cfg.rollout.servers, parts)
         return
+    os.environ.pop(FLEET_VARIABLE, None)
     os.environ["LOCAL_WORLD_SIZE"] = "0"  # no training ranks here: the servers take the first GPUs
     rollout = dataclasses.replace(cfg.rollout, servers=last - first, fleet_dir=None)
     fleet = make_fleet(dataclasses.replace(cfg, rollout=rollout), first_index=first)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.rollout.types import NamedWeights
+from megatron_entropic.stop_signal import Abandonable, Abandoned, StopRequested
 
 T = TypeVar("T")
 
@@ -36,6 +37,22 @@ def from_rank_zero(parallel: Parallel, function: Callable[..., T], *args: object
     value, reason = outcome[0]
     if reason is not None:
         raise RankZeroError(reason)
+    return value  # type: ignore[return-value]  # T may include None
+
+
+def from_rank_zero_unless_stopped(parallel: Parallel, function: Callable[..., T], *args: object) -> T:
+    """As from_rank_zero, but a signal that asks rank 0 to stop breaks `function` off. Raises StopRequested then, on every rank."""
+
+    def attempt() -> tuple[bool, T | None]:
+        try:
+            with Abandonable():
+                return True, function(*args)
+        except Abandoned:
+            return False, None
+
+    done, value = from_rank_zero(parallel, attempt)
+    if not done:
+        raise StopRequested("asked to stop; the rollouts under way are abandoned")
     return value  # type: ignore[return-value]  # T may include None
 
 

@@ -12,9 +12,11 @@ from megatron_entropic.rollout.fleet import make_fleet
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
 from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts
+from megatron_entropic.rollout.remote_server import fleet_folder
 from megatron_entropic.rollout.replay import ReplayEngine
-from megatron_entropic.rollout.shared_engine import from_rank_zero, weights_to_rank_zero
-from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine
+from megatron_entropic.rollout.shared_engine import from_rank_zero, from_rank_zero_unless_stopped, weights_to_rank_zero
+from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
+from megatron_entropic.stop_signal import stop_requested
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.task import Problem
 
@@ -51,7 +53,7 @@ class RolloutSource:
     def _open(self) -> None:
         self._opened = time.monotonic()
         if self.cfg.rollout.engine == "vllm":
-            does = "looking for" if self.cfg.rollout.fleet_dir else "starting"
+            does = "looking for" if fleet_folder(self.cfg.rollout) else "starting"
             logger.info("%s %d vLLM servers; their logs: %s", does, self.cfg.rollout.servers, self.cfg.run_dir / "logs" / "vllm_*.log")
         rollout = self.cfg.rollout
         self._pipeline = GenerationPipeline(  # first: servers start while the rest is read
@@ -80,9 +82,10 @@ class RolloutSource:
         """Waits until the engine can generate, and gives it the policy's weights, version `first_step`. Collective over all ranks.
 
         Apart from opening the source so that servers start while the policy is read. A resumed run starts with the step
-        after its checkpoint; what was generated ahead of that is read back from its record, not generated again.
+        after its checkpoint; what was generated ahead of that is read back from its record, not generated again. Raises
+        StopRequested on every rank when rank 0 is asked to stop.
         """
-        from_rank_zero(self.parallel, self._wait_for_servers, first_step)
+        from_rank_zero_unless_stopped(self.parallel, self._wait_for_servers, first_step)
         self.sync_weights(policy, version=first_step)
 
     def _wait_for_servers(self, first_step: int) -> None:
@@ -98,11 +101,12 @@ class RolloutSource:
             logger.info("servers ready after %.0f s", time.monotonic() - self._opened)
 
     def collect(self, step: int) -> tuple[list[Rollout], list[float]]:
-        """The rollouts of `step` (by prompt, then sample) and their rewards, on every rank, once only. Raises RolloutError.
+        """The rollouts of `step` (by prompt, then sample) and their rewards, on every rank, once only.
 
-        They come from weight version max(0, step - rollout.max_staleness).
+        They come from weight version max(0, step - rollout.max_staleness). Raises RolloutError, and StopRequested on every
+        rank when rank 0 is asked to stop meanwhile.
         """
-        return from_rank_zero(self.parallel, self._collect, step)
+        return from_rank_zero_unless_stopped(self.parallel, self._collect, step)
 
     def _collect(self, step: int) -> tuple[list[Rollout], list[float]]:
         if step not in self._experience:
@@ -119,7 +123,14 @@ class RolloutSource:
         def send(weights: NamedWeights) -> None:
             for step in self.pipeline.requested:
                 self._finish(step)
-            self.pipeline.engine.sync_weights(weights, version)
+            logger.debug("weights of version %d: sync begins", version)
+            try:
+                self.pipeline.engine.sync_weights(weights, version)
+            except RolloutError as error:
+                # The signal may have reached the servers too; without batches ahead they are not needed for what is saved.
+                if stop_requested() is None or self.cfg.rollout.max_staleness:
+                    raise
+                logger.warning("no longer needed, because the run is to stop: %s", error)
             self._request_steps(version)
 
         weights_to_rank_zero(self.parallel, policy, send)

@@ -1,9 +1,10 @@
 """Entry point of one vLLM server of a run: vLLM's own API server, tied to the life of the process that started it.
 
-`python -m megatron_entropic.rollout.vllm_main ARGS...` takes vLLM's command line. Three things are added:
+`python -m megatron_entropic.rollout.vllm_main ARGS...` takes vLLM's command line. Four things are added:
 
 * The server ends with its owner, also when the owner is SIGKILLed: standard input is a pipe whose other end only the owner
   holds, so its end of file, or another parent process, means that the owner is gone.
+* SIGUSR1, which asks a run to save and stop and which SLURM may send to all of its processes, does not end the server.
 * Processes that the server forks (the engine core) are killed by the kernel when the server's process disappears.
 * With `FORK_ENGINE=1` in the environment the engine core is forked after vLLM was imported, not spawned: importing vLLM takes
   about 10 s of one core, and a spawned engine core would pay that a second time.
@@ -62,6 +63,7 @@ def fork_engine_core() -> None:
 
 def main() -> None:
     end_group_with_owner()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     os.register_at_fork(after_in_child=die_with_parent)
     if os.environ.get(FORK_ENGINE) == "1":
         fork_engine_core()

@@ -75,6 +75,19 @@ class ReceivedModel:
         return self.checksum.hexdigest()
 
 
+def forget_packed_experts(model: Any) -> None:
+    """Has vLLM build its CPU kernel for mixtures of experts anew when the next weights are loaded, which packs them for it.
+
+    vLLM 0.32 packs experts' weights only when it builds a layer's kernel: after an update the old kernel would take the new,
+    unpacked weights for packed ones, and the server would answer nonsense.
+    """
+    for layer in model.modules():
+        method: Any = getattr(layer, "quant_method", None)
+        experts = getattr(getattr(method, "moe_kernel", None), "fused_experts", None)
+        if any(kind.__name__ == "CPUUnquantizedExperts" for kind in type(experts).__mro__):
+            method.moe_kernel = None
+
+
 class CheckedUpdates:
     """Mixin of a vLLM weight-transfer engine: layerwise reload around each update, and the checksum of what was loaded."""
 
@@ -87,6 +100,7 @@ class CheckedUpdates:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         self.checksum = "incomplete"
+        forget_packed_experts(self.model)
         initialize_layerwise_reload(self.model)
         self.received = ReceivedModel(self.model)
 

@@ -15,6 +15,10 @@ def make_task(cfg: TaskConfig, seed: int) -> Task:
             from megatron_entropic.tasks.decompose import make_decompose
 
             return make_decompose(cfg.options, seed)
+        case "math":
+            from megatron_entropic.tasks.math import make_math
+
+            return make_math(cfg.options, seed)
         case "reasoning_gym":
             from megatron_entropic.tasks.reasoning_gym import make_reasoning_gym
 

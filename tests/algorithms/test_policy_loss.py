@@ -12,6 +12,7 @@ from megatron_entropic.algorithms import (
     clipped_policy_loss,
     entropic_adjustment,
     group_advantages,
+    leave_one_out_advantages,
     truncated_importance_weight,
 )
 
@@ -73,3 +74,16 @@ def test_importance_weight_is_truncated_and_carries_no_gradient() -> None:
     weight_T = truncated_importance_weight(old_T, torch.tensor([-2.0, -1.0]), cap=2.0)
     assert weight_T.tolist() == [2.0, 1.0]
     assert not weight_T.requires_grad
+
+
+def test_leave_one_out_advantages_by_hand() -> None:
+    rewards_PS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.3, 0.3, 0.3, 0.3], [2.0, 0.0, 1.0, 1.0]])
+    advantages_PS = leave_one_out_advantages(rewards_PS)
+    for rewards, advantages in zip(rewards_PS.tolist(), advantages_PS.tolist(), strict=True):
+        for s, advantage in enumerate(advantages):
+            others = [reward for q, reward in enumerate(rewards) if q != s]
+            assert advantage == pytest.approx(rewards[s] - sum(others) / 3, abs=1e-6)
+    assert advantages_PS[1].tolist() == [0.0] * 4
+    assert leave_one_out_advantages(torch.tensor([[1.0]])).tolist() == [[0.0]]
+    with pytest.raises(ValueError, match="reward of prompt 0, sample 1 is nan"):
+        leave_one_out_advantages(torch.tensor([[1.0, float("nan")]]))

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
 from megatron_entropic.conversion.distributed_reader import DistributedReader
+from megatron_entropic.conversion.exporting import ExportOptions, export_hf
 from megatron_entropic.conversion.keys import is_optimizer
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import HFReader, write_hf
 from megatron_entropic.hf.headers import CheckpointError
-from megatron_entropic.hf.tables import hf_shapes
+from megatron_entropic.hf.mapping import shard
+from megatron_entropic.hf.tables import checkpoint_rows, hf_shapes
 from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.trainer import train
 from tests import tiny_models
@@ -127,6 +130,28 @@ def test_a_bfloat16_run_exports_its_weights_and_its_masters(models: Path, kind: 
     assert all(torch.equal(masters[name].bfloat16(), tensor) for name, tensor in plain.items())
     assert any(not torch.equal(masters[name], tensor.float()) for name, tensor in plain.items()), "masters have more digits"
     assert contents(tmp_path / "plain")["model.safetensors"] == contents(folder / "hf")["model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "mixtral"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_checkpoints_of_other_makers_are_read(models: Path, kind: str, fused: bool, tmp_path: Path) -> None:
+    """Written by torch's own distributed checkpoints: a tensor for every layer, Transformer Engine's fused norms or plain ones."""
+    arch = Architecture.from_hf(models / kind)
+    tensors = {}
+    with HFReader(models / kind) as reader:
+        for row in checkpoint_rows(arch):
+            name = row.megatron
+            if fused:
+                name = name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_")
+            whole = shard(row.layout, [reader.read(hf_name) for hf_name in row.hf], arch, 0, 1, arch.vocab_size + 5)
+            if row.expert is not None:  # experts are stacked, as Transformer Engine's grouped layers are
+                name = name.replace(f"local_experts.{row.expert}", "experts")
+                tensors[name] = torch.cat([tensors[name], whole[None]]) if name in tensors else whole[None]
+            else:
+                tensors[name] = whole
+    dcp.save(tensors, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
+    export_hf(tmp_path / "checkpoint", models / kind, tmp_path / "exported", ExportOptions())
+    assert contents(tmp_path / "exported") == contents(models / kind)
 
 
 def test_types_are_converted_as_asked_and_config_says_so(models: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_tensorboard_keeps_finite_scalars_and_forgets_what_a_killed_run_logged(t
     for step in range(5):
         tracker.log(step, {"step": step, "policy/entropy": 0.5 + step, "control/alpha": None, "grad_norm": float("nan")})
     tracker.close()
-    resumed = TensorBoardTracker(tmp_path / "logs" / "tensorboard", first_step=3)
+    resumed = TensorBoardTracker(tmp_path, first_step=3)
     resumed.log(3, {"policy/entropy": 9.0})
     resumed.close()
     events = EventAccumulator(str(tmp_path / "logs" / "tensorboard"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
@@ -106,6 +107,19 @@ def places() -> tuple[int, ...]:
 @pytest.mark.distributed
 def test_ranks_know_their_place() -> None:
     assert run_ranks(places, 8) == [(rank, rank % 2, rank // 2 % 2, rank // 4, 4) for rank in range(8)]
+
+
+def expert_places() -> tuple[int, ...]:
+    parallel = initialize_parallel(ParallelConfig(tensor=2, sequence=True, pipeline=2, data=2, expert=2), seed=0)
+    place = (parallel.ep_rank, parallel.expert_replica, parallel.ep_size)
+    assert dist.get_process_group_ranks(parallel.ep_group) == [parallel.rank // 2 * 2, parallel.rank // 2 * 2 + 1]
+    shutdown()
+    return place
+
+
+@pytest.mark.distributed
+def test_expert_parallel_ranks_are_neighbours_of_one_stage() -> None:
+    assert run_ranks(expert_places, 8) == [(rank % 2, rank // 2 % 2, 2) for rank in range(8)]
 
 
 @pytest.mark.slow

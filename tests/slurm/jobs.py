@@ -14,6 +14,7 @@ from tests.command_line import ROOT
 from tests.slurm.cluster import Cluster
 
 STEPS = 16
+UNDER_WAY = ("PENDING", "REQUEUED", "CONFIGURING", "RUNNING", "COMPLETING")
 REAL_RUN = (
     "quickstart",
     "--ranks-per-node=2",
@@ -85,7 +86,7 @@ class Job:
         """Returns once `condition` holds; fails with the output when the job ends first, or takes too long."""
         deadline = time.monotonic() + timeout
         while not condition():
-            assert self.state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), self.output
+            assert (state := self.state) in UNDER_WAY, f"{state}:\n{self.output}"
             assert time.monotonic() < deadline, f"not within {timeout} s:\n{self.output}\n{self.cluster.describe()}"
             time.sleep(0.2)
 

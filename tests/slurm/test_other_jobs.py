@@ -1,5 +1,6 @@
 """Jobs that end early, sweeps, conversions, submission."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,26 @@ def test_bad_settings_end_the_job_with_one_line(idle: Cluster, tmp_path: Path) -
     assert [line for line in submitted.output.splitlines() if "error: " in line] == [
         "slurm.launch: error: unknown setting 'trainer.step'; did you mean 'trainer.steps'?"
     ]
+
+
+def test_a_run_saves_before_its_time_limit_and_goes_on(idle: Cluster, tmp_path: Path) -> None:
+    """SLURM's own signal; no checkpoint was due. Nothing is done twice and nothing is left out."""
+    run_dir = tmp_path / "run"
+    settings = ["quickstart", "parallel.tensor=1", "rollout.engine=local", "batch.prompts_per_step=8", "trainer.steps=100000"]
+    settings += ["checkpoint.every=1000000", "--preflight=off", f"run.dir={run_dir}"]
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=1", "--time=60", "--signal=B:USR1@300", *settings)
+    submitted.wait_until(lambda: lines_of(run_dir / "metrics.jsonl") >= 2, 120)
+    idle.slurm("scontrol", "update", f"jobid={submitted.job_id}", "timelimit=5")  # less than 300 s are left: the signal is due
+    submitted.wait_until(lambda: "saved; requeueing the job" in submitted.output, 120)
+    idle.slurm("scontrol", "update", f"jobid={submitted.job_id}", "timelimit=60")
+    submitted.wait_until(lambda: "resumed from" in submitted.output, 120)
+    saved = int(re.findall(r"resumed from \S+ after (\d+) steps", submitted.output)[0])
+    submitted.wait_until(lambda: lines_of(run_dir / "metrics.jsonl") >= saved + 2, 60)
+    assert submitted.restarts == 1
+    idle.slurm("scancel", submitted.job_id)
+    submitted.wait(60)
+    assert "got SIGUSR1: passed on to the ranks" in submitted.output
+    steps = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")]
+    assert steps == list(range(len(steps)))
+    assert saved > 0
+    assert [submitted.output.count(f"step {step}/100000 ") for step in range(1, saved + 2)] == [1] * (saved + 1)

@@ -1,0 +1,127 @@
+r"""Mathematics from a file: problems with one known answer, which a response gives in its last \boxed{...}.
+
+`task.options`: `path`, a JSON Lines file of {"prompt": text, "answer": text} (LaTeX or a plain number; further fields are
+ignored), and `prompt_template`, in which {prompt} is replaced (other braces are text). Every epoch goes through the whole file
+in an order of its own.
+
+An answer that is the known one letter for letter (but for spaces and $) is right; whether another means the same is for
+math-verify to say, in a process of its own (math_checker.py): \frac12 is 0.5. The package is needed when the task is made.
+"""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from megatron_entropic.tasks.math_checker import MathChecker
+from megatron_entropic.tasks.options import refuse_unknown, text
+from megatron_entropic.tasks.task import Problem
+
+TEMPLATE = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
+
+_LONGEST_ANSWER = 1000
+"""Characters; a longer answer scores 0."""
+_BOX = "\\boxed{"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the file."""
+
+    number: int
+    prompt: str
+    answer: str
+
+
+class Math:
+    """The task (task.py says what a task promises). Problem i of seed s depends on (s, i, the file) alone."""
+
+    def __init__(self, path: Path, lines: list[Line], template: str, seed: int) -> None:
+        self._path = path
+        self._lines = lines
+        self._template = template
+        self._seed = seed
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._checker = MathChecker()
+        self._means_the_same = lru_cache(maxsize=100_000)(self._checker.same)
+
+    def problem(self, index: int) -> Problem:
+        """Problem `index` of the endless stream. Raises ValueError on a negative index."""
+        if index < 0:
+            raise ValueError(f"problem index {index}: must be >= 0")
+        epoch, place = divmod(index, len(self._lines))
+        line = self._lines[self._order(epoch)[place]]
+        return Problem(self._template.replace("{prompt}", line.prompt), data={"answer": line.answer, "line": line.number})
+
+    def score(self, problem: Problem, response: str) -> float:
+        """1.0 when the last \\boxed{...} of `response` means the problem's answer; 0.0 for anything else, and for no box.
+
+        Raises ValueError naming file and line when it is the known answer that math-verify cannot read.
+        """
+        answer, known = boxed(response), str(problem.data["answer"])
+        if answer is None or len(answer) > _LONGEST_ANSWER:
+            return 0.0
+        if _plain(answer) == _plain(known):
+            return 1.0
+        same = self._means_the_same(known, answer)
+        if same is None:
+            raise ValueError(f"{self._path}, line {problem.data['line']}: math-verify cannot read the answer {known!r}")
+        return float(same)
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        order = list(range(len(self._lines)))
+        digest = sha256(f"math {self._seed} {epoch}".encode()).digest()
+        random.Random(int.from_bytes(digest)).shuffle(order)
+        return order
+
+
+def boxed(response: str) -> str | None:
+    r"""What is inside the last \boxed{...}, its braces balanced; None when there is none. Linear in the text's length."""
+    start = response.rfind(_BOX)
+    if start < 0:
+        return None
+    start, depth = start + len(_BOX), 1
+    for place in range(start, len(response)):
+        depth += {"{": 1, "}": -1}.get(response[place], 0)
+        if depth == 0:
+            return response[start:place]
+    return None
+
+
+def _plain(answer: str) -> str:
+    return "".join(answer.replace("$", "").split())
+
+
+def make_math(options: Mapping[str, Any], seed: int) -> Math:
+    """The task from `task.options`. Raises ValueError naming the option, or the file and line, that is wrong."""
+    refuse_unknown("math", options, ("path", "prompt_template"))
+    template = text(options, "prompt_template", TEMPLATE)
+    if "{prompt}" not in template:
+        raise ValueError(f"task.options.prompt_template={template!r}: must contain {{prompt}}")
+    path = Path(text(options, "path", ""))
+    if not path.is_file():
+        raise ValueError(f"task.options.path={str(path)!r}: no such file; it must be JSON Lines of prompt and answer")
+    task = Math(path, _read(path), template, seed)
+    task._checker.start()
+    return task
+
+
+def _read(path: Path) -> list[Line]:
+    lines = []
+    contents = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would also cut at U+2028 and the like
+    for number, content in enumerate(contents if contents != [""] else [], start=1):
+        try:
+            values = json.loads(content)
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"{path}, line {number}: not valid JSON: {problem}") from problem
+        for field in ("prompt", "answer"):
+            if not isinstance(values, dict) or not isinstance(values.get(field), str) or not values[field].strip():
+                raise ValueError(f"{path}, line {number}: field {field} must be text and not empty")
+        lines.append(Line(number, values["prompt"], values["answer"]))
+    if not lines:
+        raise ValueError(f"{path}: holds no problems")
+    return lines

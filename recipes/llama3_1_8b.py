@@ -1,0 +1,34 @@
+"""Llama-3.1-8B-Instruct on one node.
+
+8 x 80 GB: 4 train, 4 serve; the fullest training GPU needs 58 GB, and a step takes about 153 s on H100s.
+
+| setting | source |
+|---|---|
+| lr 1e-6 | run_entropic.sh, EntroPIC's released settings |
+| prompts x samples, temperature 1, length of responses | ours |
+| entropy held at what it is at the start, gains tuned, signed actuator | ours: our default control (docs/entropy_control.md) |
+| Adam 0.9, 0.999, weight decay 0.01, gradient norm 1, clip 0.2, GRPO with std | verl's defaults, which the released scripts leave |
+| layout, micro-batches | ours, by `megatron-entropic plan` |
+"""
+
+from megatron_entropic.config import Config, ParallelConfig, RolloutConfig
+from recipes import parts
+
+VARIANTS = ("grpo",)
+
+
+def llama3_1_8b() -> Config:
+    """Entropy held where the model starts."""
+    return parts.maths_run(
+        "llama3_1_8b",
+        "Llama-3.1-8B-Instruct",
+        parallel=ParallelConfig(tensor=4, sequence=True),
+        rollout=RolloutConfig(servers=2, tensor=2, max_new_tokens=4096),
+        control=parts.HOLD_INITIAL,
+        batch=parts.SMALL_BATCH,
+    )
+
+
+def grpo() -> Config:
+    """Baseline: no control."""
+    return parts.grpo(llama3_1_8b())

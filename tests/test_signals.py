@@ -1,0 +1,163 @@
+"""SIGTERM and SIGUSR1: the run saves what it has trained, ends with exit code 75, and goes on as if nothing had happened."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_entropic.observability.metrics import read_metrics
+from megatron_entropic.stop_signal import EXIT_STOPPED
+from tests.command_line import megatron_entropic
+from tests.running import Running
+from tests.tiny_models import TINY_DECOMPOSE
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+STEPS = 6
+SETTINGS = (
+    "rollout.engine=local",
+    "batch.prompts_per_step=8",
+    "batch.samples_per_prompt=4",
+    "batch.max_tokens_per_micro_batch=512",
+    "control.probe_updates=4",
+    "checkpoint.every=100",
+    f"trainer.steps={STEPS}",
+    "trainer.tensorboard=false",
+    "trainer.export_hf=false",
+    f"model.hf_path={TINY_DECOMPOSE}",
+)
+
+
+def start(folder: Path, *settings: str) -> Running:
+    return Running(folder, "train", "quickstart", *SETTINGS, *settings, f"run.dir={folder}")
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if not name.startswith(("time/", "perf/"))} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert megatron_entropic("train", "quickstart", *SETTINGS, f"run.dir={folder}").code == 0
+    return without_times(folder)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(
+    tmp_path: Path, whole: list[dict[str, Any]], signum: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    with start(folder) as running:
+        assert running.wait_until(lambda: running.steps >= 2)
+        running.send(signum)
+        assert running.wait(120) == EXIT_STOPPED, running.output
+        assert f"{signum.name}: the run saves and stops" in running.output
+        assert "go on with: megatron-entropic train" in running.output
+        assert "Traceback" not in running.output
+    done = running.steps
+    assert 2 <= done < STEPS
+    assert (folder / "checkpoints/latest").read_text().startswith(f"step-{done:06d} ")
+    assert not list(folder.glob("checkpoints/.step*"))
+    outcome = megatron_entropic("train", str(folder), "--resume")
+    assert outcome.code == 0, outcome.output
+    assert f"after {done} steps" in outcome.output
+    assert without_times(folder) == whole
+
+
+def test_a_signal_to_a_single_rank_stops_all_of_them(tmp_path: Path) -> None:
+    with start(tmp_path / "run") as running:
+        assert running.wait_until(lambda: running.steps >= 1)
+        running.ranks()[1].send_signal(signal.SIGUSR1)
+        assert running.wait(120) == EXIT_STOPPED, running.output
+    assert (tmp_path / "run/checkpoints/latest").read_text().startswith(f"step-{running.steps:06d} ")
+
+
+def test_a_rollout_is_abandoned(tmp_path: Path) -> None:
+    """One that takes far longer than the grace period, in its second step."""
+    folder = tmp_path / "run"
+    long = ("batch.prompts_per_step=512", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=16384")
+    with start(folder, *long, "checkpoint.grace_s=20", "control.kind=none") as running:
+        assert running.wait_until(lambda: "step 1: generation begins" in running.log(), timeout=300)
+        begin = time.monotonic()
+        running.send(signal.SIGTERM)
+        assert running.wait(120) == EXIT_STOPPED, running.output
+        took = time.monotonic() - begin
+    assert running.log().count("generated in") == 1, "the rollout was waited for"
+    assert took < 20
+    assert (folder / "checkpoints/latest").read_text().startswith("step-000001 ")
+
+
+def test_before_the_first_step_is_done_there_is_nothing_to_save(tmp_path: Path, whole: list[dict[str, Any]]) -> None:
+    folder = tmp_path / "run"
+    with start(folder) as running:
+        assert running.wait_until(lambda: "policy: " in running.log())
+        running.send(signal.SIGTERM)
+        code = running.wait(120)
+    assert code == EXIT_STOPPED, running.output
+    if not running.steps:
+        assert "nothing was trained yet" in running.output or "asked to stop" in running.output
+        assert not list(folder.glob("checkpoints/step-*"))
+    assert megatron_entropic("train", str(folder), "--resume").code == 0
+    assert without_times(folder) == whole
+
+
+def test_a_checkpoint_of_this_very_step_is_not_written_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with start(folder, "checkpoint.every=1") as running:
+        assert running.wait_until(lambda: running.steps >= 2)
+        running.send(signal.SIGTERM)
+        assert running.wait(120) == EXIT_STOPPED, running.output
+    published = [line.split("checkpoint ")[1].split(" ")[0] for line in running.log().splitlines() if ": checkpoint /" in line]
+    assert len(published) == len(set(published)) >= 2, published
+    assert published[-1].endswith(f"step-{running.steps:06d}")
+
+
+def test_a_second_signal_stops_at_once_without_saving(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    long = (
+        "batch.prompts_per_step=512",
+        "batch.samples_per_prompt=16",
+        "batch.max_tokens_per_micro_batch=2048",
+        "batch.mini_batches=8",
+    )
+    with start(folder, *long, "control.kind=none") as running:
+        assert running.wait_until(lambda: "step 0: 8192 rollouts generated" in running.log(), timeout=300)
+        time.sleep(1)  # rollouts are scored and recorded, the update begins
+        running.send(signal.SIGTERM)
+        time.sleep(2.5)
+        running.send(signal.SIGTERM)
+        begin = time.monotonic()
+        assert running.wait(120) == 128 + signal.SIGTERM, running.output
+        assert time.monotonic() - begin < 20
+    assert "ended by SIGTERM" in running.output
+    assert not list(folder.glob("checkpoints/step-*"))
+
+
+def test_a_run_that_cannot_save_within_the_grace_period_ends_without(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    long = (
+        "batch.prompts_per_step=512",
+        "batch.samples_per_prompt=16",
+        "batch.max_tokens_per_micro_batch=2048",
+        "batch.mini_batches=8",
+    )
+    with start(folder, *long, "control.kind=none", "checkpoint.grace_s=1") as running:
+        assert running.wait_until(lambda: "step 0: 8192 rollouts generated" in running.log(), timeout=300)
+        time.sleep(1)
+        running.send(signal.SIGUSR1)
+        code = running.wait(120)
+    assert code not in (0, EXIT_STOPPED), running.output
+    assert "not done within checkpoint.grace_s=1 s: stopped without saving" in running.output
+    assert not list(folder.glob("checkpoints/step-*"))
+
+
+def test_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with start(folder) as running:
+        assert running.wait_until(lambda: running.steps >= 1)
+        running.send(signal.SIGINT)
+        assert running.wait(120) == 128 + signal.SIGINT, running.output
+    assert not list(folder.glob("checkpoints/step-*"))
