@@ -59,9 +59,7 @@ def _check_accounting(executor: Any) -> None:
     if isinstance(executor, run.SlurmExecutor):
         asked = executor.tunnel.run("sacct --allocations --noheader", warn=True)
         if not asked.ok:
-            raise LaunchError(
-                f"waiting for a job needs SLURM's accounting, and sacct says: {asked.stderr.strip()}; submit without waiting"
-            )
+            raise LaunchError(f"waiting needs SLURM's accounting, and sacct says: {_in_a_line(asked.stderr)}; submit without waiting")
 
 
 def _in_a_line(text: str) -> str:

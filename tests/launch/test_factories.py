@@ -57,7 +57,7 @@ def test_every_recipe_is_a_factory_whose_changes_become_overrides(tmp_path: Path
 
 
 def test_nemo_runs_own_command_line_shows_them_and_what_would_run(tmp_path: Path) -> None:
-    shown = in_launch_environment("-m", "recipes.nemo", "--help", home=tmp_path)
+    shown = in_launch_environment("-m", "recipes.nemo", "--help", home=tmp_path, environ={"COLUMNS": "200"})
     assert all(name in shown.stdout for name in (*recipe_names(), "slurm", "local")), shown.stdout + shown.stderr
     command = ["--factory", "quickstart", "config.trainer.steps=2", "run.executor=slurm", "run.executor.nodes=3"]
     dry = in_launch_environment("-m", "recipes.nemo", *command, "--dryrun", "--yes", home=tmp_path)
