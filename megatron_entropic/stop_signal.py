@@ -1,7 +1,8 @@
 """SIGTERM and SIGUSR1 ask a rank to save and end; SIGINT, or asking once more, ends it at once.
 
 A handler runs in the middle of anything, so it only takes note: the loop asks `stop_requested` where all ranks meet. Work
-whose outcome nobody needs any more is put under `Abandonable` and broken off.
+whose outcome nobody needs any more is put under `Abandonable` and broken off. Python runs a handler only between its own
+instructions, so a thread watches the clock: a rank that sits in a collective without its peers ends all the same.
 """
 
 import logging
@@ -18,7 +19,8 @@ EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop and has saved (EX_TEMPFAIL of sysexits.h): resume it to go on."""
 REPEAT_S = 2.0
 """Copies of one signal, such as SLURM's and the launcher's, arrive within this; a later one is a second request."""
-_UNWIND_S = 10.0
+_UNWIND_S = 20.0
+"""How long a process that is to end at once may take to close what it owns."""
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error
@@ -37,11 +39,14 @@ class _State:
 
 def handle_stop_signals(grace_s: float) -> None:
     """Installs the handlers, in the main thread. `grace_s` after the first request the process ends, done or not."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # gets each signal's number as it arrives, whatever the main thread does
+    threading.Thread(target=_watch, args=(reading, grace_s), name="signals", daemon=True).start()
 
     def ask(signum: int, frame: FrameType | None) -> None:
         if _State.received is None:
             _State.received, _State.received_at = signal.Signals(signum), time.monotonic()
-            threading.Thread(target=_end_after, args=(grace_s,), name="grace", daemon=True).start()
         elif time.monotonic() - _State.received_at > REPEAT_S:
             _stop_now(signum, frame)
         if _State.abandonable:
@@ -78,9 +83,20 @@ def _stop_now(signum: int, frame: FrameType | None) -> None:
     sys.exit(128 + signum)
 
 
-def _end_after(grace_s: float) -> None:
-    time.sleep(grace_s)
+def _watch(reading: int, grace_s: float) -> None:
+    """Ends the process `grace_s` after the first request to stop, and _UNWIND_S after the first to stop at once."""
+    asked = False
+    while arrived := os.read(reading, 1):
+        if arrived[0] == signal.SIGINT:
+            time.sleep(_UNWIND_S)
+            os._exit(128 + signal.SIGINT)
+        if arrived[0] in (signal.SIGTERM, signal.SIGUSR1) and not asked:
+            asked = True
+            timer = threading.Timer(grace_s, _out_of_time, [grace_s])
+            timer.daemon = True
+            timer.start()
+
+
+def _out_of_time(grace_s: float) -> None:
     logger.error("not done within checkpoint.grace_s=%g s: stopped without saving; the last whole checkpoint holds", grace_s)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(_UNWIND_S)
-    os._exit(128 + signal.SIGINT)  # the main thread sits in a collective that will not return

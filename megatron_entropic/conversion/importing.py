@@ -138,7 +138,9 @@ def _complete(output: OutputDirectory, records: Mapping[str, list[dict[str, Any]
     write_metadata(output.folder / "policy", {Path(name).name: entries for name, entries in records.items()})
     (output.folder / "hf").mkdir(exist_ok=True)
     for name, content in read_companions(source).items():
-        (output.folder / "hf" / name).write_bytes(content)
+        path = output.folder / "hf" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
     state = {"format": FORMAT, "kind": "imported", "source": str(source), "split": asdict(options.split), "dtype": options.dtype}
     (output.folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     known = {name: {"bytes": record["bytes"], "sha256": record["sha256"]} for name, record in output.done.items()}

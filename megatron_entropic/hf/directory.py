@@ -8,25 +8,34 @@ from megatron_entropic.hf.headers import CheckpointError
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
-COMPANION_FILES = (
+COMPANIONS = (
+    CONFIG_FILE,
     "generation_config.json",
-    TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "tokenizer.model",
+    "tokenizer*",
+    "tekken.json",
+    "spiece.model",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
+    "vocab.*",
     "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
 )
-"""What belongs to a model besides config.json and weights; copied byte for byte where present."""
+"""What belongs to a model besides its weights, as patterns: settings, tokenizer, chat templates, and the terms it is given under."""
+
+
+def companion_files(hf_dir: Path) -> tuple[str, ...]:
+    """Relative names of the files of a model directory that match COMPANIONS."""
+    found = (path for pattern in COMPANIONS for path in sorted(hf_dir.glob(pattern)) if path.is_file())
+    return tuple(dict.fromkeys(str(path.relative_to(hf_dir)) for path in found))
 
 
 def read_companions(hf_dir: Path) -> dict[str, bytes]:
-    """config.json and the COMPANION_FILES that are there, by name: all of a model directory but its weights."""
-    files = [hf_dir / name for name in (CONFIG_FILE, *COMPANION_FILES)]
-    return {file.name: file.read_bytes() for file in files if file.is_file()}
+    """All of a model directory but its weights, by relative name."""
+    return {name: (hf_dir / name).read_bytes() for name in companion_files(hf_dir)}
 
 
 def weight_files(hf_dir: Path) -> tuple[str, ...]:

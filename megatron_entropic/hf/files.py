@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_entropic.hf.directory import COMPANION_FILES, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, weight_files
+from megatron_entropic.hf.directory import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, companion_files, weight_files
 from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError, TensorHeader, read_header
 
 DEFAULT_SHARD_BYTES = 5 * 2**30
@@ -148,10 +148,10 @@ def write_hf(
 
 def copy_companions(source_dir: Path, out_dir: Path, dtype: torch.dtype | None) -> None:
     """Copies all of a model directory but its weights, byte for byte; of config.json only `dtype` is changed when given."""
+    for name in companion_files(source_dir):
+        (out_dir / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source_dir / name, out_dir / name)
     _write_config(out_dir, source_dir, dtype)
-    for name in COMPANION_FILES:
-        if (source_dir / name).is_file():
-            shutil.copyfile(source_dir / name, out_dir / name)
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def _directory_appearing_whole(out_dir: Path) -> Iterator[Path]:
         building = Path(holder) / out_dir.name
         building.mkdir()
         yield building
-        for path in (*building.iterdir(), building):
+        for path in (*building.rglob("*"), building):
             _sync(path)
         os.rename(building, out_dir)
         _sync(out_dir.parent)

@@ -71,10 +71,15 @@ def test_sharding_keeps_to_the_size_and_the_index_is_transformers_own(sharded: P
 def test_companions_are_copied_byte_for_byte_and_the_rest_is_left(pristine: Path, tmp_path: Path) -> None:
     source = copy(pristine, tmp_path / "source")
     (source / "chat_template.jinja").write_bytes(b"{{ messages }}\r\n\xff")
+    (source / "LICENSE.txt").write_bytes(b"terms")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_bytes(b"{{ tools }}")
     (source / "training_state.pt").write_bytes(b"not ours")
+    (source / "modeling_code.py").write_bytes(b"not ours either")
     out = copy(source, tmp_path / "out")
-    assert {path.name for path in out.iterdir()} == {path.name for path in source.iterdir()} - {"training_state.pt"}
-    assert all(path.read_bytes() == (source / path.name).read_bytes() for path in out.iterdir())
+    expected, found = ({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")} for folder in (source, out))
+    assert len(found) == 8
+    assert found == {name: content for name, content in expected.items() if name not in ("training_state.pt", "modeling_code.py")}
 
 
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])

@@ -6,6 +6,7 @@ its power, its disk, a port or a file without the others noticing. No file of th
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ class Cluster:
     def __init__(self, folder: Path, nodes: int) -> None:
         self.folder = folder
         self.nodes = [f"n{number + 1}" for number in range(nodes)]
-        self._tag = f"{os.getpid() % 0xFFFF:04x}"
+        self._tag = f"{os.getpid():x}"
         self._subnet = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -42,6 +43,7 @@ class Cluster:
 
     def __enter__(self) -> "Cluster":
         try:
+            _remove_leftovers()
             self._write_files()
             self._make_network()
             self._start_daemons()
@@ -199,6 +201,15 @@ class Cluster:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _remove_leftovers() -> None:
+    """Removes networks of clusters whose process was killed before it could; their daemons and nodes ended with it."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
+    for namespace, owner in re.findall(r"^(me([0-9a-f]+)-n\d+)", listed, flags=re.MULTILINE):
+        if not Path(f"/proc/{int(owner, 16)}").exists():
+            _quietly("ip", "netns", "del", namespace)
+            _quietly("ip", "link", "del", f"me{owner}")
 
 
 def _run(*command: str) -> None:
