@@ -32,6 +32,8 @@ $(LAUNCH)/.installed: requirements/launch.lock
 	$(PYTHON) -m venv $(LAUNCH)
 	@# --no-deps: the lock file is complete. There is no torch in it: whoever submits jobs needs none.
 	$(LAUNCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/launch.lock
+	@# The checkout itself, which NeMo-Run's own commands import too.
+	@$(LAUNCH)/bin/python -c 'import site; open(site.getsitepackages()[0] + "/checkout.pth", "w").write("$(CURDIR)\n")'
 	@touch $@
 
 quickstart: env ## train the tiny model end to end on the real stack, then say where the report is

@@ -29,8 +29,8 @@ EPILOG = """examples, after `make env-launch`, with PY=.venv-launch/bin/python:
   $PY -m recipes.launch quickstart --executor slurm --container pyxis --image /images/entropic.sqsh --mount /data
 
 A SLURM job is slurm/train.sbatch, with all it does: preflight, resuming after preemption, logs. The same job submitted again goes
-on with its run. --dryrun prints the very script that sbatch would get. `nemo experiment logs ID` and the like work on submitted
-jobs, with NEMORUN_HOME set to --home. In Python: recipes/nemo/factories.py. More: docs/nemo_run.md."""
+on with its run. --dryrun prints the very script that sbatch would get. NeMo-Run's own tools work on what was started, with its folder
+in NEMORUN_HOME: `nemo experiment logs ID`. In Python: recipes/nemo/factories.py. More: docs/nemo_run.md."""
 
 
 def parser() -> argparse.ArgumentParser:

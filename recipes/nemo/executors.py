@@ -90,7 +90,8 @@ def slurm_het(
 def over_ssh(host: str, user: str, root: Path, *, port: int | None = None, identity: str | None = None) -> run.Config[run.SSHTunnel]:
     """The way to a cluster on which `root` is a checkout of this project; NeMo-Run's folder there is in it."""
     folder = root / DEFAULT.relative_to(ROOT) / "experiments"
-    return run.Config(run.SSHTunnel, host=host, user=user, port=port, identity=identity, job_dir=str(folder))
+    key = identity and str(Path(identity).expanduser())
+    return run.Config(run.SSHTunnel, host=host, user=user, port=port, identity=key, job_dir=str(folder))
 
 
 def run_launcher(executor: Any, words: Sequence[str], *, root: Path = ROOT, het: bool = False) -> run.Script:

@@ -38,7 +38,7 @@ def in_launch_environment(
 ) -> subprocess.CompletedProcess[str]:
     """Runs .venv-launch's Python with `arguments`, from the checkout, with NeMo-Run's folder and the user's home under `home`."""
     folders = {"NEMORUN_HOME": str(home / "launch"), "HOME": str(home / "user")}
-    variables = {**os.environ, "ENTROPIC_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **folders, **(environ or {})}
+    variables = {**os.environ, "ENTROPIC_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **(environ or {}), **folders}
     return subprocess.run(
         [launch_python(), *arguments], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout, check=False
     )

@@ -67,8 +67,11 @@ def test_a_folder_that_nemo_run_would_rename_is_refused(tmp_path: Path) -> None:
         (["my_recipe.py", "--executor=slurm", "--host=login", "--root=/r"], "with --host give a recipe's name"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_work_is_refused_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """In the trainer's environment, where there is no NeMo-Run: so none of it can have been used."""
+    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path))  # main sets it
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
