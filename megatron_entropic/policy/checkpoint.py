@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
 from megatron_entropic.conversion.pickles import read_metadata
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.policy.engine import Policy
+from megatron_entropic.policy.optimizer_state import make_state, set_update_count, sharded_optimizer_state
 
 
 class PolicyCheckpointError(ReportedError, RuntimeError):
@@ -32,29 +32,18 @@ def load_policy(policy: Policy, folder: Path, updates: int) -> None:
     """
     with quiet(), named_errors(folder, "read"):
         read_metadata(folder)  # refuses what is not a checkpoint's description before Megatron unpickles it
-        for optimizer in _optimizers(policy):
-            optimizer._init_optimizer_states_with_dummy_values()
-        state = dist_checkpointing.load(sharded_state(policy, loading=True), str(folder))
+        make_state(policy.optimizer)
+        state = dist_checkpointing.load(sharded_state(policy), str(folder))
         policy.model.load_state_dict(state["model"])
-        policy.optimizer.load_state_dict(state["optimizer"])
-    for optimizer in _optimizers(policy):
-        for parameter_state in optimizer.optimizer.state.values():
-            if "step" in parameter_state:  # torch's AdamW counts per parameter, and dist_checkpointing does not carry that
-                parameter_state["step"] = torch.as_tensor(float(updates), dtype=torch.float32)
+    set_update_count(policy.optimizer, updates)
     policy.updates = updates
     policy.scheduler.step(increment=updates - policy.scheduler.num_steps)
 
 
-def sharded_state(policy: Policy, *, loading: bool) -> dict[str, Any]:
-    """What Megatron saves and loads: the policy's weights and optimizer, with the place of every shard."""
-    # Fully reshardable: the optimizer state is laid out like the weights, so that tensor, pipeline and data ranks may change.
-    metadata = {"distrib_optim_sharding_type": "fully_reshardable", "dp_cp_group": policy.parallel.dp_group}
-    model = policy.model.sharded_state_dict(metadata=metadata)
-    return {"model": model, "optimizer": policy.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}
-
-
-def _optimizers(policy: Policy) -> list[Any]:
-    return list(getattr(policy.optimizer, "chained_optimizers", [policy.optimizer]))
+def sharded_state(policy: Policy) -> dict[str, Any]:
+    """What is saved and loaded: the policy's weights and optimizer state, with the place of every shard. They share its memory."""
+    model = policy.model.sharded_state_dict(metadata={"dp_cp_group": policy.parallel.dp_group})
+    return {"model": model, "optimizer": sharded_optimizer_state(policy.optimizer, model)}
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class PolicyWriter:
         self.folder = folder
         self._written = Written(policy.parallel.rank)
         with quiet(), named_errors(folder, "written"), _no_manager_process():
-            sharded, common = save_preprocess(sharded_state(policy, loading=False))
+            sharded, common = save_preprocess(sharded_state(policy))
             self._planned, self._metadata = _Plan(_FORMAT, _VERSION).async_save(sharded, folder)
             self._buckets = self._planned.write_buckets
             copy_to_host(self._buckets)
