@@ -55,7 +55,7 @@ def test_a_heterogeneous_job_trains_on_one_group_and_serves_on_the_other(idle: C
     run_dir = tmp_path / "run"
     settings = [*SHRUNKEN, "parallel.tensor=2", f"run.dir={run_dir}", "rollout.engine=vllm", "rollout.servers=1"]
     job = ["--executor=slurm-het", "--nodes=2", "--gpus-per-node=1", "--fleet-gpus-per-node=2", "--preflight=off"]
-    log = run_as_shown(idle, tmp_path, *settings, *job, timeout=150)
+    log = run_as_shown(idle, tmp_path, *settings, *job, timeout=240)
     assert "2 ranks on n1, n2, 1 servers on n3" in log
     assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [0, 1]
     assert max(line["rollout/logprob_gap"] for line in read_metrics(run_dir / "metrics.jsonl")) <= 1e-3
