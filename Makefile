@@ -1,13 +1,15 @@
 # Everything runs from the checkout's own environment, .venv; `make env` builds it from the pins in requirements/cpu.lock.
+# Only NeMo-Run has another, .venv-launch, since it conflicts with vLLM's pins: `make env-launch`, from requirements/launch.lock.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LAUNCH := .venv-launch
 PYTEST := $(BIN)/python -m pytest
 
 BENCH := build/benchmarks
 
-.PHONY: help env quickstart test test-fast bench lint docs clean
+.PHONY: help env env-launch quickstart test test-fast bench lint docs clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -20,6 +22,18 @@ $(STAMP): requirements/cpu.lock setup.py
 	@# --no-deps: the lock file is complete; it leaves out what vLLM's CPU build names but cannot load (torchvision and friends).
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+env-launch: $(LAUNCH)/.installed ## NeMo-Run's own environment, for `python -m recipes.launch`; two minutes the first time
+
+$(LAUNCH)/.installed: requirements/launch.lock
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or call make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing NeMo-Run into $(LAUNCH) (two minutes, 600 MB)"
+	$(PYTHON) -m venv $(LAUNCH)
+	@# --no-deps: the lock file is complete. There is no torch in it: whoever submits jobs needs none.
+	$(LAUNCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/launch.lock
+	@# The checkout itself, which NeMo-Run's own commands import too.
+	@$(LAUNCH)/bin/python -c 'import site; open(site.getsitepackages()[0] + "/checkout.pth", "w").write("$(CURDIR)\n")'
 	@touch $@
 
 quickstart: env ## train the tiny model end to end on the real stack, then say where the report is
@@ -51,4 +65,4 @@ docs: env ## the pages as a site under build/site, with the settings page made f
 	$(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove the environment and every cache; runs/ stays
-	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(LAUNCH) $(BENCH) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
