@@ -16,7 +16,7 @@ from megatron_entropic.config_loading import ConfigError, load_config
 from megatron_entropic.errors import ReportedError
 from recipes.nemo.home import ROOT, use_home
 from slurm.options import add_launch_options, add_train_options, container_of
-from slurm.submit import SBATCH, _launcher_flags
+from slurm.submit import SBATCH, launcher_flags
 
 EXIT_USAGE = 2
 EXECUTORS = ("local", "slurm", "slurm-het")
@@ -181,7 +181,7 @@ def _slurm(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def _launcher_words(options: argparse.Namespace) -> list[str]:
     """The options that go to slurm.launch."""
-    return _launcher_flags({**vars(options), "job": "train"})
+    return launcher_flags({**vars(options), "job": "train"})
 
 
 def _tunnel(options: argparse.Namespace) -> Any:

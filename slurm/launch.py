@@ -99,14 +99,17 @@ def _train(options: argparse.Namespace) -> int:
     code = job.run()
     interrupted = signal.SIGUSR1 in received and code != 0
     if code == EXIT_SAVED or interrupted:
-        return _requeue(options, allocation)
+        return _requeue(options, allocation, job)
     return code
 
 
-def _requeue(options: argparse.Namespace, allocation: Allocation) -> int:
+def _requeue(options: argparse.Namespace, allocation: Allocation, job: TrainJob) -> int:
     """Puts the job back into the queue, unless SLURM is ending it anyway; the exit code for when it stays ended."""
     if allocation.start >= options.max_restarts:
         _say(f"saved; not requeued: started {allocation.start + 1} times already (--max-restarts={options.max_restarts})")
+        return EXIT_SAVED
+    if not job.saved_something:  # the next start would come no further, and so on for ever
+        _say("not requeued: no step was trained and saved before the signal; give the job more --time, or a later --signal")
         return EXIT_SAVED
     state = ask("squeue", "--noheader", "--jobs", allocation.job_id, "--format=%T").strip().splitlines()
     if not state or state[0] != "RUNNING":  # cancelled, or preempted: then SLURM itself requeues it

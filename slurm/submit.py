@@ -104,7 +104,7 @@ def command(arguments: Sequence[str] | None = None) -> tuple[list[str], bool]:
     fleet = [f"--{name}={given['fleet_' + _dest(name)]}" for name in _FLEET if given.get("fleet_" + _dest(name))]
     script = {"train": "train_het.sbatch" if fleet else "train.sbatch", "convert": "convert.sbatch"}[options.job]
     what = [*options.arguments] if options.job == "convert" else [options.source, *options.overrides, *rest]
-    launcher = _launcher_flags(given)
+    launcher = launcher_flags(given)
     split = [":", *fleet] if fleet else []
     end = [*launcher, *what] if options.job == "convert" else [*what, *launcher]
     return ["sbatch", *flags, *split, str(HERE / script), *end], options.dry_run
@@ -114,7 +114,7 @@ def _dest(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _launcher_flags(given: dict[str, object]) -> list[str]:
+def launcher_flags(given: dict[str, object]) -> list[str]:
     """The launcher's options that are not at their defaults."""
     reference = argparse.ArgumentParser(add_help=False)
     add_launch_options(reference)

@@ -36,6 +36,8 @@ class TrainJob:
         self.environ = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         if options.interface:
             self.environ.update(GLOO_SOCKET_IFNAME=options.interface, NCCL_SOCKET_IFNAME=options.interface)
+        self._checkpoint: Path | None = None
+        self._checkpoint_before: str | None = None
         self._stopped = False
         self._ranks: Step | None = None
         self._speaking = threading.Lock()
@@ -49,10 +51,17 @@ class TrainJob:
         if self._ranks is not None and self._ranks.process.poll() is None:
             self._ranks.process.send_signal(signum)
 
+    @property
+    def saved_something(self) -> bool:
+        """Whether the run's latest checkpoint is another one than at the beginning of this start."""
+        return self._checkpoint is not None and _read(self._checkpoint) != self._checkpoint_before
+
     def run(self) -> int:
         """Runs the job's steps; returns the ranks' exit code. Raises ClusterError when it does not come to that."""
         self.say(f"job {self.allocation.job_id}, start {self.allocation.start + 1}, nodes {', '.join(self.allocation.nodes)}")
         run = self._describe()
+        self._checkpoint = Path(run.run_dir) / "checkpoints" / "latest"
+        self._checkpoint_before = _read(self._checkpoint)
         split = split_nodes(self.allocation, run, self.options.ranks_per_node)
         self.say(self._plan(run, split))
         if self.options.preflight != "off":
@@ -183,3 +192,7 @@ def can_bind() -> bool:
         if line.startswith("TaskPlugin ") and ("affinity" in line or "cgroup" in line):
             return True
     return False
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None

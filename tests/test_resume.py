@@ -262,3 +262,17 @@ def test_a_file_that_a_rank_wrote_elsewhere_is_missed(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     with pytest.raises(RuntimeError, match=r"__8_0\.distcp: written by a rank, not found here"):
         store.publish(store.begin(4, {}, {}), {"__8_0.distcp": {"bytes": 10, "sha256": "ab"}}, keep=2)
+
+
+def test_a_finished_run_can_be_resumed_and_goes_on_when_given_more_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    settings = (*BASE, "parallel.tensor=1", "trainer.export_hf=true", f"run.dir={folder}")
+    assert megatron_entropic("train", "quickstart", *settings, "trainer.steps=2").code == 0
+    weights = (folder / "hf" / "model.safetensors").read_bytes()
+    again = megatron_entropic("train", str(folder), "--resume")
+    assert again.code == 0, again.output
+    assert (folder / "hf" / "model.safetensors").read_bytes() == weights
+    more = megatron_entropic("train", str(folder), "trainer.steps=3", "--resume")
+    assert more.code == 0, more.output
+    assert [line["step"] for line in without_times(folder)] == [0, 1, 2]
+    assert (folder / "hf" / "model.safetensors").read_bytes() != weights

@@ -133,15 +133,16 @@ def write_hf(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    replace: bool = False,
 ) -> None:
     """Writes a Hugging Face model directory: `weights` as safetensors, everything else copied from `source_dir`.
 
     `weights` are consumed one by one; no more than `max_shard_bytes` (or one tensor) are held at a time. With `dtype` the
     tensors are cast and config.json says so; without, both stay as they are. The directory appears whole or not at all.
-    Raises FileExistsError when `out_dir` exists and is not empty.
+    Raises FileExistsError when `out_dir` exists and is not empty, unless it is the caller's own, which this one is to `replace`.
     """
     out_dir, source_dir = Path(out_dir), Path(source_dir)
-    with _directory_appearing_whole(out_dir) as building:
+    with _directory_appearing_whole(out_dir, replace) as building:
         _write_weights(building, weights, dtype, max_shard_bytes)
         copy_companions(source_dir, building, dtype)
 
@@ -155,9 +156,15 @@ def copy_companions(source_dir: Path, out_dir: Path, dtype: torch.dtype | None) 
 
 
 @contextmanager
-def _directory_appearing_whole(out_dir: Path) -> Iterator[Path]:
-    """A temporary folder beside `out_dir` that becomes it, synced to disk, when the block succeeds, and else disappears."""
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+def _directory_appearing_whole(out_dir: Path, replace: bool) -> Iterator[Path]:
+    """A temporary folder beside `out_dir` that becomes it, synced to disk, when the block succeeds, and else disappears.
+
+    With `replace`, an earlier `out_dir` goes only then, and so does what a kill left behind.
+    """
+    if replace:
+        for leftover in out_dir.parent.glob(f".{out_dir.name}.*"):
+            shutil.rmtree(leftover)
+    elif out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise FileExistsError(f"{out_dir}: exists already; remove it or choose another directory")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as holder:
@@ -166,6 +173,8 @@ def _directory_appearing_whole(out_dir: Path) -> Iterator[Path]:
         yield building
         for path in (*building.rglob("*"), building):
             _sync(path)
+        if out_dir.exists():
+            os.rename(out_dir, Path(holder) / "earlier")
         os.rename(building, out_dir)
         _sync(out_dir.parent)
 

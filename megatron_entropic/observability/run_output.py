@@ -68,10 +68,13 @@ class RunOutput:
             self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, controller, times))
 
     def export(self, policy: Policy) -> None:
-        """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks."""
+        """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks.
+
+        One is there already when a run is resumed that had come to its end.
+        """
         if not self.cfg.trainer.export_hf:
             return
         out, source = self.cfg.run_dir / "hf", self.cfg.model.hf_dir
         logger.info("writing the policy to %s", out)
         dtype = getattr(torch, self.cfg.model.dtype)
-        weights_to_rank_zero(self.parallel, policy, lambda weights: write_hf(out, weights, source, dtype=dtype))
+        weights_to_rank_zero(self.parallel, policy, lambda weights: write_hf(out, weights, source, dtype=dtype, replace=True))

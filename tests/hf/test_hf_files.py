@@ -96,6 +96,23 @@ def test_a_change_of_dtype_is_written_to_the_config(hf_dir: Path, tmp_path: Path
     assert all(torch.equal(written[name], tensor.bfloat16()) for name, tensor in weights)
 
 
+def test_an_earlier_directory_is_replaced_only_when_told_to_and_only_by_a_whole_one(hf_dir: Path, tmp_path: Path) -> None:
+    out = copy(hf_dir, tmp_path / "hf")
+    (tmp_path / ".hf.killed").mkdir()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def failing() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "a", torch.zeros(8)
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_hf(out, failing(), hf_dir, replace=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    write_hf(out, [("a", torch.ones(8))], hf_dir, replace=True)
+    assert torch.equal(load_file(out / "model.safetensors")["a"], torch.ones(8))
+    assert [path.name for path in tmp_path.glob(".hf.*")] == []
+
+
 def test_a_failure_half_way_leaves_nothing_behind(hf_dir: Path, tmp_path: Path) -> None:
     def failing() -> Iterator[tuple[str, torch.Tensor]]:
         yield "a", torch.zeros(8)

@@ -102,3 +102,15 @@ def test_a_run_saves_before_its_time_limit_and_goes_on(idle: Cluster, tmp_path: 
     assert steps == list(range(len(steps)))
     assert saved > 0
     assert [submitted.output.count(f"step {step}/100000 ") for step in range(1, saved + 2)] == [1] * (saved + 1)
+
+
+def test_a_start_that_saved_nothing_is_not_requeued(idle: Cluster, tmp_path: Path) -> None:
+    """As with a time limit shorter than the signal's lead: the job would be requeued for ever."""
+    settings = ["quickstart", "parallel.tensor=1", "rollout.engine=local", "--preflight=off", f"run.dir={tmp_path / 'run'}"]
+    submitted = job(idle, tmp_path, "train.sbatch", "--nodes=1", *settings)
+    submitted.wait_until(lambda: "start 1, nodes" in submitted.output, 60)
+    idle.slurm("scancel", "--batch", "--signal=USR1", submitted.job_id)
+    submitted.wait(120)
+    assert "not requeued: no step was trained and saved before the signal" in submitted.output
+    assert submitted.restarts == 0
+    assert submitted.state == "FAILED"
