@@ -21,7 +21,7 @@ from typing import Any
 
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.manifest import MANIFEST, Fingerprint, files_below, fingerprint, write_manifest
-from megatron_entropic.whole_file import write_whole
+from megatron_entropic.whole_file import to_disk, write_whole
 
 STATE, LATEST = "state.json", "latest"
 POLICY, COMPANIONS = "policy", "hf"
@@ -70,12 +70,12 @@ class CheckpointStore:
         write_manifest(partial, known)
         ours = [path for name, path in files_below(partial).items() if name not in known]
         for path in [*ours, partial / MANIFEST, partial / POLICY, partial / COMPANIONS, partial]:
-            _sync(path)
+            to_disk(path)
         final = self.folder / partial.name.removeprefix(".").removesuffix(".partial")
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
-        _sync(self.folder)
+        to_disk(self.folder)
         self.point_to(final.name)
         for old in self.before(final.name)[keep - 1 :] if keep else []:
             shutil.rmtree(self.folder / old)
@@ -85,7 +85,7 @@ class CheckpointStore:
         """Makes `name` the latest checkpoint."""
         content = f"{name} {fingerprint(self.folder / name / MANIFEST)['sha256']}\n"
         write_whole(self.folder / LATEST, content.encode())
-        _sync(self.folder)
+        to_disk(self.folder)
 
     def discard(self, partial: Path) -> None:
         """Removes a checkpoint that could not be written, as far as that is possible: the disk may be full, or read-only."""
@@ -137,11 +137,3 @@ def step_of(name: str) -> int:
 def _size(path: Path) -> int:
     """Size in bytes; -1 when it is not there."""
     return path.stat().st_size if path.is_file() else -1
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and to the disk."""
 
 import os
 from pathlib import Path
@@ -14,3 +14,12 @@ def write_whole(path: Path, content: bytes) -> Path:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     return path
+
+
+def to_disk(path: Path) -> None:
+    """Brings a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -19,6 +19,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from megatron_entropic.hf.headers import CheckpointError
+from megatron_entropic.whole_file import to_disk
 
 JOURNAL = "journal.jsonl"
 
@@ -103,12 +104,12 @@ class OutputDirectory:
         """Removes the journal, syncs, and gives the directory its name."""
         (self.folder / JOURNAL).unlink()
         for path in sorted(self.folder.rglob("*"), reverse=True):
-            _sync(path)
-        _sync(self.folder)
+            to_disk(path)
+        to_disk(self.folder)
         if self.out.exists():
             self.out.rmdir()  # empty, as checked
         os.replace(self.folder, self.out)
-        _sync(self.out.parent)
+        to_disk(self.out.parent)
         return self.out
 
     def _write(self, job: Job, progress: Callable[[int], object]) -> dict[str, Any]:
@@ -158,11 +159,3 @@ class OutputDirectory:
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

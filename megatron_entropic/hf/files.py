@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megatron_entropic.hf.directory import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, companion_files, weight_files
 from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError, TensorHeader, read_header
+from megatron_entropic.whole_file import to_disk
 
 DEFAULT_SHARD_BYTES = 5 * 2**30
 DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_NAMES.items()}
@@ -172,19 +173,11 @@ def _directory_appearing_whole(out_dir: Path, replace: bool) -> Iterator[Path]:
         building.mkdir()
         yield building
         for path in (*building.rglob("*"), building):
-            _sync(path)
+            to_disk(path)
         if out_dir.exists():
             os.rename(out_dir, Path(holder) / "earlier")
         os.rename(building, out_dir)
-        _sync(out_dir.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        to_disk(out_dir.parent)
 
 
 def _write_weights(out_dir: Path, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, max_shard_bytes: int) -> None:
