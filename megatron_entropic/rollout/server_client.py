@@ -3,6 +3,7 @@
 import contextlib
 import re
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ _ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b|\berror: ")
 _PREFIX = re.compile(r"^(\(\S+ pid=\d+\) )?((ERROR|INFO|WARNING) [\d-]+ [\d:]+ \[\S+\] )?")
 
 
-class ServerClient:
+class ServerClient(ABC):
     """Server number `index` of a run at `url`, reached with `key`; it logs to `log_path`. Who owns its process: subclasses."""
 
     def __init__(self, index: int, url: str, key: str, log_path: Path) -> None:
@@ -47,15 +48,15 @@ class ServerClient:
             self._client = httpx.Client(base_url=self.url, headers=self.headers, trust_env=False)
         return self._client
 
+    @abstractmethod
     def exit_code(self) -> int | None:
         """The exit code (negative: a signal), or None while running as far as is known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self) -> str:
         """Where its process is, for errors."""
-        raise NotImplementedError
 
-    def terminate(self) -> None:
+    def terminate(self) -> None:  # noqa: B027 - nothing to do where it is another's
         """Asks the server to end, if it is this process's to end."""
 
     def close(self) -> None:
