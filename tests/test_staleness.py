@@ -77,8 +77,7 @@ def test_two_tensor_ranks_train_the_same(stale: tuple[int, Path, list[dict[str, 
     for line, expected_line in zip(metrics, expected, strict=True):
         gap, expected_gap = line.pop("rollout/logprob_gap"), expected_line["rollout/logprob_gap"]
         assert gap == pytest.approx(expected_gap, abs=1e-5)  # a difference of log-probs of several nats each
-        for name, value in line.items():  # the plant's estimates divide differences of entropies: their roundings are larger
-            assert value == pytest.approx(expected_line[name], rel=1e-4 if "plant_" in name else 1e-5, abs=2e-6), name
+        assert line == pytest.approx({name: expected_line[name] for name in line}, rel=1e-5, abs=2e-6)
 
 
 def test_a_replay_of_a_stale_run_is_that_run(stale: tuple[int, Path, list[dict[str, Any]]], tmp_path: Path) -> None:
