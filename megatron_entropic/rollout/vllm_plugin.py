@@ -7,14 +7,14 @@ worker through `--worker-extension-cls` and in the front end through `--middlewa
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-from torch import Tensor
+from torch import Tensor, nn
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
@@ -53,11 +53,14 @@ def _digest(key: bytes) -> bytes:
 
 
 class ReceivedModel:
-    """Stands before a model during an update: checksums what arrives, loads it, and remembers which parameters it filled."""
+    """Stands before a model during an update: checksums what arrives, loads it, and remembers which parameters it filled.
 
-    def __init__(self, model: Any) -> None:
+    The keys of `tied` are parameters that no update contains, because they are others of the model.
+    """
+
+    def __init__(self, model: Any, tied: Mapping[str, str]) -> None:
         self.model = model
-        self.expected = {name for name, _ in model.named_parameters()}
+        self.expected = {name for name, _ in model.named_parameters()} - tied.keys()
         self.filled: set[str] = set()
         self.checksum = WeightsChecksum()
 
@@ -73,6 +76,29 @@ class ReceivedModel:
         if missing:
             raise RuntimeError(f"the weight update did not contain {len(missing)} parameters of the model, e.g. {missing[:3]}")
         return self.checksum.hexdigest()
+
+
+def tied_parameters(model: nn.Module) -> dict[str, str]:
+    """The names under which `model` holds a parameter once more, each with the first name of that parameter.
+
+    With tied embeddings: lm_head.weight. To be asked before an update begins: layerwise reload gives every layer its own.
+    """
+    first_names: dict[nn.Parameter, str] = {}
+    names = {name: first_names.setdefault(parameter, name) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {name: first for name, first in names.items() if name != first}
+
+
+def renew_tied_layers(model: nn.Module, tied: Mapping[str, str]) -> None:
+    """Has each layer that holds another's parameter process the values that an update gave it. Raises RuntimeError if it lost it.
+
+    vLLM 0.32 processes a layer when its own weights are loaded. On a CPU an output layer computes with a packed copy: without
+    this a tied one would go on with the copy of the weights of before.
+    """
+    for name, first in tied.items():
+        if model.get_parameter(name) is not model.get_parameter(first):
+            raise RuntimeError(f"the weight update separated {name} from {first}, to which it is tied")
+        layer: Any = model.get_submodule(name.rpartition(".")[0])
+        layer.quant_method.process_weights_after_loading(layer)
 
 
 def forget_packed_experts(model: Any) -> None:
@@ -93,6 +119,7 @@ class CheckedUpdates:
 
     model: Any
     model_config: Any
+    tied: Mapping[str, str]
     received: ReceivedModel | None = None
     checksum: str = "initial"
 
@@ -101,14 +128,16 @@ class CheckedUpdates:
 
         self.checksum = "incomplete"
         forget_packed_experts(self.model)
+        self.tied = tied_parameters(self.model)
         initialize_layerwise_reload(self.model)
-        self.received = ReceivedModel(self.model)
+        self.received = ReceivedModel(self.model, self.tied)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         assert self.received is not None
         finalize_layerwise_reload(self.model, self.model_config)
+        renew_tied_layers(self.model, self.tied)
         self.checksum = self.received.finish()
         self.received = None
 

@@ -27,13 +27,33 @@ def test_an_update_that_leaves_a_parameter_untouched_is_refused() -> None:
     from megatron_entropic.rollout.vllm_plugin import ReceivedModel
 
     a, b, c = (("a", torch.ones(1)), ("b", torch.ones(1)), ("c", torch.ones(1)))
-    received = ReceivedModel(FusedModel())
+    received = ReceivedModel(FusedModel(), tied={})
     received.load_weights([a])
     received.load_weights([b])
     with pytest.raises(RuntimeError, match=r"1 parameters of the model, e\.g\. \['c'\]"):
         received.finish()
     received.load_weights([c])
     assert received.finish() == weights_checksum([a, b, c])
+
+
+class TiedModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(3, 2)
+        self.head = nn.Linear(2, 3, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_a_tied_parameter_is_not_missed_but_must_stay_tied() -> None:
+    from megatron_entropic.rollout.vllm_plugin import ReceivedModel, renew_tied_layers, tied_parameters
+
+    model = TiedModel()
+    tied = tied_parameters(model)
+    assert tied == {"head.weight": "embedding.weight"}
+    model.head.weight = nn.Parameter(torch.zeros(3, 2))
+    assert ReceivedModel(model, tied).expected == {"embedding.weight"}
+    with pytest.raises(RuntimeError, match=r"separated head\.weight from embedding\.weight"):
+        renew_tied_layers(model, tied)
 
 
 def test_backends_are_registered_once_and_importable_twice() -> None:
