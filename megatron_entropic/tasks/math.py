@@ -1,17 +1,16 @@
 r"""Mathematics from a file: problems with one known answer, which a response gives in its last \boxed{...}.
 
-`task.options`: `path`, a JSON Lines file of {"prompt": text, "answer": text} (LaTeX or a plain number; further fields are
-ignored), and `prompt_template`, in which {prompt} is replaced (other braces are text). Every epoch goes through the whole file
-in an order of its own.
+`task.options`: `path`, a JSON Lines file of prompts and answers (rows.py: fields of other names are recognised, or named by
+`prompt_field` and `answer_field`; an answer is LaTeX or a number, or a text that ends in one), and `prompt_template`, in which
+{prompt} is replaced (other braces are text). Every epoch goes through the whole file in an order of its own.
 
 An answer that is the known one letter for letter (but for spaces and $) is right; whether another means the same is for
 math-verify to say, in a process of its own (math_checker.py): \frac12 is 0.5. The package is needed when the task is made.
 """
 
-import json
 import random
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from megatron_entropic.tasks.math_checker import MathChecker
 from megatron_entropic.tasks.options import refuse_unknown, text
+from megatron_entropic.tasks.rows import DataFile, read_rows
 from megatron_entropic.tasks.task import Problem
 
 TEMPLATE = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
@@ -26,23 +26,16 @@ TEMPLATE = "{prompt}\nPlease reason step by step, and put your final answer with
 _LONGEST_ANSWER = 1000
 """Characters; a longer answer scores 0."""
 _BOX = "\\boxed{"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the file."""
-
-    number: int
-    prompt: str
-    answer: str
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+"""Commas that group digits, as GSM8K writes them: 1,234."""
 
 
 class Math:
     """The task (task.py says what a task promises). Problem i of seed s depends on (s, i, the file) alone."""
 
-    def __init__(self, path: Path, lines: list[Line], template: str, seed: int) -> None:
-        self._path = path
-        self._lines = lines
+    def __init__(self, file: DataFile, template: str, seed: int) -> None:
+        self.file = file
+        self._lines = file.rows
         self._template = template
         self._seed = seed
         self._order = lru_cache(maxsize=2)(self._shuffled)
@@ -54,8 +47,8 @@ class Math:
         if index < 0:
             raise ValueError(f"problem index {index}: must be >= 0")
         epoch, place = divmod(index, len(self._lines))
-        line = self._lines[self._order(epoch)[place]]
-        return Problem(self._template.replace("{prompt}", line.prompt), data={"answer": line.answer, "line": line.number})
+        row = self._lines[self._order(epoch)[place]]
+        return Problem(self._template.replace("{prompt}", row.prompt), data={"answer": row.answer, "line": row.number})
 
     def score(self, problem: Problem, response: str) -> float:
         """1.0 when the last \\boxed{...} of `response` means the problem's answer; 0.0 for anything else, and for no box.
@@ -69,7 +62,7 @@ class Math:
             return 1.0
         same = self._means_the_same(known, answer)
         if same is None:
-            raise ValueError(f"{self._path}, line {problem.data['line']}: math-verify cannot read the answer {known!r}")
+            raise ValueError(f"{self.file.path}, line {problem.data['line']}: math-verify cannot read the answer {known!r}")
         return float(same)
 
     def _shuffled(self, epoch: int) -> list[int]:
@@ -92,36 +85,28 @@ def boxed(response: str) -> str | None:
     return None
 
 
+def known_answer(text: str) -> str:
+    r"""The final answer that the text of a data set's answer holds: what follows the last ####, else the last \boxed{...}, else all."""
+    _, marked, after = text.rpartition("####")
+    if marked:
+        return _THOUSANDS.sub("", after.strip())
+    inside = boxed(text)
+    return text if inside is None else inside
+
+
 def _plain(answer: str) -> str:
     return "".join(answer.replace("$", "").split())
 
 
 def make_math(options: Mapping[str, Any], seed: int) -> Math:
     """The task from `task.options`. Raises ValueError naming the option, or the file and line, that is wrong."""
-    refuse_unknown("math", options, ("path", "prompt_template"))
+    refuse_unknown("math", options, ("path", "prompt_template", "prompt_field", "answer_field"))
     template = text(options, "prompt_template", TEMPLATE)
     if "{prompt}" not in template:
         raise ValueError(f"task.options.prompt_template={template!r}: must contain {{prompt}}")
-    path = Path(text(options, "path", ""))
-    if not path.is_file():
-        raise ValueError(f"task.options.path={str(path)!r}: no such file; it must be JSON Lines of prompt and answer")
-    task = Math(path, _read(path), template, seed)
+    fields = {name: text(options, name, "") for name in ("prompt_field", "answer_field")}
+    if not (path := text(options, "path", "")):
+        raise ValueError("task.options.path: needed: a JSON Lines file of problems with their answers")
+    task = Math(read_rows(Path(path), **fields, known_answer=known_answer), template, seed)
     task._checker.start()
     return task
-
-
-def _read(path: Path) -> list[Line]:
-    lines = []
-    contents = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would also cut at U+2028 and the like
-    for number, content in enumerate(contents if contents != [""] else [], start=1):
-        try:
-            values = json.loads(content)
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"{path}, line {number}: not valid JSON: {problem}") from problem
-        for field in ("prompt", "answer"):
-            if not isinstance(values, dict) or not isinstance(values.get(field), str) or not values[field].strip():
-                raise ValueError(f"{path}, line {number}: field {field} must be text and not empty")
-        lines.append(Line(number, values["prompt"], values["answer"]))
-    if not lines:
-        raise ValueError(f"{path}: holds no problems")
-    return lines
