@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LAUNCH := .venv-launch
 PYTEST := $(BIN)/python -m pytest
+# Workers that share the tests; 0 runs them in one process. Groups that must not run side by side: tests/conftest.py.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 BENCH := build/benchmarks
 
@@ -40,10 +43,10 @@ quickstart: env ## train the tiny model end to end on the real stack, then say w
 	$(BIN)/megatron-entropic train quickstart --overwrite
 
 test: env ## the whole suite, with real vLLM servers
-	$(PYTEST) tests
+	$(PYTEST) tests $(PARALLEL)
 
 test-fast: env ## the part that needs no servers and no patience
-	$(PYTEST) tests -m "not slow and not vllm"
+	$(PYTEST) tests $(PARALLEL) -m "not slow and not vllm"
 
 bench: $(BENCH)/.installed ## token statistics beside verl, Liger-Kernel and Megatron-Core
 	PYTHONPATH=$(BENCH) $(BIN)/python -m benchmarks.token_statistics --repeats 3 --json $(BENCH)/token_statistics.json

@@ -3,13 +3,43 @@
 import os
 import random
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
-SEED = os.environ.setdefault("MEGATRON_ENTROPIC_SEED", str(random.randrange(10**6)))
+SEED = os.environ.setdefault("MEGATRON_ENTROPIC_SEED", str(random.randrange(10**6)))  # workers inherit it
 
 
 def pytest_report_header() -> str:
     """Shown by every run, also by those that pass."""
     return f"fault campaign: MEGATRON_ENTROPIC_SEED={SEED} repeats its draws"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts every test in a group for pytest-xdist's `--dist loadgroup`: a group's tests run in one worker, one after the other.
+
+    In a worker, groups also start with the longest, so that the short ones even out the end. Without workers nothing moves.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: _place(str(item.get_closest_marker("xdist_group").args[0]), item.path in slow))  # type: ignore[union-attr]
+
+
+def _group(item: pytest.Item) -> str:
+    """`vllm` for what starts servers, which take every core; `slurm` for what shares the cluster; else the file, for its fixtures."""
+    if "slurm" in item.path.parent.parts:
+        return "slurm"
+    return "vllm" if item.get_closest_marker("vllm") else item.nodeid.partition("::")[0]
+
+
+def _place(group: str, slow: bool) -> int:
+    if group == "vllm":
+        return 0
+    if group == "slurm":  # not beside the servers of `vllm` from the start, and not so late that one worker waits for it
+        return 2
+    return 1 if slow else 3
