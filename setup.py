@@ -31,11 +31,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["megatron_entropic*", "recipes*", "checkpoint_tools*", "slurm*"]),
+    packages=[*find_packages(include=["megatron_entropic*", "recipes*", "checkpoint_tools*", "slurm*"]), "megatron_entropic.models"],
+    package_dir={"megatron_entropic.models": "models"},  # a wheel has no folder beside the packages
     package_data={
         "megatron_entropic": ["py.typed"],
         "megatron_entropic.observability": ["*.html.j2"],
-        "slurm": ["*.sbatch"],
+        "megatron_entropic.models": ["*/*"],
+        "slurm": ["*.sbatch", "environment.sh"],
         "recipes": ["architectures/*/config.json"],
     },
     install_requires=CORE,

@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | plan | serve | target | evaluate | report | doctor | settings`."""
+"""The command line: `megatron-entropic train | plan | serve | target | evaluate | report | doctor | slurm-files | settings`."""
 
 import argparse
 import logging
@@ -14,11 +14,12 @@ from megatron_entropic.config_control import PRESETS
 from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config, to_dict
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
-from megatron_entropic.machine_commands import add_doctor, add_serve
+from megatron_entropic.machine_commands import add_doctor, add_serve, add_slurm_files
 from megatron_entropic.planning.command import add_plan_command
 from megatron_entropic.settings_difference import differences, refuse
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
 from megatron_entropic.stop_signal import EXIT_STOPPED
+from megatron_entropic.system.shipped_files import version_text
 from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
 
 EXIT_USAGE = 2
@@ -38,13 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options and overrides may stand in any order (argparse alone takes no override after an option)."""
     parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help()
+        parser.exit()
     options, rest = parser.parse_known_args(arguments)
     takes_overrides = hasattr(options, "overrides")
     if unknown := [argument for argument in rest if argument.startswith("-") or not takes_overrides]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown) if takes_overrides else ''}")
     if takes_overrides:
         options.overrides += rest
     return options
+
+
+def _hint(unknown: Sequence[str]) -> str:
+    """What to write for a setting that was given as an option."""
+    settings = [argument.lstrip("-") for argument in unknown if "." in argument.partition("=")[0]]
+    return f"; settings have no dashes and one '=': {' '.join(s if '=' in s else f'{s}=VALUE' for s in settings)}" if settings else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         description="RL training of language models whose entropy stays where you want it.",
         epilog="Start with: megatron-entropic train quickstart",
     )
+    parser.add_argument("--version", action="version", version=version_text(), help="show the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -119,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     add_doctor(commands)
+    add_slurm_files(commands)
 
     settings = commands.add_parser("settings", allow_abbrev=False, help="list every setting with its default and meaning")
     settings.add_argument("section", nargs="?", help="only this section, for example control")

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.system.shipped_files import find_model
 from megatron_entropic.whole_file import write_whole
 
 _ADAPTER = TypeAdapter(Config)
@@ -49,6 +50,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     settings = to_dict(_read_yaml(Path(source)) if is_yaml else _recipe_config(str(source)))
     for override in overrides:
         _apply_override(settings, override)
+    if isinstance(path := settings["model"]["hf_path"], str):
+        settings["model"]["hf_path"] = str(find_model(Path(path)))
     return from_dict(settings, origin=str(source))
 
 
@@ -149,7 +152,9 @@ def _explain(problem: Any) -> str:
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not close and "." in name:
+    if beginning := [candidate for candidate in names if candidate.startswith(f"{name}_")]:
+        close = beginning[:1]  # control.target is control.target_entropy, though control.target_unit is nearer by its letters
+    elif not close and "." in name:
         last = name.rsplit(".", 1)[1]
         close = [candidate for candidate in names if candidate.rsplit(".", 1)[1] == last][:1]
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""`megatron-entropic serve` and `doctor`: what is asked of a machine, not of a run."""
+"""`megatron-entropic serve`, `doctor` and `slurm-files`: what is asked of a machine, not of a run."""
 
 import argparse
 import dataclasses
@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import ConfigError, load_config
+from megatron_entropic.system.shipped_files import slurm_folder
 
 
 def add_serve(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -42,6 +43,24 @@ def add_doctor(commands: "argparse._SubParsersAction[Any]") -> None:
     doctor.add_argument("source", nargs="?", metavar="RECIPE", help="also look at this run's model and folder")
     doctor.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
     doctor.set_defaults(command=_doctor)
+
+
+def add_slurm_files(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Adds the command `slurm-files`."""
+    files = commands.add_parser(
+        "slurm-files",
+        allow_abbrev=False,
+        help="print the folder of the sbatch files",
+        description="Prints the folder with train.sbatch, train_het.sbatch and convert.sbatch, in a checkout or installed.",
+        epilog='Example: sbatch --nodes=3 "$(megatron-entropic slurm-files)/train.sbatch" quickstart',
+    )
+    files.set_defaults(command=_slurm_files)
+
+
+def _slurm_files(_: argparse.Namespace) -> int:
+    """Prints where the sbatch files lie."""
+    print(slurm_folder())
+    return 0
 
 
 def _serve(options: argparse.Namespace) -> int:

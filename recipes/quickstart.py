@@ -1,7 +1,5 @@
 """The tiny model on `decompose` under EntroPIC: the whole stack on two CPU cores in a few minutes."""
 
-from pathlib import Path
-
 from megatron_entropic.config import (
     BatchConfig,
     Config,
@@ -14,8 +12,9 @@ from megatron_entropic.config import (
     TaskConfig,
     TrainerConfig,
 )
+from megatron_entropic.system.shipped_files import models_folder
 
-TINY_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-decompose"
+TINY_MODEL = models_folder() / "tiny-decompose"
 
 
 def quickstart() -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 KINDS = ("none", "pyxis", "apptainer")
 
@@ -37,5 +38,7 @@ class Container:
         return ["apptainer", "exec", *(["--nv"] if self.gpus else []), *binds, "--pwd", os.getcwd(), self.image, *command]
 
     def _mounts(self) -> list[str]:
-        """The folder the job was submitted from is always there, under its own path."""
-        return list(dict.fromkeys([os.getcwd(), *self.mounts]))
+        """The folder the job was submitted from, and the checkout where that is another, are always there, under their own paths."""
+        checkout = str(Path(__file__).resolve().parent.parent)
+        imported_from = os.environ.get("PYTHONPATH", "").split(":")  # an installed package is not: the image has its own
+        return list(dict.fromkeys([os.getcwd(), *([checkout] if checkout in imported_from else []), *self.mounts]))

@@ -1,12 +1,16 @@
 """The command line: options and overrides in any order, typos refused, presets listed."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
 from megatron_entropic import cli
 from megatron_entropic.config_control import PRESETS
+from megatron_entropic.config_loading import load_config
+from megatron_entropic.planning.cluster import gigabytes
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
+from megatron_entropic.system.shipped_files import models_folder
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> argparse.Namespace:
@@ -54,6 +58,10 @@ def test_evaluate_takes_overrides_after_options(monkeypatch: pytest.MonkeyPatch)
         (["train"], "arguments are required: RECIPE"),
         (["train", "quickstart", "--overwrite", "trainer.step=5"], "did you mean 'trainer.steps'"),
         (["train", "quickstart", "--overwrite", "5"], "override '5' has no '='"),
+        (["train", "quickstart", "--trainer.steps=5"], "settings have no dashes and one '=': trainer.steps=5"),
+        (["evaluate", "MODEL", "--rollout.engine", "local"], "rollout.engine=VALUE"),
+        (["train", "quickstart", "control.target=0.8"], "did you mean 'control.target_entropy'"),
+        (["plan", "quickstart", "--gpu-memory", "much"], "'much' is no size; write GB as in 80 or 80GB"),
     ],
 )
 def test_typos_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -73,3 +81,23 @@ def test_presets_are_listed_wherever_settings_are(capsys: pytest.CaptureFixture[
             assert f"control.preset={name}" in page
             assert all(f"{field}={value}" in page for field, value in settings.items())
     assert "control.preset" not in settings_reference("rollout")
+
+
+def test_the_bare_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code in (None, 0)
+    assert "Start with: megatron-entropic train quickstart" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "size"), [("80", 80.0), ("80GB", 80.0), ("79.6 GiB", 79.6), ("40960MiB", 40.0), ("0.5t", 512.0)])
+def test_sizes_may_have_units(text: str, size: float) -> None:
+    assert gigabytes(text) == size
+
+
+def test_a_shipped_model_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("quickstart", ["model.hf_path=models/tiny-addition"]).model.hf_path == models_folder() / "tiny-addition"
+    assert load_config("quickstart", ["model.hf_path=models/mine"]).model.hf_path == Path("models/mine")
+    (tmp_path / "models" / "tiny-addition").mkdir(parents=True)  # a folder of that name that is there is the one that is meant
+    assert load_config("quickstart", ["model.hf_path=models/tiny-addition"]).model.hf_path == Path("models/tiny-addition")

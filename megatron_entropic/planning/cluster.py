@@ -1,6 +1,8 @@
 """The machines a run is planned for, and everything the estimates assume about them: named, printed and overridable."""
 
+import argparse
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -96,6 +98,17 @@ class Assumptions:
                 raise ValueError(f"--assume {setting}: the value must be a number above 0")
             changes[name] = value
         return cls(**changes)
+
+
+def gigabytes(text: str) -> float:
+    """A size such as 80, 80GB, 80 GiB or 81920MiB, in GB of 2^30 bytes, as the prefixes are meant everywhere here.
+
+    Raises ArgumentTypeError, which argparse shows with the option's name.
+    """
+    matched = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([MGT])?(?:i?B)?\s*", text, flags=re.IGNORECASE)
+    if matched is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write GB as in 80 or 80GB")
+    return float(matched[1]) * {"M": 2**-10, "G": 1.0, "T": 2.0**10}[(matched[2] or "G").upper()]
 
 
 def cluster_of(*, gpu: str, memory_gb: float | None, gpus: int | None, nodes: int | None, gpus_per_node: int, needed: int) -> Cluster:

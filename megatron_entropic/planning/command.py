@@ -10,7 +10,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.config_loading import ConfigError, load_config
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
-from megatron_entropic.planning.cluster import GPUS, Assumptions, cluster_of
+from megatron_entropic.planning.cluster import GPUS, Assumptions, cluster_of, gigabytes
 from megatron_entropic.planning.layouts import Candidate, Site, gpus_used, search
 from megatron_entropic.planning.report import assumption_texts, plan_report
 
@@ -35,7 +35,7 @@ def add_plan_command(commands: Any) -> None:
     plan.add_argument("--nodes", type=int, metavar="N", help="the same as --gpus, in whole nodes")
     plan.add_argument("--gpus-per-node", type=int, default=GPUS_PER_NODE, metavar="N", help="default: %(default)s")
     plan.add_argument("--gpu", default="h100", metavar="KIND", help=f"{', '.join(GPUS)} (default: %(default)s)")
-    plan.add_argument("--gpu-memory", type=float, metavar="GB", help="memory of a GPU, instead of its data sheet's")
+    plan.add_argument("--gpu-memory", type=gigabytes, metavar="GB", help="memory of a GPU (80 or 80GB) instead of its data sheet's")
     plan.add_argument("--assume", nargs="+", default=[], metavar="NAME=VALUE", help="change assumptions; the list is below")
     plan.add_argument("--top", type=int, default=8, metavar="N", help="layouts to list (default: %(default)s)")
     plan.set_defaults(command=_plan)

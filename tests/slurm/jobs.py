@@ -103,7 +103,7 @@ def job(cluster: Cluster, folder: Path, script: str, *arguments: str, **environ:
         str(ROOT / "slurm" / script),
         *arguments[split:],
     ]
-    variables = {"ENTROPIC_ROOT": str(ROOT), "ENTROPIC_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    variables = {"ENTROPIC_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}  # the script finds the checkout itself
     done = subprocess.run(
         command, cwd=folder, env={**cluster.environ, **variables, **environ}, capture_output=True, text=True, timeout=30, check=False
     )

@@ -1,0 +1,1 @@
+"""What belongs to the machine and the installation, not to a run."""
