@@ -202,6 +202,34 @@ class TaskConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RewardConfig:
+    """How answers are verified: in processes beside generation, each answer within limits. docs/rewards.md."""
+
+    workers: int = Field(default=0, ge=0, description="verifier processes at most; 0: a quarter of the processor cores, 2 to 16")
+    cpu_limit_s: float = Field(default=5.0, gt=0, description="CPU seconds of one answer's verification; beyond, the answer scores 0")
+    wall_limit_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="the same in wall-clock seconds, for verifiers that wait instead of computing; far above cpu_limit_s, so that "
+        "rewards do not depend on how busy the machine is",
+    )
+    memory_gb: float = Field(default=4.0, gt=0, description="address space of a verifier process, GiB; beyond, the answer scores 0")
+    on_failure: Literal["zero", "stop"] = Field(
+        default="zero",
+        description="when a verifier raises, dies or returns no score: score 0, count it in reward/failures and warn; or stop the run",
+    )
+
+    @model_validator(mode="after")
+    def _wall_clock_is_the_backstop(self) -> "RewardConfig":
+        if self.wall_limit_s < self.cpu_limit_s:
+            raise ValueError(
+                f"reward.wall_limit_s={self.wall_limit_s:g} is below reward.cpu_limit_s={self.cpu_limit_s:g}, which it would hide; "
+                "raise it or lower the other"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
 class TrainerConfig:
     """The loop."""
 
@@ -238,6 +266,7 @@ class Config:
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_entropic.errors import ReportedError
 
-FREE_TO_CHANGE = ("parallel", "checkpoint", "rollout", "control", "algorithm", "optimizer", "trainer")
+FREE_TO_CHANGE = ("parallel", "checkpoint", "rollout", "control", "algorithm", "optimizer", "trainer", "reward")
 """Sections whose settings may be others on resume."""
 FIXED = ("control.kind", "rollout.max_staleness", "trainer.seed")
 """Settings of those sections that may not: the saved state, or the rest of the run, would not fit."""

@@ -41,7 +41,7 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False) -> N
                 updates = list(update_policy(cfg, policy, controller, batch, target_file.poll(controller)))
             with output.time("sync"):
                 source.sync_weights(policy, version=step + 1)
-            output.record(step, rollouts, rewards, updates, controller)
+            output.record(step, rollouts, rewards, updates, controller, source.score_metrics(step))
             check_sampler(cfg, parallel, step, updates)
             with output.time("checkpoint"):
                 checkpointer.save(step + 1, policy, controller)

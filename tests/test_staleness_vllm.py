@@ -18,7 +18,7 @@ from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.rollout.fleet import VLLMFleet
 from megatron_entropic.rollout.recording import read_rollouts, recorded_steps
 from megatron_entropic.rollout.shared_engine import RankZeroError
-from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import Finished, Prompt, Rollout, RolloutError
 from tests.distributed import run_ranks
 from tests.rollout.vllm_world import becomes_true, group_members
 
@@ -59,10 +59,12 @@ def watch_generation(fleets: list[VLLMFleet], before: Callable[[int], object] = 
     """Notes every generation of this process's fleet, and the fleet itself."""
     watched = Watched(VLLMFleet.generate, before)
 
-    def generate(self: VLLMFleet, prompts: Sequence[Prompt], samples_per_prompt: int) -> list[Rollout]:
+    def generate(
+        self: VLLMFleet, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None
+    ) -> list[Rollout]:
         if not fleets:
             fleets.append(self)
-        return watched(self, prompts, samples_per_prompt)  # type: ignore[no-any-return]
+        return watched(self, prompts, samples_per_prompt, finished)  # type: ignore[no-any-return]
 
     VLLMFleet.generate = generate  # type: ignore[method-assign]
     return watched

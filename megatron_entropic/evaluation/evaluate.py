@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_entropic.config import Config
 from megatron_entropic.evaluation.scores import avg_at_k, distinct_share, pass_at_k
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
+from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.source import make_engine
 from megatron_entropic.tasks import make_task
 from megatron_entropic.whole_file import write_whole
@@ -53,7 +54,8 @@ def evaluate(cfg: Config, prompts: int) -> Evaluation:
     Raises RolloutError, or ValueError naming what cannot be evaluated.
     """
     samples = cfg.batch.samples_per_prompt
-    task = make_task(cfg.task, cfg.trainer.seed + SEED_OFFSET)
+    seed = cfg.trainer.seed + SEED_OFFSET
+    task = make_task(cfg.task, seed)
     stream = PromptStream(task, load_tokenizer(cfg.model.hf_dir), prompts_per_step=prompts, chat_template=cfg.task.chat_template)
     asked, problems = stream.step(0)
     engine = make_engine(cfg)
@@ -62,9 +64,14 @@ def evaluate(cfg: Config, prompts: int) -> Evaluation:
         rollouts = engine.generate(asked, samples)
     finally:
         engine.close()
+    scorer = Scorer(task, cfg.task, seed, cfg.reward)
+    try:
+        scores = scorer.finish(0, rollouts, problems)
+    finally:
+        scorer.close()
+    rewards_PS = [scores.rewards[start : start + samples] for start in range(0, len(rollouts), samples)]
     groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
     texts_PS = [[rollout.text for rollout in group] for group in groups]
-    rewards_PS = [[task.score(problems[rollout.prompt_index], rollout.text) for rollout in group] for group in groups]
     tokens = sum(len(rollout.response_ids) for rollout in rollouts)
     return Evaluation(
         model=str(cfg.model.hf_dir),

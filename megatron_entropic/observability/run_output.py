@@ -1,7 +1,7 @@
 """Everything a run writes while it trains, apart from its rollouts: metrics, trackers, progress, and the final model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import torch
@@ -61,11 +61,12 @@ class RunOutput:
         rewards: Sequence[float],
         updates: Sequence[UpdateStats],
         controller: Controller,
+        scoring: Mapping[str, float],
     ) -> None:
-        """Writes the metrics of a finished step."""
+        """Writes the metrics of a finished step; `scoring` holds those of its verification."""
         times = self.time.lap()
         if self.parallel.rank == 0:
-            self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, controller, times))
+            self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, controller, {**times, **scoring}))
 
     def export(self, policy: Policy) -> None:
         """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks.

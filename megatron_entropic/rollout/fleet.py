@@ -13,7 +13,7 @@ from megatron_entropic.rollout.sampling import Sampled, SamplingRequest, sample
 from megatron_entropic.rollout.server import VLLMServer, find_ports
 from megatron_entropic.rollout.server_client import ServerClient
 from megatron_entropic.rollout.transports import make_transport
-from megatron_entropic.rollout.types import NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
 from megatron_entropic.rollout.weight_sync import WeightSync, call_together
 
 
@@ -91,7 +91,7 @@ class VLLMFleet:
         waits = {server.name: _wait(server, timeout_s) for server in self.servers}
         call_together(waits, time.monotonic() + timeout_s + 60.0)
 
-    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
 
         Log-probs are those of the sampling distribution (float, nats, at cfg.temperature, over the whole vocabulary). Which
@@ -104,12 +104,14 @@ class VLLMFleet:
         request = SamplingRequest(
             self.seed, samples_per_prompt, self.cfg.temperature, self.cfg.max_new_tokens, self.cfg.request_timeout_s
         )
-        answers = sample(self.servers, prompts, request)
-        return [
-            self._rollout(prompt, index, server, sampled)
-            for prompt, (server, samples) in zip(prompts, answers, strict=True)
-            for index, sampled in enumerate(samples)
-        ]
+
+        def accept(prompt: Prompt, server: ServerClient, samples: Sequence[Sampled]) -> list[Rollout]:
+            rollouts = [self._rollout(prompt, index, server, sampled) for index, sampled in enumerate(samples)]
+            if finished is not None:
+                finished(rollouts)
+            return rollouts
+
+        return [rollout for rollouts in sample(self.servers, prompts, request, accept) for rollout in rollouts]
 
     def _check_fits(self, prompt: Prompt) -> None:
         longest = len(prompt.token_ids) + self.cfg.max_new_tokens

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.platform import select_device
 from megatron_entropic.rollout.local_weights import copy_weights
-from megatron_entropic.rollout.types import NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_SEQUENCES = 512
@@ -64,7 +64,7 @@ class LocalEngine:
     def start(self) -> None:
         """The model was read when the engine was made."""
 
-    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
 
         Raises RolloutError when the engine is closed, a prompt is empty or too long, or the model's logits are not finite.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from megatron_entropic.rollout.types import Prompt, Rollout, RolloutEngine, RolloutError
+from megatron_entropic.rollout.types import Finished, Prompt, Rollout, RolloutEngine, RolloutError
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class GenerationPipeline:
         """Steps requested and not taken yet, in the order of their requests."""
         return list(self._results)
 
-    def request(self, step: int, prompts: Sequence[Prompt]) -> None:
-        """Has the rollouts of `step` generated from the engine's present weights. Does not wait."""
-        generate = partial(self._generate, step, prompts)
+    def request(self, step: int, prompts: Sequence[Prompt], finished: Finished | None = None) -> None:
+        """Has the rollouts of `step` generated from the engine's present weights. Does not wait. `finished`: see types.py."""
+        generate = partial(self._generate, step, prompts, finished)
         self._results[step] = self._worker.submit(generate).result if self._worker else generate
 
     def take(self, step: int) -> list[Rollout]:
@@ -67,9 +67,9 @@ class GenerationPipeline:
         if self._worker:
             self._worker.shutdown(wait=True)
 
-    def _generate(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+    def _generate(self, step: int, prompts: Sequence[Prompt], finished: Finished | None) -> list[Rollout]:
         logger.debug("step %d: generation begins", step)
         start = time.monotonic()
-        rollouts = self.engine.generate(prompts, self.samples_per_prompt)
+        rollouts = self.engine.generate(prompts, self.samples_per_prompt, finished)
         logger.debug("step %d: %d rollouts generated in %.2f s", step, len(rollouts), time.monotonic() - start)
         return rollouts

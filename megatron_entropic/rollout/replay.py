@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_entropic.rollout.recording import RecordedRollout, file_name, read_rollouts, recorded_steps
-from megatron_entropic.rollout.types import NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
 
 
 class ReplayEngine:
@@ -51,7 +51,7 @@ class ReplayEngine:
             )
         self._next_step = step
 
-    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
         """The next step's rollouts, ordered by prompt, then sample.
 
         Raises RolloutError when the step is missing or unreadable, or was recorded with other prompts, prompt tokens or

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -60,22 +60,23 @@ def first_seed(seed: int, prompt_index: int) -> int:
     return int.from_bytes(digest, "big") >> 2
 
 
-def sample(
-    servers: Sequence[ServerClient], prompts: Sequence[Prompt], request: SamplingRequest
-) -> list[tuple[ServerClient, list[Sampled]]]:
-    """For each prompt, in order, the server that answered and its samples in order. Raises RolloutError naming the server."""
-    return asyncio.run(_sample(servers, prompts, request))
+T = TypeVar("T")
+Accept = Callable[[Prompt, ServerClient, Sequence[Sampled]], T]
+"""What becomes of a prompt's samples, in order, and the server that gave them; called in a thread beside the requests."""
 
 
-async def _sample(
-    servers: Sequence[ServerClient], prompts: Sequence[Prompt], request: SamplingRequest
-) -> list[tuple[ServerClient, list[Sampled]]]:
+def sample(servers: Sequence[ServerClient], prompts: Sequence[Prompt], request: SamplingRequest, accept: Accept[T]) -> list[T]:
+    """What `accept` made of each prompt's samples as they came, in the order of the prompts. Raises RolloutError naming the server."""
+    return asyncio.run(_sample(servers, prompts, request, accept))
+
+
+async def _sample(servers: Sequence[ServerClient], prompts: Sequence[Prompt], request: SamplingRequest, accept: Accept[T]) -> list[T]:
     async with contextlib.AsyncExitStack() as stack:
         routes = [await stack.enter_async_context(_Route(server, request)) for server in servers]
         try:
             async with asyncio.TaskGroup() as tasks:
                 answers = [
-                    tasks.create_task(routes[server].sample(prompt))
+                    tasks.create_task(routes[server].sample(prompt, accept))
                     for prompt, server in zip(prompts, assign(prompts, len(servers)), strict=True)
                 ]
         except BaseExceptionGroup as group:
@@ -104,12 +105,12 @@ class _Route:
     async def __aexit__(self, *_: object) -> None:
         await self.client.aclose()
 
-    async def sample(self, prompt: Prompt) -> tuple[ServerClient, list[Sampled]]:
+    async def sample(self, prompt: Prompt, accept: Accept[T]) -> T:
         samples: list[Sampled] = []
         for first in range(0, self.request.samples, MAX_SAMPLES_PER_REQUEST):
             count = min(MAX_SAMPLES_PER_REQUEST, self.request.samples - first)
             samples += await self._request(prompt, first, count)
-        return self.server, samples
+        return await asyncio.to_thread(accept, prompt, self.server, samples)
 
     async def _request(self, prompt: Prompt, first: int, count: int) -> list[Sampled]:
         body = request_body(prompt, self.request, first, count)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 
 from megatron_entropic.config import Config
@@ -14,6 +15,7 @@ from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
 from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts
 from megatron_entropic.rollout.remote_server import fleet_folder
 from megatron_entropic.rollout.replay import ReplayEngine
+from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.shared_engine import from_rank_zero, from_rank_zero_unless_stopped, weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
 from megatron_entropic.stop_signal import stop_requested
@@ -33,6 +35,8 @@ class RolloutSource:
         self.cfg = cfg
         self.parallel = parallel
         self._pipeline: GenerationPipeline | None = None
+        self._scorer: Scorer | None = None
+        self._score_metrics: dict[int, dict[str, float]] = {}
 
     def __enter__(self) -> "RolloutSource":
         try:
@@ -49,6 +53,8 @@ class RolloutSource:
         """Ends the engine and every process it started."""
         if self._pipeline is not None:
             self._pipeline.close()
+        if self._scorer is not None:
+            self._scorer.close()
 
     def _open(self) -> None:
         self._opened = time.monotonic()
@@ -62,6 +68,7 @@ class RolloutSource:
             background=rollout.engine == "vllm" and rollout.max_staleness > 0,
         )
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
+        self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward)
         self.prompts = PromptStream(
             self.task,
             load_tokenizer(self.cfg.model.hf_dir),
@@ -77,6 +84,16 @@ class RolloutSource:
         """Rank 0's, once the source is open."""
         assert self._pipeline is not None
         return self._pipeline
+
+    @property
+    def scorer(self) -> Scorer:
+        """Rank 0's, once the source is open."""
+        assert self._scorer is not None
+        return self._scorer
+
+    def score_metrics(self, step: int) -> dict[str, float]:
+        """What scoring `step` took and counted (observability/metrics.py), once; empty on other ranks and for a step read back."""
+        return self._score_metrics.pop(step, {})
 
     def start(self, policy: Policy, first_step: int = 0) -> None:
         """Waits until the engine can generate, and gives it the policy's weights, version `first_step`. Collective over all ranks.
@@ -138,14 +155,15 @@ class RolloutSource:
     def _request_steps(self, version: int) -> None:
         for step in steps_from_version(version, max_staleness=self.cfg.rollout.max_staleness, steps=self.cfg.trainer.steps):
             prompts, self._problems[step] = self.prompts.step(step)
-            self.pipeline.request(step, prompts)
+            self.pipeline.request(step, prompts, partial(self.scorer.begin, problems=self._problems[step]))
 
     def _finish(self, step: int) -> None:
-        """Waits for the rollouts of `step`, scores and records them. In the main thread: verifiers may need it (signals)."""
+        """Waits for the rollouts of `step` and their scores, and records them."""
         rollouts, problems = self.pipeline.take(step), self._problems.pop(step)
-        rewards = [self.task.score(problems[rollout.prompt_index], rollout.text) for rollout in rollouts]
-        self.writer.write(step, rollouts, problems, rewards)
-        self._experience[step] = (rollouts, rewards)
+        scores = self.scorer.finish(step, rollouts, problems)
+        self.writer.write(step, rollouts, problems, scores.rewards)
+        self._experience[step] = (rollouts, scores.rewards)
+        self._score_metrics[step] = scores.metrics
 
 
 def make_engine(cfg: Config) -> RolloutEngine:

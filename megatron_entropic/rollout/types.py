@@ -1,6 +1,6 @@
 """What travels between prompts, engines and the trainer: plain frozen records, JSON-able, no tensors."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,10 @@ class Rollout:
     server: str
 
 
+Finished = Callable[[Sequence[Rollout]], None]
+"""Takes all rollouts of one prompt; returns at once."""
+
+
 class RolloutEngine(Protocol):
     """A source of rollouts, driven by one process (rank 0)."""
 
@@ -49,8 +53,12 @@ class RolloutEngine(Protocol):
         """Returns once `generate` can be called; a fleet waits for its servers here. Raises RolloutError."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int) -> list[Rollout]:
-        """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample. Raises RolloutError."""
+    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
+        """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample. Raises RolloutError.
+
+        An engine that has some prompts before others calls `finished` with each prompt's rollouts as they come, in any order
+        and from any thread; other engines do not call it.
+        """
         ...
 
     def sync_weights(self, weights: NamedWeights, version: int) -> None:

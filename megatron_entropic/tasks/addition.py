@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_entropic.tasks.options import integer, refuse_unknown
 from megatron_entropic.tasks.task import Problem
@@ -17,6 +17,8 @@ _LARGEST = 10**9
 @dataclass(frozen=True)
 class Addition:
     """The task (task.py says what a task promises). Problem i of seed s depends on (s, i, low, high) alone."""
+
+    inline: ClassVar[bool] = True
 
     seed: int
     low: int = 10

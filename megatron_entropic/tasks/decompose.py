@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_entropic.tasks.options import integer, refuse_unknown
 from megatron_entropic.tasks.task import Problem
@@ -20,6 +20,8 @@ _ANSWER = re.compile(r"(0|[1-9][0-9]*)\+(0|[1-9][0-9]*)")
 @dataclass(frozen=True)
 class Decompose:
     """The task (task.py says what a task promises). Problem i of seed s depends on (s, i, low, high) alone."""
+
+    inline: ClassVar[bool] = True
 
     seed: int
     low: int = 100

@@ -13,13 +13,26 @@ class Problem:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """Prompts with verifiable rewards. Pure: the same (seed, index) gives the same problem on every machine."""
+class Verifier(Protocol):
+    """The half of a task that judges answers. Runs make it in processes of its own, which load the task's module and little else."""
+
+    def score(self, problem: Problem, response: str) -> float:
+        """Reward in [0, 1] of a response text (without the end-of-sequence token).
+
+        It should not raise, whatever the text. What does, or takes longer than the run's limits, is counted, named and scored
+        by `reward.on_failure`.
+        """
+        ...
+
+
+class Task(Verifier, Protocol):
+    """Prompts with verifiable rewards. Pure: the same (seed, index) gives the same problem on every machine.
+
+    A class attribute `inline = True` says that `score` takes microseconds for any text: the trainer then calls it directly.
+    A class attribute `verifier = "package.module:function"` names a factory, called with (options, seed) like the task's own,
+    of something that only scores; where making the whole task is costly, the processes make that instead.
+    """
 
     def problem(self, index: int) -> Problem:
         """Problem number `index` (>= 0) of the stream."""
-        ...
-
-    def score(self, problem: Problem, response: str) -> float:
-        """Reward in [0, 1] of a response text (without the end-of-sequence token). Never raises, whatever the text."""
         ...

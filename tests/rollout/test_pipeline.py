@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
-from megatron_entropic.rollout.types import NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
 
 
 class HeldEngine:
@@ -20,7 +20,7 @@ class HeldEngine:
 
     def start(self) -> None: ...
 
-    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
         self.began.append(prompts[0].index)
         self.began_one.release()
         assert self.release.wait(20)

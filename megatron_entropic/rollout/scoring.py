@@ -1,0 +1,116 @@
+"""Rewards of rollouts: verified beside generation, in processes (tasks/verification), and put together in the rollouts' order.
+
+What an answer scores depends on the answer alone, so rewards do not depend on when it was judged, by whom or after which.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from megatron_entropic.config import RewardConfig, TaskConfig
+from megatron_entropic.rollout.types import Rollout
+from megatron_entropic.tasks import verifier_spec
+from megatron_entropic.tasks.task import Problem, Task
+from megatron_entropic.tasks.verification import Limits, Verdict, VerifierError, VerifierPool
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 3
+"""Unlike failures that a step names in full; the others it counts."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards in the order of the rollouts, and the step's metrics of verification (observability/metrics.py)."""
+
+    rewards: list[float]
+    metrics: dict[str, float]
+
+
+class Scorer:
+    """Scores the answers to `task`'s problems. One process (rank 0) uses it; `begin` may be called from any of its threads.
+
+    `task` is what make_task(cfg, seed) gave. Raises VerifierError when its verifier cannot be made in a process of its own.
+    """
+
+    def __init__(self, task: Task, cfg: TaskConfig, seed: int, reward: RewardConfig) -> None:
+        self.task = task
+        self.cfg = cfg
+        self.reward = reward
+        self._pending: dict[tuple[int, str], Future[Verdict]] = {}
+        self._pool: VerifierPool | None = None
+        if (spec := verifier_spec(cfg, seed, task)) is not None:
+            limits = Limits(reward.cpu_limit_s, reward.wall_limit_s, int(reward.memory_gb * 2**30))
+            self._pool = VerifierPool(spec, limits, reward.workers or default_workers())
+            try:
+                self._pool.start()
+            except BaseException:
+                self._pool.close()
+                raise
+
+    def begin(self, rollouts: Sequence[Rollout], problems: Mapping[int, Problem]) -> None:
+        """Has answers judged ahead of `finish`; does not wait. Of equal answers to one prompt, one is judged."""
+        if self._pool is None:
+            return
+        for rollout in rollouts:
+            key = (rollout.prompt_index, rollout.text)
+            if key not in self._pending:
+                self._pending[key] = self._pool.submit(problems[rollout.prompt_index], rollout.text)
+
+    def finish(self, step: int, rollouts: Sequence[Rollout], problems: Mapping[int, Problem]) -> Scores:
+        """The rewards of a step's rollouts; waits for them. Raises VerifierError naming the first failure if that ends the run."""
+        started = time.monotonic()
+        self.begin(rollouts, problems)
+        verdicts = [self._verdict(rollout, problems[rollout.prompt_index]) for rollout in rollouts]
+        for rollout in rollouts:
+            self._pending.pop((rollout.prompt_index, rollout.text), None)
+        self._report(step, rollouts, problems, verdicts)
+        return Scores(
+            [verdict.score for verdict in verdicts],
+            {
+                "time/score_s": time.monotonic() - started,
+                "reward/timeouts": sum(verdict.outcome == "limit" for verdict in verdicts),
+                "reward/failures": sum(verdict.outcome == "failed" for verdict in verdicts),
+            },
+        )
+
+    def close(self) -> None:
+        """Ends the processes; safe to call twice."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _verdict(self, rollout: Rollout, problem: Problem) -> Verdict:
+        if self._pool is None:
+            return Verdict(self.task.score(problem, rollout.text))
+        return self._pending[rollout.prompt_index, rollout.text].result()
+
+    def _report(self, step: int, rollouts: Sequence[Rollout], problems: Mapping[int, Problem], verdicts: Sequence[Verdict]) -> None:
+        """One warning for each kind of answer that was not scored, or the end of the run."""
+        unlike: dict[tuple[int, str], str] = {}
+        for rollout, verdict in zip(rollouts, verdicts, strict=True):
+            if verdict.outcome == "scored":
+                continue
+            named = f"step {step}, prompt {rollout.prompt_index}{self._place(problems[rollout.prompt_index])}, sample "
+            named += f"{rollout.sample_index}: the verifier of task {self.cfg.name} "
+            named += "was stopped, it " if verdict.outcome == "limit" else "failed: "
+            named += f"{verdict.reason}; the answer ends in {rollout.text[-80:]!r}"
+            if verdict.outcome == "failed" and self.reward.on_failure == "stop":
+                raise VerifierError(f"{named} (reward.on_failure=stop)")
+            unlike.setdefault((rollout.prompt_index, verdict.reason), named)
+        for named in list(unlike.values())[:_NAMED]:
+            logger.warning("%s; scored 0", named)
+        if len(unlike) > _NAMED:
+            logger.warning("step %d: %d more answers could not be verified; all scored 0", step, len(unlike) - _NAMED)
+
+    def _place(self, problem: Problem) -> str:
+        """Where the problem comes from, as far as its data says."""
+        line = problem.data.get("line")
+        return "" if line is None else f" ({self.cfg.options.get('path', 'file')}, line {line})"
+
+
+def default_workers() -> int:
+    """A quarter of the processor cores this process may use, 2 to 16: the ranks of the policy run beside them."""
+    return min(16, max(2, len(os.sched_getaffinity(0)) // 4))

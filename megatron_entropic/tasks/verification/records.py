@@ -1,0 +1,44 @@
+"""What goes into a verifier's process and what comes out: plain JSON-able records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_entropic.errors import ReportedError
+
+
+@dataclass(frozen=True)
+class VerifierSpec:
+    """How a process makes its verifier: `factory` ("package.module:function") is called with (options, seed) and must return
+    an object with `score(problem, response)`. `options` must be JSON-able.
+    """
+
+    factory: str
+    options: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one answer's verification: CPU seconds, wall-clock seconds, and address space (bytes) of the process."""
+
+    cpu_s: float = 5.0
+    wall_s: float = 60.0
+    memory_bytes: int = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The score of one answer in [0, 1].
+
+    `outcome` is "scored"; "limit" when a limit ended the verification (score 0); "failed" when the verifier raised, died or gave
+    no score (score 0). `reason` says which limit or what failure, in one line; empty when scored.
+    """
+
+    score: float
+    outcome: Literal["scored", "limit", "failed"] = "scored"
+    reason: str = ""
+
+
+class VerifierError(ReportedError, ValueError):
+    """A verifier cannot be made, or failed where the settings say that this ends the run."""
