@@ -57,9 +57,8 @@ def test_help_and_version(installed: Path, empty: Path) -> None:
 
 def test_two_steps_of_the_quickstart(installed: Path, empty: Path) -> None:
     """The shipped model is found by the recipe and by its path in a checkout."""
-    output = _checked(
-        [str(installed / "megatron-entropic"), "train", "quickstart", "model.hf_path=models/tiny-decompose", *QUICK], empty
-    )
+    command = str(installed / "megatron-entropic")
+    output = _checked([command, "train", "quickstart", "model.hf_path=models/tiny-decompose", *QUICK], empty)
     assert "2 of 2 steps done" in output
     assert (empty / "runs" / "quickstart" / "hf" / "model.safetensors").is_file()
     assert (empty / "runs" / "quickstart" / "report.html").is_file()
