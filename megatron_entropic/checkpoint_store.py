@@ -6,7 +6,7 @@
         state.json                      step, updates, controller, trackers, settings: plain numbers and words
         manifest.json                   size and SHA-256 of every other file, written last
     checkpoints/latest                  name of the newest whole checkpoint, SHA-256 of its manifest
-    checkpoints/.step-000080.partial    one being written, or left behind by a kill; the next save removes it
+    checkpoints/.step-000080.3.partial  one being written by the run's third owner, or left behind by a kill; the next save removes it
 
 One process (rank 0) calls this; ranks write under `policy/` in between.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.manifest import MANIFEST, Fingerprint, files_below, fingerprint, write_manifest
+from megatron_entropic.system.folder_lock import Fence
 from megatron_entropic.whole_file import to_disk, write_whole
 
 STATE, LATEST = "state.json", "latest"
@@ -34,20 +35,23 @@ class CheckpointStoreError(ReportedError, RuntimeError):
 
 
 class CheckpointStore:
-    """The checkpoints under `folder`."""
+    """The checkpoints under `folder`. Nothing is written, named or removed past the `fence` of a run that was taken over."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fence: Fence | None = None) -> None:
         self.folder = folder
+        self.fence = fence or Fence(folder.parent, "")
 
     def begin(self, step: int, state: Mapping[str, Any], companions: Mapping[str, bytes]) -> Path:
         """The folder in which the checkpoint of `step` is to be written: state, `companions` in hf/ by name, an empty policy/.
 
-        Removes what a killed save left behind. Raises OSError naming a file that cannot be written.
+        Removes what a killed save left behind. Raises OSError naming a file that cannot be written, FolderOwnedError for a run
+        that another process has taken over.
         """
+        self.fence.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*.partial"):
             shutil.rmtree(leftover)
-        partial = self.folder / f".step-{step:06d}.partial"
+        partial = self.folder / f".step-{step:06d}.{self.fence.generation}.partial"
         for subfolder in (POLICY, COMPANIONS):
             (partial / subfolder).mkdir(parents=True)
         write_whole(partial / STATE, (json.dumps(state, indent=1) + "\n").encode())
@@ -60,7 +64,7 @@ class CheckpointStore:
 
         `policy_files` are what the ranks wrote (and synced) under policy/, by name, with the fingerprints they took; whatever
         else is there is fingerprinted here. Keeps the newest `keep` checkpoints up to this one (0: all; a later one is of
-        another history, see `before`, and not touched). Returns the checkpoint's folder.
+        another history, see `before`, and not touched). Returns the checkpoint's folder. Raises FolderOwnedError as begin.
         """
         known = {f"{POLICY}/{name}": print_ for name, print_ in policy_files.items()}
         if lost := [name for name, print_ in known.items() if _size(partial / name) != print_["bytes"]]:
@@ -71,7 +75,8 @@ class CheckpointStore:
         ours = [path for name, path in files_below(partial).items() if name not in known]
         for path in [*ours, partial / MANIFEST, partial / POLICY, partial / COMPANIONS, partial]:
             to_disk(path)
-        final = self.folder / partial.name.removeprefix(".").removesuffix(".partial")
+        self.fence.check()
+        final = self.folder / partial.name.split(".")[1]
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)

@@ -28,6 +28,7 @@ from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.restore import FORMAT, find_checkpoint
 from megatron_entropic.rollout.shared_engine import from_rank_zero
 from megatron_entropic.stop_signal import StopRequested, stop_requested
+from megatron_entropic.system.folder_lock import Fence
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Checkpointer:
         self.cfg = cfg
         self.parallel = parallel
         self.allow_fallback = allow_fallback
-        self.store = CheckpointStore(cfg.run_dir / "checkpoints")
+        self.store = CheckpointStore(cfg.run_dir / "checkpoints", Fence.of_this_run(cfg.run_dir))
         self.trackers: dict[str, str] = {}
         """What names the run at each tracker; filled by whoever opens them, saved with every checkpoint."""
         # Read now: at the save of a later day they may have moved, or be another model's.

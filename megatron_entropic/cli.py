@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,9 @@ from megatron_entropic.planning.command import add_plan_command
 from megatron_entropic.settings_difference import differences, refuse
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
 from megatron_entropic.stop_signal import EXIT_STOPPED
+from megatron_entropic.system.folder_lock import TOKEN_VARIABLE, Fence, FolderLock
 from megatron_entropic.system.shipped_files import version_text
+from megatron_entropic.whole_file import empty_folder
 from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
 
 EXIT_USAGE = 2
@@ -144,25 +145,30 @@ def _train(options: argparse.Namespace) -> int:
         raise ConfigError(f"{ALLOW_FALLBACK} goes with --resume: only a resumed run has a checkpoint to fall back to")
     cfg = _resumed_config(Path(options.source), options.overrides) if options.resume else load_config(options.source, options.overrides)
     rank = given_rank(os.environ)
-    if rank in (None, 0):
-        _check_model(cfg)
+    if rank not in (None, 0):
+        return run_rank(cfg, allow_fallback=options.allow_fallback)
+    _check_model(cfg)
+    with FolderLock(cfg.run_dir, "the run") as lock:
         if options.resume:
             _check_settings(cfg)
             save_config(cfg, cfg.run_dir / "config.yaml")
         else:
-            _prepare_run_dir(cfg, overwrite=options.overwrite)
-    if rank is None:
-        code = launch_ranks(
-            cfg.run_dir / "config.yaml",
-            cfg.parallel.world_size,
-            cfg.run_dir / "logs",
-            grace_s=cfg.checkpoint.grace_s,
-            arguments=[ALLOW_FALLBACK] if options.allow_fallback else [],
-        )
-    else:
-        code = run_rank(cfg, allow_fallback=options.allow_fallback)
-    if rank in (None, 0) and code != EXIT_STOPPED:  # then there is no time for a report
-        _summarise(cfg)
+            _prepare_run_dir(cfg, lock, overwrite=options.overwrite)
+        os.environ[TOKEN_VARIABLE] = lock.token
+        if rank is None:
+            code = launch_ranks(
+                cfg.run_dir / "config.yaml",
+                cfg.parallel.world_size,
+                cfg.run_dir / "logs",
+                grace_s=cfg.checkpoint.grace_s,
+                arguments=[ALLOW_FALLBACK] if options.allow_fallback else [],
+                lock=lock.descriptor,
+            )
+        else:
+            code = run_rank(cfg, allow_fallback=options.allow_fallback)
+        if code != EXIT_STOPPED:  # then there is no time for a report
+            Fence.of_this_run(cfg.run_dir).check()
+            _summarise(cfg)
     return code
 
 
@@ -206,7 +212,7 @@ def _check_settings(cfg: Config) -> None:
         refuse(differences(saved, to_dict(cfg)), store.folder / name)
 
 
-def _prepare_run_dir(cfg: Config, *, overwrite: bool) -> None:
+def _prepare_run_dir(cfg: Config, lock: FolderLock, *, overwrite: bool) -> None:
     run_dir = cfg.run_dir
     if (run_dir / "config.yaml").exists():
         if not overwrite:
@@ -214,8 +220,7 @@ def _prepare_run_dir(cfg: Config, *, overwrite: bool) -> None:
                 f"{run_dir} holds an earlier run; go on with it by `megatron-entropic train {run_dir} --resume`, "
                 "choose another run.name or run.dir, or pass --overwrite to delete it"
             )
-        shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+        empty_folder(run_dir, keep=lock.files)
     save_config(cfg, run_dir / "config.yaml")
 
 

@@ -60,17 +60,21 @@ def _interface_toward(host: str) -> str | None:
         return None
 
 
-def launch_ranks(config_path: Path, world_size: int, log_dir: Path, *, grace_s: float, arguments: Sequence[str] = ()) -> int:
+def launch_ranks(
+    config_path: Path, world_size: int, log_dir: Path, *, grace_s: float, arguments: Sequence[str] = (), lock: int | None = None
+) -> int:
     """Runs all ranks of the run as processes of this machine and waits; returns the exit code of the run.
 
     Rank 0 writes to this terminal; what the others print goes to log_dir/rank-N.out (all of them log to rank-N.log). When
     a rank fails the others are told to stop at once, given GRACE_S to close what they own, then killed; the failed rank's
     last lines are shown. SIGINT, or a second SIGTERM or SIGUSR1, does the same; a first one is passed on, and the ranks save
-    and end within `grace_s`. `arguments` are the worker's.
+    and end within `grace_s`. `arguments` are the worker's. The ranks inherit the open file `lock`, so that what it locks stays
+    locked until the last of them has ended, also when this process is killed.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     port = _free_port()
-    ranks = [_start(rank, world_size, [str(config_path), *arguments], log_dir, port) for rank in range(world_size)]
+    inherited = [] if lock is None else [lock]
+    ranks = [_start(rank, world_size, [str(config_path), *arguments], log_dir, port, inherited) for rank in range(world_size)]
     signals = _Signals(ranks, grace_s)
     try:
         failed = _wait_for_first_failure(ranks, signals)
@@ -90,7 +94,9 @@ def launch_ranks(config_path: Path, world_size: int, log_dir: Path, *, grace_s: 
     return code if code > 0 else EXIT_FAILED
 
 
-def _start(rank: int, world_size: int, arguments: Sequence[str], log_dir: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(
+    rank: int, world_size: int, arguments: Sequence[str], log_dir: Path, port: int, inherited: Sequence[int]
+) -> subprocess.Popen[bytes]:
     environ = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world_size)),
         **os.environ,
@@ -103,10 +109,16 @@ def _start(rank: int, world_size: int, arguments: Sequence[str], log_dir: Path, 
     }
     command = [sys.executable, "-m", "megatron_entropic.worker", *arguments]
     if rank == 0:
-        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=inherited)
     with (log_dir / f"rank-{rank}.out").open("wb") as log:
         return subprocess.Popen(
-            command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=inherited,
         )
 
 

@@ -1,6 +1,8 @@
-"""Writing a file whole or not at all, and to the disk."""
+"""Writing a file whole or not at all, and to the disk; emptying a folder."""
 
 import os
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 
@@ -23,3 +25,14 @@ def to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def empty_folder(folder: Path, *, keep: Collection[Path] = ()) -> None:
+    """Removes everything in `folder` but the files `keep` directly in it."""
+    for path in folder.iterdir():
+        if path in keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

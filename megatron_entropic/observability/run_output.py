@@ -18,7 +18,8 @@ from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.rollout.shared_engine import weights_to_rank_zero
-from megatron_entropic.rollout.types import Rollout
+from megatron_entropic.rollout.types import NamedWeights, Rollout
+from megatron_entropic.system.folder_lock import Fence
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class RunOutput:
         self.cfg = cfg
         self.parallel = parallel
         self.time = StepTimer()
+        self._fence = Fence.of_this_run(cfg.run_dir)
         self._trackers = TrackerGroup([])
 
     def __enter__(self) -> "RunOutput":
@@ -41,6 +43,7 @@ class RunOutput:
         `tracker_ids`, what names the run at each tracker, are used where known and filled in.
         """
         if self.parallel.rank == 0:
+            self._fence.check()
             path = self.cfg.run_dir / "metrics.jsonl"
             truncate_after(path, first_step - 1)
             metrics = MetricsWriter(path)
@@ -63,9 +66,13 @@ class RunOutput:
         controller: Controller,
         scoring: Mapping[str, float],
     ) -> None:
-        """Writes the metrics of a finished step; `scoring` holds those of its verification."""
+        """Writes the metrics of a finished step; `scoring` holds those of its verification.
+
+        Raises FolderOwnedError once another process has taken the run over.
+        """
         times = self.time.lap()
         if self.parallel.rank == 0:
+            self._fence.check()
             self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, controller, {**times, **scoring}))
 
     def export(self, policy: Policy) -> None:
@@ -78,4 +85,9 @@ class RunOutput:
         out, source = self.cfg.run_dir / "hf", self.cfg.model.hf_dir
         logger.info("writing the policy to %s", out)
         dtype = getattr(torch, self.cfg.model.dtype)
-        weights_to_rank_zero(self.parallel, policy, lambda weights: write_hf(out, weights, source, dtype=dtype, replace=True))
+
+        def write(weights: NamedWeights) -> None:
+            self._fence.check()
+            write_hf(out, weights, source, dtype=dtype, replace=True)
+
+        weights_to_rank_zero(self.parallel, policy, write)

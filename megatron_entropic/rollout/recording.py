@@ -19,6 +19,7 @@ from typing import Any
 import zstandard
 
 from megatron_entropic.rollout.types import Rollout
+from megatron_entropic.system.folder_lock import Fence
 from megatron_entropic.tasks.task import Problem
 
 _FILE_NAME = re.compile(r"step-(\d{6,})\.jsonl\.zst")
@@ -48,10 +49,11 @@ class RecordedRollout:
 
 
 class RolloutWriter:
-    """Records a run's rollouts under `folder` (made when missing). One process (rank 0) writes."""
+    """Records a run's rollouts under `folder` (made when missing). One process (rank 0) writes, as far as the `fence` lets it."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], fence: Fence | None = None) -> None:
         self.folder = Path(folder)
+        self.fence = fence or Fence(self.folder, "")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, rollouts: Sequence[Rollout], problems: Mapping[int, Problem], rewards: Sequence[float]) -> Path:
@@ -61,6 +63,7 @@ class RolloutWriter:
         written so that they read back bit for bit. Raises ValueError naming the row for what could not be replayed:
         non-finite numbers, lengths that differ, a prompt without a problem, problem data that JSON cannot hold.
         """
+        self.fence.check()
         if len(rollouts) != len(rewards):
             raise ValueError(f"step {step}: {len(rollouts)} rollouts but {len(rewards)} rewards")
         path = self.folder / file_name(step)

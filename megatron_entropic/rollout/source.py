@@ -19,6 +19,7 @@ from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.shared_engine import from_rank_zero, from_rank_zero_unless_stopped, weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
 from megatron_entropic.stop_signal import stop_requested
+from megatron_entropic.system.folder_lock import Fence
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.task import Problem
 
@@ -75,7 +76,7 @@ class RolloutSource:
             prompts_per_step=self.cfg.batch.prompts_per_step,
             chat_template=self.cfg.task.chat_template,
         )
-        self.writer = RolloutWriter(self.cfg.run_dir / "rollouts")
+        self.writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
         self._problems: dict[int, Mapping[int, Problem]] = {}
         self._experience: dict[int, tuple[list[Rollout], list[float]]] = {}
 

@@ -9,7 +9,6 @@ plain resume names the damaged file and refuses, and one with --allow-fallback g
 
 import argparse
 import random
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -215,7 +214,7 @@ class Campaign:
         metrics = run_dir / "metrics.jsonl"
         steps = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         latest = run_dir / "checkpoints" / "latest"
-        partial = [re.sub(r"\D", "", path.name) for path in run_dir.glob("checkpoints/.step-*")]
+        partial = [path.name.split(".")[1] for path in run_dir.glob("checkpoints/.step-*")]
         at = f"{steps} steps done" + (f", {latest.read_bytes()[:11].decode(errors='replace')}" if latest.exists() else "")
         at += f", {partial[0]} half written" if partial else ""
         then = f"; {damage.kind} {damage.path.relative_to(run_dir)}" if damage else ""
