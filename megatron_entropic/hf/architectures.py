@@ -1,26 +1,26 @@
 """The decoder architectures the policy can be, read from a Hugging Face config.json, with everything else refused by name."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-LLAMA3_ROPE_CONSTANTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What Megatron-Core's Llama 3 rope scaling is fixed to; only its factor is a setting."""
+from megatron_entropic.hf.config_json import ConfigFields
+from megatron_entropic.hf.rope import Rope, read_rope
 
 
 class _Window(Enum):
     """What decides whether attention is limited to a sliding window."""
 
-    OFF_BY_SWITCH = "use_sliding_window, which must be false"
+    SWITCHED_BY_LAYER = "use_sliding_window, for the layers from max_window_layers on"
+    SWITCHED = "use_sliding_window, for every layer"
     NONE_BY_DEFAULT = "sliding_window; absent means none"
     SOME_BY_DEFAULT = "sliding_window; absent means transformers' default for the family"
 
 
-_DEFAULT_WINDOW = 4096
-"""transformers' sliding_window of a Mistral model whose config.json does not say, in versions 4 and 5."""
+_DEFAULT_WINDOW, _DEFAULT_WINDOW_LAYERS = 4096, 28
+"""transformers' sliding_window and max_window_layers where config.json does not say, in versions 4 and 5."""
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,44 @@ class _Family:
 
     qkv_bias: bool
     qk_norm: bool
-    default_head_dim: bool
-    """Whether head_dim may be left out of config.json, meaning hidden_size / num_attention_heads."""
+    max_positions: int
+    """transformers' max_position_embeddings where config.json does not say; so are the four below."""
+    kv_heads: int | None = None
+    """None: as many as heads."""
+    head_dim: int | None = None
+    """None: hidden_size / num_attention_heads."""
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
     ffn_field: str = "intermediate_size"
     """The field with the inner size of the MLP, or of every expert."""
     expert_fields: tuple[str, ...] = ()
     """The fields with the number of experts, by transformers' versions; none: a dense model."""
     always_normalized_experts: bool = False
     """Whether the weights of a token's experts always sum to 1, instead of as norm_topk_prob says."""
-    window: _Window = _Window.OFF_BY_SWITCH
+    window: _Window = _Window.SWITCHED_BY_LAYER
 
 
 FAMILIES: Mapping[str, _Family] = {
-    "LlamaForCausalLM": _Family(qkv_bias=False, qk_norm=False, default_head_dim=True),
-    "Qwen2ForCausalLM": _Family(qkv_bias=True, qk_norm=False, default_head_dim=True),
-    "Qwen3ForCausalLM": _Family(qkv_bias=False, qk_norm=True, default_head_dim=False),
-    "MistralForCausalLM": _Family(qkv_bias=False, qk_norm=False, default_head_dim=True, window=_Window.SOME_BY_DEFAULT),
+    "LlamaForCausalLM": _Family(qkv_bias=False, qk_norm=False, max_positions=2048, window=_Window.NONE_BY_DEFAULT),
+    "Qwen2ForCausalLM": _Family(qkv_bias=True, qk_norm=False, max_positions=32768, kv_heads=32),
+    "Qwen3ForCausalLM": _Family(qkv_bias=False, qk_norm=True, max_positions=32768, kv_heads=32, head_dim=128),
+    "MistralForCausalLM": _Family(qkv_bias=False, qk_norm=False, max_positions=131072, kv_heads=8, window=_Window.SOME_BY_DEFAULT),
     "Qwen3MoeForCausalLM": _Family(
         qkv_bias=False,
         qk_norm=True,
-        default_head_dim=True,
+        max_positions=32768,
+        kv_heads=4,
         ffn_field="moe_intermediate_size",
         expert_fields=("num_experts", "num_local_experts"),
+        window=_Window.SWITCHED,
     ),
     "MixtralForCausalLM": _Family(
         qkv_bias=False,
         qk_norm=False,
-        default_head_dim=True,
+        max_positions=131072,
+        kv_heads=8,
+        norm_eps=1e-5,
+        rope_theta=1e6,
         expert_fields=("num_local_experts", "num_experts"),
         always_normalized_experts=True,
         window=_Window.NONE_BY_DEFAULT,
@@ -63,16 +74,8 @@ FAMILIES: Mapping[str, _Family] = {
 }
 
 # Fields that must have this value or be absent: the policy has no other way to compute them.
-_FIXED: Mapping[str, Any] = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_sliding_window": False,
-    "quantization_config": None,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "router_jitter_noise": 0.0,
-}
+_FIXED: Mapping[str, Any] = {"hidden_act": "silu", "decoder_sparse_step": 1, "router_jitter_noise": 0.0}
+_FIXED_OR_NULL: Mapping[str, Any] = {"attention_bias": False, "mlp_bias": False, "quantization_config": None, "mlp_only_layers": []}
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,7 @@ class Architecture:
     head_dim: int
     vocab_size: int
     max_positions: int
-    rope_theta: float
-    rope_scaling: dict[str, Any] | None
-    """None, or Llama 3's: {"rope_type": "llama3", "factor": ..., and LLAMA3_ROPE_CONSTANTS}."""
+    rope: Rope
     norm_eps: float
     tied_embeddings: bool
     qkv_bias: bool
@@ -109,44 +110,60 @@ class Architecture:
         Raises ValueError naming the file and the field when the architecture is unknown, a field is missing, or a value asks
         for something the policy does not compute exactly.
         """
-        fields = _Fields(Path(hf_dir) / "config.json")
-        name = fields.architecture()
+        fields = ConfigFields(Path(hf_dir) / "config.json")
+        name = _architecture(fields)
         family = FAMILIES[name]
-        for field, value in _FIXED.items():
-            fields.require_fixed(field, value)
-        fields.require_full_attention(family.window)
-        hidden_size, num_heads = fields.positive_int("hidden_size"), fields.positive_int("num_attention_heads")
-        num_kv_heads = fields.positive_int("num_key_value_heads")
-        if num_heads % num_kv_heads:
-            raise fields.error("num_key_value_heads", f"= {num_kv_heads} does not divide num_attention_heads = {num_heads}")
-        if family.default_head_dim and fields.get("head_dim") is None:
-            if hidden_size % num_heads:
-                raise fields.error("num_attention_heads", f"= {num_heads} does not divide hidden_size = {hidden_size}")
-            head_dim = hidden_size // num_heads
-        else:
-            head_dim = fields.positive_int("head_dim")
-        rope_theta, rope_scaling = fields.rope()
+        for fixed, value in _FIXED.items():
+            fields.require_fixed(fixed, value)
+        for fixed, value in _FIXED_OR_NULL.items():
+            fields.require_fixed(fixed, value, null_is_supported=True)
+        fields.require_agreement("dtype", "torch_dtype")
+        max_positions = fields.positive_int("max_position_embeddings", family.max_positions)
+        _require_full_attention(fields, family.window, max_positions)
         return cls(
             architecture=name,
             num_layers=fields.positive_int("num_hidden_layers"),
-            hidden_size=hidden_size,
             ffn_hidden_size=fields.positive_int(family.ffn_field),
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
             vocab_size=fields.positive_int("vocab_size"),
-            max_positions=fields.positive_int("max_position_embeddings"),
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-            norm_eps=fields.positive_float("rms_norm_eps"),
+            max_positions=max_positions,
+            rope=read_rope(fields, family.rope_theta, max_positions),
+            norm_eps=fields.positive_float("rms_norm_eps", fields.values.get("rms_norm_eps", family.norm_eps)),
             tied_embeddings=fields.boolean("tie_word_embeddings", default=False),
             qkv_bias=family.qkv_bias,
             qk_norm=family.qk_norm,
+            **_heads(fields, family),
             **_mixture(fields, family),
         )
 
 
-def _mixture(fields: "_Fields", family: _Family) -> dict[str, Any]:
+def _architecture(fields: ConfigFields) -> str:
+    names = fields.get("architectures")
+    if not (isinstance(names, list) and len(names) == 1 and names[0] in FAMILIES):
+        raise fields.error("architectures", f"= {names!r} is not supported; supported are {sorted(FAMILIES)}, one at a time")
+    return str(names[0])
+
+
+def _heads(fields: ConfigFields, family: _Family) -> dict[str, Any]:
+    """The hidden size and how attention divides it."""
+    hidden_size, num_heads = fields.positive_int("hidden_size"), fields.positive_int("num_attention_heads")
+    if fields.values.get("num_key_value_heads", family.kv_heads) is None:
+        num_kv_heads = num_heads
+    else:
+        num_kv_heads = fields.positive_int("num_key_value_heads", family.kv_heads)
+    if num_heads % num_kv_heads:
+        raise fields.error("num_key_value_heads", f"= {num_kv_heads} does not divide num_attention_heads = {num_heads}")
+    if family.head_dim is None and fields.get("head_dim") is None:
+        if hidden_size % num_heads:
+            raise fields.error("num_attention_heads", f"= {num_heads} does not divide hidden_size = {hidden_size}")
+        head_dim = hidden_size // num_heads
+    else:
+        head_dim = fields.positive_int("head_dim", family.head_dim)
+    if head_dim % 2:
+        raise fields.error("head_dim", f"= {head_dim} is odd: rotary embeddings turn pairs")
+    return {"hidden_size": hidden_size, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+
+
+def _mixture(fields: ConfigFields, family: _Family) -> dict[str, Any]:
     """The fields of a mixture of experts; none for a dense model."""
     if not family.expert_fields:
         return {}
@@ -162,110 +179,28 @@ def _mixture(fields: "_Fields", family: _Family) -> dict[str, Any]:
     return {"num_experts": experts, "num_experts_per_token": per_token, "norm_topk_prob": normalized}
 
 
-class _Fields:
-    """The fields of one config.json; every error names the file and the field."""
+def _require_full_attention(fields: ConfigFields, window: _Window, max_positions: int) -> None:
+    """Refuses a sliding window in any layer that is shorter than the longest sequence."""
+    layer_types = fields.get("layer_types")
+    if layer_types is not None and set(layer_types) != {"full_attention"}:
+        raise fields.error("layer_types", f"= {layer_types!r} is not supported; every layer must be 'full_attention'")
+    if window in (_Window.SWITCHED, _Window.SWITCHED_BY_LAYER):
+        if not fields.get("use_sliding_window") or _no_layer_slides(fields, window):
+            return
+        default: int | None = _DEFAULT_WINDOW
+    else:
+        default = _DEFAULT_WINDOW if window is _Window.SOME_BY_DEFAULT else None
+    size = fields.values.get("sliding_window", default)
+    if size is not None and not (isinstance(size, int) and size >= max_positions):
+        stated = f"= {size!r}" if "sliding_window" in fields.values else f"is missing, which means {size},"
+        raise fields.error(
+            "sliding_window", f"{stated} is not supported; it must be null or at least max_position_embeddings = {max_positions}"
+        )
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; a Hugging Face model directory has a config.json")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-            raise ValueError(f"{path}: not valid JSON: {problem}") from problem
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: holds a {type(values).__name__}, not an object")
-        self.values: dict[str, Any] = values
 
-    def error(self, field: str, problem: str) -> ValueError:
-        return ValueError(f"{self.path}: field {field} {problem}")
-
-    def get(self, field: str) -> Any:
-        return self.values.get(field)
-
-    def architecture(self) -> str:
-        names = self.get("architectures")
-        if not (isinstance(names, list) and len(names) == 1 and names[0] in FAMILIES):
-            raise self.error("architectures", f"= {names!r} is not supported; supported are {sorted(FAMILIES)}, one at a time")
-        return str(names[0])
-
-    def positive_int(self, field: str) -> int:
-        value = self.get(field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(field, self._not(value, "a positive integer"))
-        return value
-
-    def one_of(self, names: tuple[str, ...]) -> int:
-        """The positive integer that has one of these names; where several are there, they must agree."""
-        present = [name for name in names if self.get(name) is not None] or [names[0]]
-        values = [self.positive_int(name) for name in present]
-        if len(set(values)) > 1:
-            raise self.error(present[1], f"= {values[1]} contradicts {present[0]} = {values[0]}")
-        return values[0]
-
-    def positive_float(self, field: str) -> float:
-        return self._positive_float(field, self.get(field))
-
-    def boolean(self, field: str, default: bool) -> bool:
-        value = self.values.get(field, default)
-        if not isinstance(value, bool):
-            raise self.error(field, self._not(value, "true or false"))
-        return value
-
-    def require_fixed(self, field: str, supported: Any) -> None:
-        if field in self.values and self.values[field] != supported:
-            raise self.error(field, f"= {self.values[field]!r} is not supported; it must be {supported!r}")
-
-    def require_full_attention(self, window: _Window) -> None:
-        if window is not _Window.OFF_BY_SWITCH:
-            self._require_wide_window(_DEFAULT_WINDOW if window is _Window.SOME_BY_DEFAULT else None)
-        layer_types = self.get("layer_types")
-        if layer_types is not None and set(layer_types) != {"full_attention"}:
-            raise self.error("layer_types", f"= {layer_types!r} is not supported; every layer must be 'full_attention'")
-
-    def _require_wide_window(self, default: int | None) -> None:
-        size, positions = self.values.get("sliding_window", default), self.positive_int("max_position_embeddings")
-        if size is not None and not (isinstance(size, int) and size >= positions):
-            stated = f"= {size!r}" if "sliding_window" in self.values else f"is missing, which means {size},"
-            raise self.error(
-                "sliding_window", f"{stated} is not supported; it must be null or at least max_position_embeddings = {positions}"
-            )
-
-    def rope(self) -> tuple[float, dict[str, Any] | None]:
-        """(theta, scaling) from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4)."""
-        if self.get("rope_parameters") is not None:
-            field, parameters = "rope_parameters", self.values["rope_parameters"]
-            theta_field, theta = "rope_parameters.rope_theta", None
-            if isinstance(parameters, dict):
-                theta = parameters.get("rope_theta")
-        else:
-            field, parameters = "rope_scaling", self.get("rope_scaling") or {}
-            theta_field, theta = "rope_theta", self.get("rope_theta")
-        if not isinstance(parameters, dict):
-            raise self.error(field, self._not(parameters, "an object"))
-        for holder, name in ((self.values, "partial_rotary_factor"), (parameters, f"{field}.partial_rotary_factor")):
-            if holder.get("partial_rotary_factor", 1.0) != 1.0:
-                raise self.error(name, f"= {holder['partial_rotary_factor']!r} is not supported; it must be 1.0")
-        return self._positive_float(theta_field, theta), self._rope_scaling(field, parameters)
-
-    def _rope_scaling(self, field: str, parameters: dict[str, Any]) -> dict[str, Any] | None:
-        kind = parameters.get("rope_type", parameters.get("type", "default"))
-        if kind == "default":
-            return None
-        if kind != "llama3":
-            raise self.error(f"{field}.rope_type", f"= {kind!r} is not supported; supported are 'default' and 'llama3'")
-        scaling: dict[str, Any] = {"rope_type": "llama3", "factor": self._positive_float(f"{field}.factor", parameters.get("factor"))}
-        for name, supported in LLAMA3_ROPE_CONSTANTS.items():
-            if parameters.get(name) != supported:
-                raise self.error(f"{field}.{name}", f"= {parameters.get(name)!r} is not supported; it must be {supported!r}")
-            scaling[name] = supported
-        return scaling
-
-    def _positive_float(self, field: str, value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise self.error(field, self._not(value, "a positive number"))
-        return float(value)
-
-    @staticmethod
-    def _not(value: Any, wanted: str) -> str:
-        return f"is missing; it must be {wanted}" if value is None else f"= {value!r} is not {wanted}"
+def _no_layer_slides(fields: ConfigFields, window: _Window) -> bool:
+    """Whether use_sliding_window switches on what no layer has."""
+    if window is _Window.SWITCHED:
+        return False
+    first = fields.values.get("max_window_layers", _DEFAULT_WINDOW_LAYERS)
+    return fields.get("layer_types") is not None or (isinstance(first, int) and first >= fields.positive_int("num_hidden_layers"))

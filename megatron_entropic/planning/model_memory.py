@@ -34,7 +34,7 @@ class ModelSize:
 
     @classmethod
     def of(cls, arch: Architecture) -> "ModelSize":
-        return _model_size(replace(arch, rope_scaling=None))
+        return _model_size(arch)
 
     @classmethod
     def counted(cls, arch: Architecture) -> "ModelSize":

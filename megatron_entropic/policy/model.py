@@ -20,6 +20,7 @@ from megatron_entropic.hf.tables import padded_vocab_size
 from megatron_entropic.policy.experts import mark_experts, mixture_settings, use_router
 from megatron_entropic.policy.layers import local_block_spec
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.policy.rope import describe_yarn, rope_settings
 
 
 class PolicyModel(GPTModel):  # type: ignore[misc]  # Megatron-Core is untyped
@@ -51,6 +52,7 @@ def build_model(arch: Architecture, cfg: Config, parallel: Parallel) -> PolicyMo
     layout does not divide the architecture.
     """
     config = transformer_config(arch, cfg)
+    describe_yarn(config, arch.rope.yarn)
     model = PolicyModel(
         config=config,
         transformer_layer_spec=_layer_spec(config, cfg),
@@ -59,10 +61,7 @@ def build_model(arch: Architecture, cfg: Config, parallel: Parallel) -> PolicyMo
         pre_process=parallel.is_first_stage,
         post_process=parallel.is_last_stage,
         share_embeddings_and_output_weights=arch.tied_embeddings,
-        position_embedding_type="rope",
-        rotary_base=arch.rope_theta,
-        rope_scaling=arch.rope_scaling is not None,
-        rope_scaling_factor=arch.rope_scaling["factor"] if arch.rope_scaling else 1.0,
+        **rope_settings(arch.rope),
         parallel_output=True,
     )
     model.arch = arch
@@ -114,7 +113,7 @@ def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
         embedding_init_method=_leave_as_is,
         bias_activation_fusion=fused,
         bias_dropout_fusion=fused,
-        apply_rope_fusion=transformer_engine,
+        apply_rope_fusion=transformer_engine and arch.rope.yarn is None,  # the fused kernel knows no attention factor
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,

@@ -10,6 +10,7 @@ import torch
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.headers import read_header
 from megatron_entropic.hf.mapping import merge, shard
+from megatron_entropic.hf.rope import Rope
 from megatron_entropic.hf.tables import LAYER_TABLES, Layout, canonical_name, checkpoint_rows, hf_shapes, model_rows, padded_vocab_size
 from tests import tiny_models
 
@@ -23,8 +24,7 @@ ARCH = Architecture(
     head_dim=2,
     vocab_size=99,
     max_positions=64,
-    rope_theta=1e4,
-    rope_scaling=None,
+    rope=Rope(1e4),
     norm_eps=1e-6,
     tied_embeddings=False,
     qkv_bias=True,
