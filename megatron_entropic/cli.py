@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_entropic.checkpoint_store import CheckpointStore
 from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
-from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config, to_dict
+from megatron_entropic.config_loading import ConfigError, load_config, override, recipe_names, save_config, to_dict
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
 from megatron_entropic.machine_commands import add_doctor, add_serve, add_slurm_files
@@ -176,7 +176,7 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     """The settings of the run in `run_dir`, wherever that folder is now."""
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: no run to resume here (no config.yaml); give the folder of a run, such as runs/quickstart")
-    return load_config(run_dir / "config.yaml", [*overrides, f"run.dir={run_dir}"])
+    return load_config(run_dir / "config.yaml", [*overrides, override("run.dir", run_dir)])
 
 
 def _check_model(cfg: Config) -> None:
@@ -266,8 +266,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     hf_path = options.model / "hf" if is_run else options.model
     if options.prompts < 1:
         raise ConfigError(f"--prompts={options.prompts}: at least 1 is needed")
-    overrides = [*options.overrides, f"model.hf_path={hf_path}", f"run.dir={options.model if is_run else Path('runs/evaluate')}"]
-    cfg = load_config(run_config if is_run else options.recipe, overrides)
+    own = [override("model.hf_path", hf_path), override("run.dir", options.model if is_run else Path("runs/evaluate"))]
+    cfg = load_config(run_config if is_run else options.recipe, [*options.overrides, *own])
     if cfg.model.is_distributed:
         raise ConfigError(
             f"{hf_path}: a distributed checkpoint; make it a model first: python -m checkpoint_tools export {hf_path} OUT_DIR"

@@ -4,22 +4,44 @@ A field's bounds and description live in the field itself, so the error for a ba
 all say the same. Unknown names are refused everywhere. How a Config is read, overridden and saved: config_loading.py.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config_control import STRICT
 from megatron_entropic.config_control import ControlConfig as ControlConfig
+
+LONGEST_NAME = 80
+"""Characters of a run's name."""
+
+
+def _expanded(path: Path | None) -> Path | None:
+    """The path with a `~` in front replaced by the home folder."""
+    return None if path is None else Path(os.path.expanduser(path))
 
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """Where a run lives."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; names its folder")
+    name: str = Field(default="run", description="name of the run; names its folder: no / in it, and no - . ~ or space in front")
     dir: Path | None = Field(default=None, description="folder of the run; default runs/<name>")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        fits = 0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()
+        if not fits or "/" in name or name[0] in "-.~":
+            raise ValueError(f"must name a folder: 1 to {LONGEST_NAME} printable characters, no / in it, no - . ~ or space in front")
+        return name
+
+    @field_validator("dir")
+    @classmethod
+    def _in_the_home(cls, path: Path | None) -> Path | None:
+        return _expanded(path)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,6 +65,11 @@ class ModelConfig:
         description="what the backward pass computes again instead of keeping it: nothing, the MLPs or experts (about half of the "
         "activations), or whole layers; docs/choosing_a_layout.md",
     )
+
+    @field_validator("hf_path")
+    @classmethod
+    def _in_the_home(cls, path: Path) -> Path:
+        return _expanded(path) or path
 
     @property
     def is_distributed(self) -> bool:
@@ -190,6 +217,11 @@ class RolloutConfig:
         description="stop when |trainer - sampler| log-prob exceeds this on any token (staleness adds to it); 0 is off",
     )
     server_args: tuple[str, ...] = Field(default=(), description="further arguments for the vLLM server, as on its command line")
+
+    @field_validator("fleet_dir", "replay_path")
+    @classmethod
+    def _in_the_home(cls, path: Path | None) -> Path | None:
+        return _expanded(path)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -3,13 +3,12 @@
 Every problem is reported at once, by dotted field name, with the nearest existing name for a typo.
 """
 
-import dataclasses
 import difflib
 import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -17,10 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.setting_values import option_of, sections_of, text_of, value_of
 from megatron_entropic.system.shipped_files import find_model
 from megatron_entropic.whole_file import write_whole
 
 _ADAPTER = TypeAdapter(Config)
+_KINDS: dict[str, dict[str, Any]] = {section: get_type_hints(kind) for section, kind in get_type_hints(Config).items()}
+_OPTION = "task.options."
 
 
 class ConfigError(ReportedError, ValueError):
@@ -29,10 +31,7 @@ class ConfigError(ReportedError, ValueError):
 
 def field_names() -> list[str]:
     """All dotted field names of a Config, such as `trainer.steps`."""
-    names = []
-    for section, section_type in get_type_hints(Config).items():
-        names += [f"{section}.{field.name}" for field in dataclasses.fields(section_type)]
-    return names
+    return [f"{section}.{field}" for section, kinds in _KINDS.items() for field in kinds]
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -41,13 +40,17 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         source: a recipe's name (a module in recipes/; `.` and `-` mean `_`), a recipe file (*.py), either with `:variant`, or a
             saved config (*.yaml).
-        overrides: `section.field=value` each, the value in YAML (`trainer.steps=3`, `rollout.server_args=[--foo]`).
-            `control.preset=NAME` sets what config_control.PRESETS[NAME] holds; overrides after it win.
+        overrides: `section.field=value` each, the value as setting_values.py reads it (`run.name=2024-11-25`, `trainer.steps=3`,
+            `rollout.server_args=[--foo]`). `task.options.NAME=value` sets one option and keeps the others; with another
+            `task.name` than the source's, its options go. `control.preset=NAME` sets what config_control.PRESETS[NAME] holds;
+            overrides after it win.
     Raises:
         ConfigError: unknown source, unknown field, value out of bounds, or fields that contradict each other.
     """
     is_yaml = str(source).endswith((".yaml", ".yml"))
     settings = to_dict(_read_yaml(Path(source)) if is_yaml else _recipe_config(str(source)))
+    if any(override.startswith("task.name=") and override != f"task.name={settings['task']['name']}" for override in overrides):
+        settings["task"]["options"] = {}
     for override in overrides:
         _apply_override(settings, override)
     if isinstance(path := settings["model"]["hf_path"], str):
@@ -70,6 +73,12 @@ def to_dict(config: Config) -> dict[str, Any]:
     return settings
 
 
+def override(name: str, value: Any) -> str:
+    """The override that sets the field `name` to `value` (a Config's, or as in `to_dict`), whatever characters are in it."""
+    section, field = name.split(".")
+    return f"{name}={text_of(str(value) if isinstance(value, Path) else value, _KINDS[section][field])}"
+
+
 def save_config(config: Config, path: Path) -> None:
     """Writes `path` as YAML, whole or not at all."""
     write_whole(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
@@ -83,7 +92,10 @@ def recipe_names() -> list[str]:
 
 def _recipe_config(source: str) -> Config:
     """A recipe is a module whose function of the same name returns a Config; its VARIANTS name further such functions."""
-    source, _, variant = source.partition(":")
+    if not (source.endswith(".py") and Path(source).is_file()):  # a file's folder may have a colon in its name
+        source, _, variant = source.rpartition(":") if ".py:" in source else source.partition(":")
+    else:
+        variant = ""
     if source.endswith(".py"):
         path = Path(source)
         spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -112,11 +124,13 @@ def _recipe_config(source: str) -> Config:
 
 def _read_yaml(path: Path) -> Config:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = sections_of(path.read_text(encoding="utf-8-sig"), _KINDS)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from None
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: holds no settings; expected sections such as trainer: and control:")
     return from_dict(settings, origin=str(path))
@@ -125,19 +139,37 @@ def _read_yaml(path: Path) -> Config:
 def _apply_override(settings: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals:
-        raise ConfigError(f"override {override!r} has no '='; write section.field=value")
+        raise ConfigError(f"override {override!r} has no '='; write section.field=value{_quoting(override)}")
     if name == "control.preset":
         if text not in PRESETS:
             raise ConfigError(f"control.preset={text!r} is not one of {', '.join(PRESETS)}")
         settings["control"].update(PRESETS[text])
         return
-    if name not in (names := field_names()):
-        raise ConfigError(f"unknown setting {name!r}{_nearest(name, names)}")
-    section, field = name.split(".")
     try:
-        settings[section][field] = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+        if name.startswith(_OPTION):
+            settings["task"]["options"][name.removeprefix(_OPTION)] = option_of(name.removeprefix(_OPTION), text)
+            return
+        if name not in (names := field_names()):
+            raise ConfigError(f"unknown setting {name!r}{_nearest(name, names)}")
+        section, field = name.split(".")
+        value = value_of(text, _KINDS[section][field])
+    except ConfigError:
+        raise
+    except ValueError as problem:
+        raise ConfigError(f"override {override!r}: {problem}{_quoting(text)}") from None
+    if get_origin(_KINDS[section][field]) is dict and not isinstance(value, dict):
+        raise ConfigError(f"override {override!r}: a mapping is needed, in quotes: '{name}={{NAME: VALUE}}'; or set {name}.NAME=VALUE")
+    settings[section][field] = value
+
+
+def _quoting(text: str) -> str:
+    """What to write when a shell seems to have split a value at its spaces."""
+    if text.count("{") == text.count("}") and text.count("[") == text.count("]"):
+        return ""
+    return (
+        "; the shell splits words at spaces: put the whole override in quotes, such as 'task.options={dataset: chain_sum}', or set one "
+        "option by task.options.dataset=chain_sum"
+    )
 
 
 def _explain(problem: Any) -> str:

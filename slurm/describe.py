@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import ConfigError, load_config
+from megatron_entropic.config_loading import ConfigError, load_config, override
 from megatron_entropic.errors import ReportedError
 from slurm.split import DESCRIPTION, Description
 
@@ -23,11 +23,11 @@ def describe(source: str, overrides: Sequence[str], sweep: Path | None = None, t
     """The description of the run that a training job is to start or to go on with. Raises ConfigError."""
     overrides = [*overrides, *_sweep_overrides(sweep, task)]
     if (Path(source) / "config.yaml").is_file():
-        overrides.append(f"run.dir={source}")
+        overrides.append(override("run.dir", Path(source)))
         source = str(Path(source) / "config.yaml")
     cfg = load_config(source, overrides)
-    if sweep and not any(override.startswith(("run.name=", "run.dir=")) for override in overrides):
-        overrides.append(f"run.name={cfg.run.name}-{task}")
+    if sweep and not any(word.startswith(("run.name=", "run.dir=")) for word in overrides):
+        overrides.append(override("run.name", f"{cfg.run.name}-{task}"))
         cfg = load_config(source, overrides)
     uses_servers = cfg.rollout.engine == "vllm"
     return Description(

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_entropic.hf.directory import download_hint
+
 
 class ConfigFields:
     """The object that a config.json holds. Raises ValueError when there is no such file, or it holds none."""
@@ -11,7 +13,7 @@ class ConfigFields:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; a Hugging Face model directory has a config.json")
+            raise ValueError(f"{path}: no such file; a Hugging Face model directory has a config.json{download_hint(path.parent)}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as problem:

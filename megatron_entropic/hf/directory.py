@@ -1,6 +1,7 @@
 """What a Hugging Face model directory consists of: file names, and which files hold the weights."""
 
 import json
+import re
 from pathlib import Path
 
 from megatron_entropic.hf.headers import CheckpointError
@@ -25,6 +26,20 @@ COMPANIONS = (
     "USE_POLICY*",
 )
 """What belongs to a model besides its weights, as patterns: settings, tokenizer, chat templates, and the terms it is given under."""
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""A model's name on the Hugging Face hub: owner/model."""
+
+
+def download_hint(hf_dir: Path) -> str:
+    """How to get a model that is not there, when its path is a name on the hub, or a folder of models named as there; else nothing."""
+    if hf_dir.exists() or not _HUB_ID.fullmatch(str(hf_dir)):
+        return ""
+    is_id = hf_dir.parent.name != "models" and not hf_dir.parent.is_dir()
+    name, folder = (str(hf_dir), f"models/{hf_dir.name}") if is_id else (f"OWNER/{hf_dir.name}", str(hf_dir))
+    again = f", then model.hf_path={folder}" if is_id else ""
+    return f"; models are read from folders, never from the network: hf download {name} --local-dir {folder}{again}"
 
 
 def companion_files(hf_dir: Path) -> tuple[str, ...]:

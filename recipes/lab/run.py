@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config_loading import load_config, override
 from megatron_entropic.evaluation.evaluate import evaluate
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.policy.parallel import initialize_parallel
@@ -52,7 +52,7 @@ def run_case(case: Case, out: Path) -> None:
     folder.mkdir(parents=True)
     torch.set_num_threads(1)
     logging.basicConfig(filename=folder / "log.txt", level=logging.INFO, force=True)
-    cfg = load_config("quickstart", [*case.overrides, f"run.dir={folder}"])
+    cfg = load_config("quickstart", [*case.overrides, override("run.dir", folder)])
     with (folder / "progress.txt").open("w") as progress:
         os.dup2(progress.fileno(), 1)
         os.dup2(progress.fileno(), 2)

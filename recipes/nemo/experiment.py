@@ -1,5 +1,6 @@
 """From a task and its executor to a NeMo-Run experiment: shown as what would be submitted, or run."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -22,7 +23,7 @@ def shown(name: str, task: run.Script, executor: Any) -> str:
     """The command that would run on this machine, or the script that sbatch would get, to the byte but for the experiment's number."""
     if isinstance(_built(executor), run.LocalExecutor):
         return shlex.join(task.to_command(with_entrypoint=True)) + "\n"
-    with run.Experiment(name, **_QUIET) as experiment:
+    with run.Experiment(_title(name), **_QUIET) as experiment:
         job = _add(experiment, name, task, executor)
         try:
             experiment.dryrun(log=False, delete_exp_dir=False)
@@ -36,7 +37,7 @@ def start(name: str, task: run.Script, executor: Any, *, wait: bool) -> int:
 
     Raises LaunchError when sbatch refuses it, or when `wait` is to wait for a job where SLURM keeps no accounts.
     """
-    with run.Experiment(name, **_QUIET, enable_goodbye_message=False, skip_status_at_exit=True) as experiment:
+    with run.Experiment(_title(name), **_QUIET, enable_goodbye_message=False, skip_status_at_exit=True) as experiment:
         job = _add(experiment, name, task, executor)
         if wait:
             _check_accounting(job.executor)
@@ -87,9 +88,14 @@ def _built(executor: Any) -> Any:
     return fiddle.build(executor) if isinstance(executor, fiddle.Config) else executor
 
 
+def _title(name: str) -> str:
+    """A run's name as one of folders, shell scripts and SLURM jobs: NeMo-Run writes it into them unquoted."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+
+
 def _add(experiment: Any, name: str, task: run.Script, executor: Any) -> Any:
     """Adds the task, to a heterogeneous job once for each component, as NeMo-Run wants it; returns the job."""
-    title = name.replace(".", "_")  # what follows the last dot of a job's name is its role
+    title = _title(name).replace(".", "_")  # what follows the last dot of a job's name is its role
     tasks = [task] * len(executor) if isinstance(executor, list) else task
     experiment.add(tasks, executor=_built(executor), name=title)
     return experiment.jobs[0]

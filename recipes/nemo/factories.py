@@ -9,16 +9,14 @@ NeMo-Run's tools see them as the factories of `train`: `python -m recipes.nemo -
 import dataclasses
 import functools
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import fiddle
 import nemo_run as run
-import yaml
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import from_dict, load_config, recipe_names, to_dict
+from megatron_entropic.config_loading import from_dict, load_config, override, recipe_names, to_dict
 
 Factory = Callable[[], Any]
 """Returns a `run.Partial[train]`."""
@@ -37,7 +35,7 @@ def words(recipe: str, config: Config) -> list[str]:
     return [
         recipe,
         *(
-            f"{section}.{field}={_yaml(value)}"
+            override(f"{section}.{field}", value)
             for section, fields in wanted.items()
             for field, value in fields.items()
             if value != base[section][field]
@@ -95,9 +93,3 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, fiddle.Config):
         return value
     return {name: _plain(getattr(value, name)) for name in fiddle.ordered_arguments(value)}
-
-
-def _yaml(value: Any) -> str:
-    """A value as an override says it, in one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
-    return text.removesuffix("...\n").strip()
