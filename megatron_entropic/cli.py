@@ -143,7 +143,11 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     if options.allow_fallback and not options.resume:
         raise ConfigError(f"{ALLOW_FALLBACK} goes with --resume: only a resumed run has a checkpoint to fall back to")
-    cfg = _resumed_config(Path(options.source), options.overrides) if options.resume else load_config(options.source, options.overrides)
+    cfg = (
+        _resumed_config(Path(options.source).expanduser(), options.overrides)
+        if options.resume
+        else load_config(options.source, options.overrides)
+    )
     rank = given_rank(os.environ)
     if rank not in (None, 0):
         return run_rank(cfg, allow_fallback=options.allow_fallback)

@@ -11,6 +11,12 @@ from megatron_entropic.config_loading import ConfigError, to_dict
 
 PRESET_MEANING = "Several settings at once, as the methods' authors released them; settings given after the preset win."
 
+READING = (
+    "`section.field=VALUE` on the command line: names, words and paths are taken as typed, with `~` for the home folder (put what has "
+    "spaces or `#` in quotes for the shell); where the default is `None`, `null` or nothing after the `=` means that. Other values are "
+    "YAML: `rollout.server_args='[--a, --b]'`. One option of a task: `task.options.NAME=VALUE`; naming another task drops the recipe's."
+)
+
 
 def settings_reference(section: str | None = None) -> str:
     """One line per setting for a terminal: name, default, meaning; of one section or of all.
@@ -33,7 +39,13 @@ def settings_reference(section: str | None = None) -> str:
 
 def settings_markdown() -> str:
     """The page docs/settings.md: a table per section."""
-    lines = ["# Settings", "", "Made from `megatron_entropic/config.py` by `make docs`. Recipes change some of these defaults."]
+    lines = [
+        "# Settings",
+        "",
+        "Made from `megatron_entropic/config.py` by `make docs`. Recipes change some of these defaults.",
+        "",
+        READING,
+    ]
     for name, (meaning, rows) in _sections().items():
         lines += ["", f"## {name}", "", meaning, "", "| setting | default | meaning |", "|---|---|---|"]
         lines += [f"| `{setting}` | `{default}` | {_cell(description)} |" for setting, default, description in rows]

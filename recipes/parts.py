@@ -24,7 +24,7 @@ MODELS = Path("models")
 SMALL_BATCH = BatchConfig(prompts_per_step=128, samples_per_prompt=8, max_tokens_per_micro_batch=16384)
 """Ours: 128 prompts x 8 samples, so that a step takes minutes."""
 MATHS = TaskConfig(name="math", options={"path": "data/math.jsonl"}, chat_template=True)
-"""A JSON Lines file of prompt and answer (tasks/math.py). `task.options={path: ...}` names another."""
+"""A JSON Lines file of prompt and answer (tasks/math.py). `task.options.path=FILE` names another."""
 RELEASED_OPTIMIZER = OptimizerConfig(lr=1e-6, beta2=0.999, weight_decay=0.01)
 """EntroPIC's run_entropic.sh (lr), and verl's defaults for what it leaves: Adam's betas, weight decay, clip at norm 1, constant lr."""
 RELEASED_BATCH = BatchConfig(prompts_per_step=512, samples_per_prompt=8, max_tokens_per_micro_batch=16384)
