@@ -20,13 +20,13 @@ from megatron_entropic.checkpoint_store import POLICY, CheckpointStore, Checkpoi
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import to_dict
 from megatron_entropic.control import Controller
+from megatron_entropic.distributed.rank_zero import from_rank_zero, meet
 from megatron_entropic.hf.directory import read_companions
 from megatron_entropic.policy.checkpoint import PolicyCheckpointError, load_policy
 from megatron_entropic.policy.checkpoint_writer import PolicyWriter, Written
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.restore import FORMAT, find_checkpoint
-from megatron_entropic.rollout.shared_engine import from_rank_zero
 from megatron_entropic.stop_signal import StopRequested, stop_requested
 from megatron_entropic.system.folder_lock import Fence
 
@@ -108,7 +108,11 @@ class Checkpointer:
             self._report_stop(step)
 
     def _meet(self) -> bool:
-        """Publishes what is written by now; returns whether any rank is to stop. Collectives: one all-reduce of 16 bytes."""
+        """Publishes what is written by now; returns whether any rank is to stop. Collectives: one all-reduce of 16 bytes.
+
+        It begins when all ranks are there: rank 0 may have been busy with its trackers.
+        """
+        meet(self.parallel, "what rank 0 writes of a step")
         writing = self._saving is not None and not self._saving.writer.done
         flags = torch.tensor([stop_requested() is not None, writing], dtype=torch.int64, device=self.parallel.device)
         dist.all_reduce(flags)
@@ -131,7 +135,9 @@ class Checkpointer:
             "trackers": self.trackers,
             "settings": to_dict(self.cfg),
         }
-        partial = from_rank_zero(self.parallel, self._named, self.store.begin, step, state, self._companions)
+        partial = from_rank_zero(
+            self.parallel, self._named, self.store.begin, step, state, self._companions, doing="the checkpoint's folder to be made"
+        )
         writer = PolicyWriter(policy, partial / POLICY)
         writer.start()
         self._saving = _Saving(step, partial, writer, time.monotonic() - start)
@@ -149,7 +155,7 @@ class Checkpointer:
         self._saving = None
         ranks: list[Any] | None = [None] * self.parallel.world_size if self.parallel.rank == 0 else None
         dist.gather_object(saving.writer.written, ranks)
-        from_rank_zero(self.parallel, self._named, self._publish_on_rank_zero, saving, ranks)
+        from_rank_zero(self.parallel, self._named, self._publish_on_rank_zero, saving, ranks, doing="the checkpoint to be published")
 
     def _publish_on_rank_zero(self, saving: _Saving, ranks: list[Written]) -> None:
         if failed := [f"rank {written.rank}: {written.error}" for written in ranks if written.error]:

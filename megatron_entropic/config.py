@@ -105,7 +105,11 @@ class ParallelConfig:
     )
     data: int = Field(default=1, ge=1, description="data-parallel replicas")
     sequence: bool = Field(default=False, description="sequence parallelism: shard norms and dropout over the tensor ranks")
-    timeout_s: float = Field(default=600.0, gt=0, description="a collective that takes longer than this ends the run")
+    timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="a collective that takes longer, or a rank silent for so long, ends the run; generation and such do not count",
+    )
 
     @property
     def world_size(self) -> int:

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError, step_of
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import to_dict
+from megatron_entropic.distributed.rank_zero import from_rank_zero, meet
 from megatron_entropic.manifest import damaged_files, read_manifest
 from megatron_entropic.policy.parallel import Parallel
-from megatron_entropic.rollout.shared_engine import from_rank_zero
 from megatron_entropic.settings_difference import differences, refuse
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,14 @@ def find_checkpoint(
     When the latest is damaged, the newest whole one before it is taken if `allow_fallback`, with a warning.
     Raises CheckpointStoreError naming every damaged file, SettingsDifferenceError showing the settings that do not fit.
     """
-    name, problems = from_rank_zero(parallel, _latest, store)
+    name, problems = from_rank_zero(parallel, _latest, store, doing="the latest checkpoint to be found")
     if name is not None and not problems:
         problems = _problems(parallel, store, name)
     if problems:
         name = _fallback(allow_fallback, parallel, store, name, problems)
     if name is None:
         return None
-    return from_rank_zero(parallel, _state, cfg, store, name)
+    return from_rank_zero(parallel, _state, cfg, store, name, doing="the checkpoint's state to be read")
 
 
 def _latest(store: CheckpointStore) -> tuple[str | None, list[str]]:
@@ -48,10 +48,12 @@ def _latest(store: CheckpointStore) -> tuple[str | None, list[str]]:
 
 def _problems(parallel: Parallel, store: CheckpointStore, name: str) -> list[str]:
     """What is wrong with a checkpoint, the same on all ranks; each rank reads its share of the files."""
-    expected, problems = from_rank_zero(parallel, read_manifest, store.folder / name)
+    expected, problems = from_rank_zero(parallel, read_manifest, store.folder / name, doing="the checkpoint's manifest to be read")
     share = dict(sorted(expected.items())[parallel.rank :: parallel.world_size])
+    damaged_here = damaged_files(store.folder / name, share)
+    meet(parallel, "every rank to check its share of the checkpoint's files")
     found: list[Any] = [None] * parallel.world_size
-    dist.all_gather_object(found, damaged_files(store.folder / name, share))
+    dist.all_gather_object(found, damaged_here)
     damaged = sorted(problem for of_rank in found for problem in of_rank)
     return [f"{store.folder / name}: {problem}" for problem in [*problems, *damaged]]
 
@@ -61,14 +63,16 @@ def _fallback(allowed: bool, parallel: Parallel, store: CheckpointStore, latest:
 
     Raises CheckpointStoreError on rank 0 (RankZeroError on the others) when there is none, or it was not allowed.
     """
-    names = from_rank_zero(parallel, lambda: store.before(latest) if latest else store.names()[::-1])
+    names = from_rank_zero(
+        parallel, lambda: store.before(latest) if latest else store.names()[::-1], doing="the checkpoints before it to be listed"
+    )
     for name in names:
         worse = _problems(parallel, store, name)
         if not worse:
-            from_rank_zero(parallel, _take, allowed, store, latest, name, problems)
+            from_rank_zero(parallel, _take, allowed, store, latest, name, problems, doing="the checkpoint to go on from to be chosen")
             return str(name)
         problems = problems + worse
-    return from_rank_zero(parallel, _refuse, problems)
+    return from_rank_zero(parallel, _refuse, problems, doing="the checkpoint to go on from to be chosen")
 
 
 def _take(allowed: bool, store: CheckpointStore, latest: str | None, name: str, problems: list[str]) -> None:

@@ -8,13 +8,13 @@ from megatron_entropic.algorithms import group_advantages, leave_one_out_advanta
 from megatron_entropic.checkpointer import Checkpointer
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller, make_controller
+from megatron_entropic.distributed.rank_zero import RankZeroError
 from megatron_entropic.observability.run_output import RunOutput
 from megatron_entropic.observability.target_file import TargetFile
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.update_stats import UpdateStats
-from megatron_entropic.rollout.shared_engine import RankZeroError
 from megatron_entropic.rollout.source import RolloutSource
 from megatron_entropic.rollout.types import Rollout, RolloutError
 

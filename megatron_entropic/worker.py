@@ -5,7 +5,7 @@
     0               the run is done
     75              asked to stop by SIGTERM or SIGUSR1, it has saved: resume it to go on (EXIT_STOPPED)
     1               it failed; the error was printed (EXIT_FAILED)
-    3               it only followed rank 0, which failed (EXIT_FOLLOWED)
+    3               it only followed another rank, which failed (EXIT_FOLLOWED)
     128 + signal    ended at once, without saving: by SIGINT, a second request to stop, or after checkpoint.grace_s
 """
 
@@ -23,7 +23,7 @@ from megatron_entropic.stop_signal import EXIT_STOPPED, StopRequested, handle_st
 
 EXIT_FAILED = 1
 EXIT_FOLLOWED = 3
-"""Exit code of a rank that stopped only because rank 0 did."""
+"""Exit code of a rank that stopped only because another did."""
 
 ALLOW_FALLBACK = "--allow-fallback"
 
@@ -43,8 +43,8 @@ def run_rank(cfg: Config, *, allow_fallback: bool = False) -> int:
     _log_to(cfg.run_dir / "logs" / f"rank-{rank}.log", rank)
 
     # Only now: whoever loads the settings reports a bad one before seconds go into these imports.
+    from megatron_entropic.distributed.rank_zero import PeerEndedError
     from megatron_entropic.policy.parallel import initialize_parallel, shutdown
-    from megatron_entropic.rollout.shared_engine import RankZeroError
     from megatron_entropic.trainer import train
 
     try:
@@ -52,8 +52,8 @@ def run_rank(cfg: Config, *, allow_fallback: bool = False) -> int:
     except StopRequested as request:
         logging.info("%s", request)
         return EXIT_STOPPED
-    except RankZeroError as error:
-        logging.warning("stopped with rank 0: %s", error)
+    except PeerEndedError as error:
+        logging.warning("stopped with another rank: %s", error)
         return EXIT_FOLLOWED
     except (ReportedError, ValueError, OSError) as error:
         logging.getLogger(__name__).debug("where the error below comes from", exc_info=True)

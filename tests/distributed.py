@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from megatron_entropic.distributed.host_line import close_host_line
+
 torch.set_num_threads(1)  # before any fork: a parent with thread pools must not be forked
 
 _PR_SET_PDEATHSIG = 1
@@ -82,6 +84,7 @@ def _run_rank(
     torch.set_num_threads(1)
     try:
         answer = (None, fn(*args))
+        close_host_line()
     except BaseException:  # noqa: BLE001 - reported to the parent, which raises it
         answer = (traceback.format_exc(), None)
     sending.send(answer)

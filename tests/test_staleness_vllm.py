@@ -13,11 +13,11 @@ import pytest
 from megatron_entropic import trainer
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
+from megatron_entropic.distributed.rank_zero import RankZeroError
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.rollout.fleet import VLLMFleet
 from megatron_entropic.rollout.recording import read_rollouts, recorded_steps
-from megatron_entropic.rollout.shared_engine import RankZeroError
 from megatron_entropic.rollout.types import Finished, Prompt, Rollout, RolloutError
 from tests.distributed import run_ranks
 from tests.rollout.vllm_world import becomes_true, group_members

@@ -17,7 +17,7 @@ from megatron_entropic.observability.trackers import TrackerGroup, make_trackers
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.update_stats import UpdateStats
-from megatron_entropic.rollout.shared_engine import weights_to_rank_zero
+from megatron_entropic.policy.weights import weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout
 from megatron_entropic.system.folder_lock import Fence
 
@@ -90,4 +90,4 @@ class RunOutput:
             self._fence.check()
             write_hf(out, weights, source, dtype=dtype, replace=True)
 
-        weights_to_rank_zero(self.parallel, policy, write)
+        weights_to_rank_zero(self.parallel, policy.weights(), write, doing=f"the policy to be written to {out}")

@@ -16,6 +16,7 @@ from megatron_entropic.conversion.pickles import read_metadata
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.optimizer_state import make_state, set_update_count, sharded_optimizer_state
+from megatron_entropic.policy.patient_reading import patient_reading
 
 
 class PolicyCheckpointError(ReportedError, RuntimeError):
@@ -30,7 +31,7 @@ def load_policy(policy: Policy, folder: Path, updates: int) -> None:
     Raises:
         PolicyCheckpointError naming the folder, for files that are missing, damaged or of another model.
     """
-    with quiet(), named_errors(folder, "read"):
+    with quiet(), named_errors(folder, "read"), patient_reading(policy.parallel):
         read_metadata(folder)  # refuses what is not a checkpoint's description before Megatron unpickles it
         make_state(policy.optimizer)
         state = dist_checkpointing.load(sharded_state(policy), str(folder))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients, Measurement
+from megatron_entropic.distributed.rank_zero import meet
 from megatron_entropic.entropy import TokenStatistics, linear_token_statistics
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.tables import hf_shapes
@@ -49,6 +50,7 @@ class Policy:
         self.arch = Architecture.from_hf(cfg.model.hf_dir)
         self.model = build_model(self.arch, cfg, parallel)
         load_start_weights(self.model, cfg.model.weights_path, parallel)
+        meet(parallel, "every rank to read its weights")
         self.model_config = self.model.config
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,

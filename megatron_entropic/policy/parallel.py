@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_entropic import platform
 from megatron_entropic.config import ParallelConfig
+from megatron_entropic.distributed.host_line import close_host_line, host_line
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def initialize_parallel(cfg: ParallelConfig, seed: int) -> Parallel:
             world_size=world_size,
             timeout=timedelta(seconds=cfg.timeout_s),
         )
+    host_line()  # opened while all ranks are here
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=cfg.tensor,
         pipeline_model_parallel_size=cfg.pipeline,
@@ -84,6 +86,7 @@ def initialize_parallel(cfg: ParallelConfig, seed: int) -> Parallel:
 
 def shutdown() -> None:
     """Destroys the groups made by `initialize_parallel`; safe to call twice."""
+    close_host_line()
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

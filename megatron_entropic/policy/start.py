@@ -11,6 +11,7 @@ from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.policy.model import PolicyModel
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.policy.patient_reading import patient_reading
 from megatron_entropic.policy.weights import load_hf_weights
 
 
@@ -21,19 +22,19 @@ def load_start_weights(model: PolicyModel, folder: Path, parallel: Parallel) -> 
     distributed checkpoint. Raises CheckpointError naming the file.
     """
     if (folder / "metadata.json").is_file():
-        _load_distributed(model, folder)
+        _load_distributed(model, folder, parallel)
     else:
         load_hf_weights(model, folder, parallel)
 
 
-def _load_distributed(model: PolicyModel, folder: Path) -> None:
+def _load_distributed(model: PolicyModel, folder: Path, parallel: Parallel) -> None:
     # What is wrong with the checkpoint is said by us, all at once and before Megatron unpickles its description.
     DistributedView(folder, model.arch).close()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()  # another layout pads the vocabulary to other lengths; what the checkpoint lacks stays
     wanted = {name: entry for name, entry in model.sharded_state_dict().items() if not isinstance(entry, ShardedObject)}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), patient_reading(parallel):
         warnings.simplefilter("ignore")  # Megatron warns of torch interfaces that it uses itself
         try:
             state = dist_checkpointing.load({"model": wanted}, str(folder))

@@ -4,7 +4,8 @@ Both directions plan from the tables in hf/mapping.py: every rank knows every te
 no metadata travels.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron_entropic.distributed.rank_zero import follow_rank_zero, from_rank_zero
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.hf.mapping import merge, shard
@@ -21,6 +23,8 @@ from megatron_entropic.policy.model import PolicyModel
 from megatron_entropic.policy.parallel import Parallel
 
 _LAYER_PREFIX = "decoder.layers."
+PIECE_BYTES = 2**28
+"""Of the stream of weights, so many bytes are collected at one time; a larger parameter is a piece of its own."""
 
 
 def load_hf_weights(model: PolicyModel, hf_dir: Path, parallel: Parallel) -> None:
@@ -47,7 +51,8 @@ def load_hf_weights(model: PolicyModel, hf_dir: Path, parallel: Parallel) -> Non
 def hf_weights(model: PolicyModel, parallel: Parallel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yields every Hugging Face tensor by name, in checkpoint order: whole on global rank 0, empty on the others.
 
-    Collective: all ranks must iterate to the end together. One parameter at a time is gathered over its tensor ranks, or sent
+    Collective: all ranks must iterate to the end together. Pieces of PIECE_BYTES are collected when rank 0 asks for them; while it
+    is busy with one, no rank is in a collective. One parameter at a time is gathered over its tensor ranks, or sent
     by the rank that holds its expert, to the first rank of its pipeline stage, and from there to rank 0; replicas other than
     the first send nothing. Tensors are on the model's device, in `dtype` or else the parameters' own, and may share memory
     with the parameters: copy what must outlive the next update.
@@ -57,12 +62,58 @@ def hf_weights(model: PolicyModel, parallel: Parallel, dtype: torch.dtype | None
     layers_per_stage = model.config.num_layers // parallel.pp_size
     experts_per_rank = (model.arch.num_experts or 0) // parallel.ep_size
     shapes = hf_shapes(model.arch)
-    for row in checkpoint_rows(model.arch):
-        stage = _stage(row, layers_per_stage, parallel.pp_size)
-        holder = 0 if row.expert is None else row.expert // experts_per_rank
-        whole = _collect(_Move(row, stage, holder, dtype), parameters, model, parallel, shapes)
-        for i, name in enumerate(row.hf):
-            yield name, whole[i] if whole else torch.empty(0, dtype=dtype, device=parallel.device)
+    for rows in _pieces(checkpoint_rows(model.arch), shapes, dtype):
+        follow_rank_zero(parallel, "rank 0 to take more of the weights")
+        collected: list[tuple[str, Tensor]] = []
+        for row in rows:
+            stage = _stage(row, layers_per_stage, parallel.pp_size)
+            holder = 0 if row.expert is None else row.expert // experts_per_rank
+            whole = _collect(_Move(row, stage, holder, dtype), parameters, model, parallel, shapes)
+            nothing = torch.empty(0, dtype=dtype, device=parallel.device)
+            collected += [(name, whole[i] if whole else nothing) for i, name in enumerate(row.hf)]
+        while collected:
+            yield collected.pop(0)
+
+
+def weights_to_rank_zero(
+    parallel: Parallel,
+    stream: Iterator[tuple[str, Tensor]],
+    consume: Callable[[Iterator[tuple[str, Tensor]]], object],
+    *,
+    doing: str,
+) -> None:
+    """Gives `stream`, of `hf_weights`, to `consume` on rank 0, which may take any time over it. Collective over the world.
+
+    The stream is read to its end on every rank even when `consume` fails half-way. Raises its exception on rank 0, RankZeroError on
+    the others; `doing` says in errors what they waited for.
+    """
+
+    def consume_all() -> None:
+        try:
+            consume(stream)
+        finally:
+            for _ in stream:
+                pass
+
+    if parallel.rank:
+        for _ in stream:
+            pass
+    from_rank_zero(parallel, consume_all, doing=doing)
+
+
+def _pieces(rows: Sequence[Row], shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Iterator[list[Row]]:
+    """The rows in their order, cut where they exceed PIECE_BYTES; the same on every rank."""
+    piece: list[Row] = []
+    size = 0
+    for row in rows:
+        row_bytes = sum(math.prod(shapes[name]) for name in row.hf) * dtype.itemsize
+        if piece and size + row_bytes > PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(row)
+        size += row_bytes
+    if piece:
+        yield piece
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from functools import partial
 from types import TracebackType
 
 from megatron_entropic.config import Config
+from megatron_entropic.distributed.rank_zero import from_rank_zero, from_rank_zero_unless_stopped
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.policy.weights import weights_to_rank_zero
 from megatron_entropic.rollout.fleet import make_fleet
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
@@ -16,7 +18,6 @@ from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts
 from megatron_entropic.rollout.remote_server import fleet_folder
 from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.scoring import Scorer
-from megatron_entropic.rollout.shared_engine import from_rank_zero, from_rank_zero_unless_stopped, weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
 from megatron_entropic.stop_signal import stop_requested
 from megatron_entropic.system.folder_lock import Fence
@@ -41,7 +42,7 @@ class RolloutSource:
 
     def __enter__(self) -> "RolloutSource":
         try:
-            from_rank_zero(self.parallel, self._open)
+            from_rank_zero(self.parallel, self._open, doing="the engine, task and tokenizer to be opened")
         except BaseException:
             self.close()
             raise
@@ -103,7 +104,7 @@ class RolloutSource:
         after its checkpoint; what was generated ahead of that is read back from its record, not generated again. Raises
         StopRequested on every rank when rank 0 is asked to stop.
         """
-        from_rank_zero_unless_stopped(self.parallel, self._wait_for_servers, first_step)
+        from_rank_zero_unless_stopped(self.parallel, self._wait_for_servers, first_step, doing="the engine to be ready")
         self.sync_weights(policy, version=first_step)
 
     def _wait_for_servers(self, first_step: int) -> None:
@@ -124,7 +125,7 @@ class RolloutSource:
         They come from weight version max(0, step - rollout.max_staleness). Raises RolloutError, and StopRequested on every
         rank when rank 0 is asked to stop meanwhile.
         """
-        return from_rank_zero_unless_stopped(self.parallel, self._collect, step)
+        return from_rank_zero_unless_stopped(self.parallel, self._collect, step, doing=f"the rollouts of step {step}")
 
     def _collect(self, step: int) -> tuple[list[Rollout], list[float]]:
         if step not in self._experience:
@@ -151,7 +152,7 @@ class RolloutSource:
                 logger.warning("no longer needed, because the run is to stop: %s", error)
             self._request_steps(version)
 
-        weights_to_rank_zero(self.parallel, policy, send)
+        weights_to_rank_zero(self.parallel, policy.weights(), send, doing=f"the engine to take the weights of version {version}")
 
     def _request_steps(self, version: int) -> None:
         for step in steps_from_version(version, max_staleness=self.cfg.rollout.max_staleness, steps=self.cfg.trainer.steps):
