@@ -16,6 +16,7 @@ from types import FrameType
 
 from megatron_entropic.network import address_toward, interface_of
 from megatron_entropic.stop_signal import EXIT_STOPPED, REPEAT_S
+from megatron_entropic.system.devices import ranks_per_node
 from megatron_entropic.worker import EXIT_FAILED, EXIT_FOLLOWED
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ GRACE_S = 20.0
 def given_rank(environ: MutableMapping[str, str]) -> int | None:
     """This process's rank when torchrun or srun started it, else None. Completes `environ` from SLURM's variables.
 
-    Under srun (a step of more than one task; the batch script itself is none) RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-    MASTER_PORT are derived where they are not set: the first node of the step, and a port from the job's number. So is
+    Under srun (a step of more than one task; the batch script itself is none) RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
+    MASTER_ADDR and MASTER_PORT are derived where they are not set: the first node of the step, and a port from the job's number. So is
     GLOO_SOCKET_IFNAME: the interface on the way to the first node.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
@@ -38,6 +39,8 @@ def given_rank(environ: MutableMapping[str, str]) -> int | None:
     environ.setdefault("RANK", environ["SLURM_PROCID"])
     environ.setdefault("WORLD_SIZE", environ["SLURM_STEP_NUM_TASKS"])
     environ.setdefault("LOCAL_RANK", environ.get("SLURM_LOCALID", "0"))
+    if tasks := environ.get("SLURM_STEP_TASKS_PER_NODE"):
+        environ.setdefault("LOCAL_WORLD_SIZE", str(ranks_per_node(tasks, int(environ.get("SLURM_NODEID", "0")))))
     if "MASTER_ADDR" not in environ:
         hosts = subprocess.run(
             ["scontrol", "show", "hostnames", environ["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
@@ -102,6 +105,7 @@ def _start(
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

@@ -10,6 +10,7 @@ from megatron_entropic.evaluation.scores import avg_at_k, distinct_share, pass_a
 from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.source import make_engine
+from megatron_entropic.system.devices import without_training_ranks
 from megatron_entropic.tasks import make_task
 from megatron_entropic.whole_file import write_whole
 
@@ -58,6 +59,7 @@ def evaluate(cfg: Config, prompts: int) -> Evaluation:
     task = make_task(cfg.task, seed)
     stream = PromptStream(task, load_tokenizer(cfg.model.hf_dir), prompts_per_step=prompts, chat_template=cfg.task.chat_template)
     asked, problems = stream.step(0)
+    without_training_ranks()
     engine = make_engine(cfg)
     try:
         engine.start()

@@ -8,8 +8,8 @@ import torch
 
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.platform import accelerated
-from megatron_entropic.rollout.types import RolloutError
 from megatron_entropic.rollout.vllm_main import FORK_ENGINE
+from megatron_entropic.system.devices import server_devices, training_ranks_here, visible_devices
 
 MODEL_NAME = "policy"
 MAX_SEQUENCES = 256
@@ -91,14 +91,7 @@ def server_cores(cores: list[int], servers: int, index: int) -> list[int]:
 
 
 def _gpu_environment(cfg: RolloutConfig, index: int) -> dict[str, str]:
-    """GPUs of this node after those of its training ranks. Raises RolloutError when there are too few."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = listed.split(",") if listed else [str(device) for device in range(torch.cuda.device_count())]
-    first = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + index * cfg.tensor
-    mine = devices[first : first + cfg.tensor]
-    if len(mine) < cfg.tensor:
-        raise RolloutError(
-            f"rollout server {index} needs GPUs {first}..{first + cfg.tensor - 1} of this node, which has {len(devices)}: "
-            "training ranks take the first ones; lower rollout.servers, rollout.tensor or the ranks per node"
-        )
+    """GPUs of this node after those of its training ranks. Raises PlacementError when there are too few."""
+    devices = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
+    mine = server_devices(devices, training_ranks_here(os.environ), index, cfg.tensor)
     return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}

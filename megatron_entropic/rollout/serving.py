@@ -15,6 +15,7 @@ from megatron_entropic.rollout.fleet import VLLMFleet, make_fleet
 from megatron_entropic.rollout.remote_server import FLEET_VARIABLE, announce, announce_end, fleet_folder, open_folder
 from megatron_entropic.rollout.server import VLLMServer
 from megatron_entropic.rollout.types import RolloutError
+from megatron_entropic.system.devices import without_training_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def serve(cfg: Config, share: tuple[int, int]) -> None:
         logger.info("nothing to serve: rollout.servers=%d are dealt out to %d machines", cfg.rollout.servers, parts)
         return
     os.environ.pop(FLEET_VARIABLE, None)
-    os.environ["LOCAL_WORLD_SIZE"] = "0"  # no training ranks here: the servers take the first GPUs
+    without_training_ranks()
     rollout = dataclasses.replace(cfg.rollout, servers=last - first, fleet_dir=None)
     fleet = make_fleet(dataclasses.replace(cfg, rollout=rollout), first_index=first)
     try:
