@@ -22,7 +22,8 @@ from megatron_entropic.config import RolloutConfig, TaskConfig
 from megatron_entropic.entropy import token_statistics
 from megatron_entropic.hf.tables import padded_vocab_size
 from megatron_entropic.rollout.local import LocalEngine
-from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
+from megatron_entropic.rollout.prompt_encoder import PromptEncoder
+from megatron_entropic.rollout.prompts import PromptStream
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.tasks import make_task
 
@@ -79,7 +80,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images/entropy_estimators.png"))
     options = parser.parse_args()
     engine = LocalEngine(RolloutConfig(engine="local", max_new_tokens=16), model_dir=MODEL, dtype="float32", seed=0)
-    stream = PromptStream(make_task(TaskConfig(), 0), load_tokenizer(MODEL), prompts_per_step=64, chat_template=False)
+    encoder = PromptEncoder(MODEL, chat_template=False)
+    stream = PromptStream(make_task(TaskConfig(), 0), encoder, prompts_per_step=64, room=64, overlong="refuse")
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     batches: dict[str, list[float]] = {name: [] for name in COLOURS}
     for step in range(options.batches):

@@ -235,6 +235,11 @@ class TaskConfig:
     name: Literal["decompose", "addition", "reasoning_gym", "math"] = Field(default="decompose", description="which task")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
     chat_template: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
+    overlong_prompts: Literal["refuse", "drop", "truncate"] = Field(
+        default="refuse",
+        description="prompts that leave no room for rollout.max_new_tokens in the model's context or in a micro-batch: refused at the "
+        "start, left out, or cut in their middle",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

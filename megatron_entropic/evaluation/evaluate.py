@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_entropic.config import Config
 from megatron_entropic.evaluation.scores import avg_at_k, distinct_share, pass_at_k
-from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
+from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.source import make_engine
 from megatron_entropic.system.devices import without_training_ranks
@@ -57,7 +57,7 @@ def evaluate(cfg: Config, prompts: int) -> Evaluation:
     samples = cfg.batch.samples_per_prompt
     seed = cfg.trainer.seed + SEED_OFFSET
     task = make_task(cfg.task, seed)
-    stream = PromptStream(task, load_tokenizer(cfg.model.hf_dir), prompts_per_step=prompts, chat_template=cfg.task.chat_template)
+    stream = make_stream(cfg, task, prompts_per_step=prompts)
     asked, problems = stream.step(0)
     without_training_ranks()
     engine = make_engine(cfg)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.config import Config, RolloutConfig
-from megatron_entropic.rollout.prompts import load_tokenizer
+from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.remote_server import find_servers, fleet_folder
 from megatron_entropic.rollout.sampling import Sampled, SamplingRequest, sample
 from megatron_entropic.rollout.server import VLLMServer, find_ports

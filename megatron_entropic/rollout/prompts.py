@@ -1,50 +1,88 @@
-"""The run's data order: step -> problems -> prompts with token ids."""
+"""The run's data order: step -> problems -> prompts with token ids that fit the context."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
+from megatron_entropic.config import Config
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.rollout.prompt_encoder import PromptEncoder
 from megatron_entropic.rollout.types import Prompt
+from megatron_entropic.tasks.row_task import RowTask
+from megatron_entropic.tasks.rows import Row
 from megatron_entropic.tasks.task import Problem, Task
 
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that prompts need."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str: ...
+_FAR = 1 << 40
+"""Where the stream goes on looking for a prompt that fits: indices that no run reaches."""
+_TRIES = 100
 
 
-def load_tokenizer(hf_dir: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory, from disk only; never runs code that came with the checkpoint."""
-    from transformers import AutoTokenizer  # seconds to import, and only rank 0 needs it
+def prompt_room(cfg: Config) -> int:
+    """Most tokens of a prompt: what the model's context and a micro-batch leave beside rollout.max_new_tokens.
 
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True, trust_remote_code=False)
-    return tokenizer
+    Raises ValueError when that is none.
+    """
+    context = min(Architecture.from_hf(cfg.model.hf_dir).max_positions, cfg.batch.max_tokens_per_micro_batch)
+    room = context - cfg.rollout.max_new_tokens
+    if room < 1:
+        raise ValueError(
+            f"rollout.max_new_tokens={cfg.rollout.max_new_tokens} leaves no room for a prompt in {context} tokens: the smaller of the "
+            "model's max_position_embeddings and batch.max_tokens_per_micro_batch"
+        )
+    return room
 
 
 class PromptStream:
-    """An endless stream: step k holds prompts k n ... (k + 1) n - 1. The place in it is the step, so resuming needs no state."""
+    """An endless stream: step k holds prompts k n ... (k + 1) n - 1. The place in it is the step, so resuming needs no state.
 
-    def __init__(self, task: Task, tokenizer: Tokenizer, *, prompts_per_step: int, chat_template: bool) -> None:
+    Prompts of more than `room` tokens are what `overlong` (task.overlong_prompts) says: rows of a file are dropped when the stream
+    is made, other problems replaced by one further on; truncated; or, with "refuse", left for the engine to refuse.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        encoder: PromptEncoder,
+        *,
+        prompts_per_step: int,
+        room: int,
+        overlong: Literal["refuse", "drop", "truncate"],
+    ) -> None:
         self.task = task
-        self.tokenizer = tokenizer
+        self.encoder = encoder
         self.prompts_per_step = prompts_per_step
-        self.chat_template = chat_template
+        self.room = room
+        self.overlong = overlong
+        self.dropped: list[Row] = []
+        if overlong == "drop" and isinstance(task, RowTask):
+            self.dropped = task.restrict(lambda row: encoder.fits(task.problem_of(row).prompt, room))
 
     def step(self, step: int) -> tuple[list[Prompt], Mapping[int, Problem]]:
         """The prompts of a step, and their problems by prompt index. Raises ValueError for a prompt without tokens."""
         first = step * self.prompts_per_step
-        problems = {index: self.task.problem(index) for index in range(first, first + self.prompts_per_step)}
-        return [self._prompt(index, problem) for index, problem in problems.items()], problems
+        pairs = {index: self._pair(index) for index in range(first, first + self.prompts_per_step)}
+        return [prompt for prompt, _ in pairs.values()], {index: problem for index, (_, problem) in pairs.items()}
+
+    def _pair(self, index: int) -> tuple[Prompt, Problem]:
+        for attempt in range(_TRIES):
+            problem = self.task.problem(index + attempt * _FAR)
+            prompt = self._prompt(index, problem)
+            if self.overlong != "drop" or len(prompt.token_ids) <= self.room:
+                return prompt, problem
+        raise ValueError(
+            f"prompt {index} of the task: {_TRIES} problems in a row have more than {self.room} tokens; lower rollout.max_new_tokens, "
+            "or choose shorter problems by task.options"
+        )
 
     def _prompt(self, index: int, problem: Problem) -> Prompt:
-        text = problem.prompt
-        if self.chat_template:
-            message = {"role": "user", "content": text}
-            text = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        token_ids = tuple(self.tokenizer.encode(text, add_special_tokens=not self.chat_template))
+        text, token_ids = self.encoder.encode(problem.prompt)
+        if self.overlong == "truncate" and len(token_ids) > self.room:
+            text, token_ids = self.encoder.encode(self.encoder.cut(problem.prompt, self.room))
         if not token_ids:
             raise ValueError(f"prompt {index} of the task has no tokens: {text!r}")
         return Prompt(index, text, token_ids)
+
+
+def make_stream(cfg: Config, task: Task, *, prompts_per_step: int) -> PromptStream:
+    """The stream of a run's prompts from `task`. Raises ValueError when no prompt fits."""
+    encoder = PromptEncoder(cfg.model.hf_dir, chat_template=cfg.task.chat_template)
+    return PromptStream(task, encoder, prompts_per_step=prompts_per_step, room=prompt_room(cfg), overlong=cfg.task.overlong_prompts)

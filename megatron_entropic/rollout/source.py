@@ -13,7 +13,7 @@ from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.weights import weights_to_rank_zero
 from megatron_entropic.rollout.fleet import make_fleet
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
-from megatron_entropic.rollout.prompts import PromptStream, load_tokenizer
+from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts
 from megatron_entropic.rollout.remote_server import fleet_folder
 from megatron_entropic.rollout.replay import ReplayEngine
@@ -71,12 +71,7 @@ class RolloutSource:
         )
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
         self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward)
-        self.prompts = PromptStream(
-            self.task,
-            load_tokenizer(self.cfg.model.hf_dir),
-            prompts_per_step=self.cfg.batch.prompts_per_step,
-            chat_template=self.cfg.task.chat_template,
-        )
+        self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step)
         self.writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
         self._problems: dict[int, Mapping[int, Problem]] = {}
         self._experience: dict[int, tuple[list[Rollout], list[float]]] = {}

@@ -2,22 +2,21 @@ r"""Mathematics from a file: problems with one known answer, which a response gi
 
 `task.options`: `path`, a JSON Lines file of prompts and answers (rows.py: fields of other names are recognised, or named by
 `prompt_field` and `answer_field`; an answer is LaTeX or a number, or a text that ends in one), and `prompt_template`, in which
-{prompt} is replaced (other braces are text). Every epoch goes through the whole file in an order of its own.
+{prompt} is replaced (other braces are text).
 
 An answer that is the known one letter for letter (but for spaces and $) is right; whether another means the same is for
 math-verify to say, in a process of its own (math_checker.py): \frac12 is 0.5. The package is needed when the task is made.
 """
 
-import random
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from megatron_entropic.tasks.math_checker import MathChecker
 from megatron_entropic.tasks.options import refuse_unknown, text
+from megatron_entropic.tasks.row_task import RowTask
 from megatron_entropic.tasks.rows import DataFile, read_rows
 from megatron_entropic.tasks.task import Problem
 
@@ -30,25 +29,13 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 """Commas that group digits, as GSM8K writes them: 1,234."""
 
 
-class Math:
-    """The task (task.py says what a task promises). Problem i of seed s depends on (s, i, the file) alone."""
+class Math(RowTask):
+    """The task (task.py says what a task promises)."""
 
     def __init__(self, file: DataFile, template: str, seed: int) -> None:
-        self.file = file
-        self._lines = file.rows
-        self._template = template
-        self._seed = seed
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+        super().__init__(file, template, seed)
         self._checker = MathChecker()
         self._means_the_same = lru_cache(maxsize=100_000)(self._checker.same)
-
-    def problem(self, index: int) -> Problem:
-        """Problem `index` of the endless stream. Raises ValueError on a negative index."""
-        if index < 0:
-            raise ValueError(f"problem index {index}: must be >= 0")
-        epoch, place = divmod(index, len(self._lines))
-        row = self._lines[self._order(epoch)[place]]
-        return Problem(self._template.replace("{prompt}", row.prompt), data={"answer": row.answer, "line": row.number})
 
     def score(self, problem: Problem, response: str) -> float:
         """1.0 when the last \\boxed{...} of `response` means the problem's answer; 0.0 for anything else, and for no box.
@@ -64,12 +51,6 @@ class Math:
         if same is None:
             raise ValueError(f"{self.file.path}, line {problem.data['line']}: math-verify cannot read the answer {known!r}")
         return float(same)
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        order = list(range(len(self._lines)))
-        digest = sha256(f"math {self._seed} {epoch}".encode()).digest()
-        random.Random(int.from_bytes(digest)).shuffle(order)
-        return order
 
 
 def boxed(response: str) -> str | None:
