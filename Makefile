@@ -12,7 +12,7 @@ PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 BENCH := build/benchmarks
 
-.PHONY: help env env-launch quickstart test test-fast bench lint docs clean
+.PHONY: help env env-launch quickstart smollm2 test test-fast bench lint docs clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -41,6 +41,9 @@ $(LAUNCH)/.installed: requirements/launch.lock
 
 quickstart: env ## train the tiny model end to end on the real stack, then say where the report is
 	$(BIN)/megatron-entropic train quickstart --overwrite
+
+smollm2: env ## SmolLM2-135M-Instruct, a small pretrained model, under models/: for `megatron-entropic train smollm2_135m`
+	$(BIN)/python -m recipes.smollm2
 
 test: env ## the whole suite, with real vLLM servers
 	$(PYTEST) tests $(PARALLEL)

@@ -36,7 +36,7 @@ setup(
     package_data={
         "megatron_entropic": ["py.typed"],
         "megatron_entropic.observability": ["*.html.j2"],
-        "megatron_entropic.models": ["*/*"],
+        "megatron_entropic.models": ["tiny-*/*"],
         "slurm": ["*.sbatch", "environment.sh"],
         "recipes": ["architectures/*/config.json"],
     },
@@ -47,6 +47,7 @@ setup(
         "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
         "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "import-linter", "ruff", "mypy", "pre-commit"],
         "docs": ["mkdocs"],
+        "gguf": ["gguf", "accelerate"],  # `python -m recipes.smollm2` reads a GGUF file through transformers, which needs both
         "benchmarks": ["verl==0.9.1", "liger-kernel==0.8.5"],  # for a GPU's environment; `make bench` pins its own beside cpu.lock
     },
     entry_points={

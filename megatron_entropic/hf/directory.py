@@ -27,13 +27,20 @@ COMPANIONS = (
 )
 """What belongs to a model besides its weights, as patterns: settings, tokenizer, chat templates, and the terms it is given under."""
 
+_MADE_BY = {"SmolLM2-135M-Instruct": "python -m recipes.smollm2"}
+"""Models that a command of this project makes, by their folders' names; it takes the folder."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """A model's name on the Hugging Face hub: owner/model."""
 
 
 def download_hint(hf_dir: Path) -> str:
-    """How to get a model that is not there, when its path is a name on the hub, or a folder of models named as there; else nothing."""
+    """How to get a model that is not there, when its name or path says where from; else nothing.
+
+    The name of a model that a command here makes, a name on the hub, or a folder of models named as there.
+    """
+    if command := _MADE_BY.get(hf_dir.name):
+        return f"; `{command} {hf_dir}` makes it"
     if hf_dir.exists() or not _HUB_ID.fullmatch(str(hf_dir)):
         return ""
     is_id = hf_dir.parent.name != "models" and not hf_dir.parent.is_dir()

@@ -14,7 +14,7 @@ from tests.command_line import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 QUICK = ("trainer.steps=2", "batch.prompts_per_step=4", "batch.samples_per_prompt=4", "rollout.engine=local", "parallel.tensor=1")
-LEFT_OUT = shutil.ignore_patterns(".*", "runs", "build", "tests", "docs", "benchmarks", "*.egg-info", "__pycache__")
+LEFT_OUT = shutil.ignore_patterns(".*", "runs", "build", "tests", "docs", "benchmarks", "SmolLM2-*", "*.egg-info", "__pycache__")
 
 
 @pytest.fixture(scope="module")

@@ -104,12 +104,15 @@ def test_problems_survive_json() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hgih": 5}, "task.options.hgih.*did you mean 'high'.*high, low"),
+        ({"hgih": 5}, "task.options.hgih.*did you mean 'high'.*answer, high, low, prompt_template"),
         ({"low": -1}, "task.options.low=-1"),
         ({"low": "1"}, "task.options.low='1'"),
         ({"high": True}, "task.options.high=True"),
         ({"high": 9}, "task.options.high=9.*from 10"),
         ({"high": 10**12}, "task.options.high"),
+        ({"prompt_template": "{first} and?"}, "task.options.prompt_template='{first} and.'.*must contain {second}"),
+        ({"prompt_template": 5}, "task.options.prompt_template=5"),
+        ({"answer": "lsat"}, "task.options.answer='lsat'.*whole, last"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
@@ -125,3 +128,47 @@ def test_bad_bounds_are_refused_without_the_factory_too() -> None:
 def test_a_negative_index_is_refused() -> None:
     with pytest.raises(ValueError, match="-1"):
         TASK.problem(-1)
+
+
+TALKING = make_task(
+    TaskConfig(name="addition", options={"low": 1, "high": 30, "prompt_template": "What is {first} + {second}? {n}", "answer": "last"}),
+    seed=0,
+)
+
+
+def test_a_template_words_the_same_problems() -> None:
+    """Braces that are no operand are text."""
+    plain = make_task(TaskConfig(name="addition", options={"low": 1, "high": 30}), seed=0)
+    for index in range(50):
+        first, second = plain.problem(index).prompt.removesuffix("=").split("+")
+        assert TALKING.problem(index) == Problem(f"What is {first} + {second}? {{n}}", plain.problem(index).data)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["95", "37 + 58 = 95.", "**95**", "$37+58=95$", r"\boxed{95}", "95\n", "It is 95, my friend!", "answer:95", "(95)", "95%", "x=95"],
+)
+def test_the_last_number_counts(answer: str) -> None:
+    assert TALKING.score(ASKED, answer) == 1.0
+
+
+NOT_95 = ["", "ninety-five", "95 or 96", "37 + 58", "-95", "\u221295", "37-95", "1.95", "95.5", "95/2", "1,095", "095", "x95", "95th"]
+NOT_95 += ["9 5", "1e95", "2^95", "95³", "95３", "３95", "٩٥", "９５", "95 ٣", "95 ²", "9_95_9 1"]
+
+
+@pytest.mark.parametrize("answer", NOT_95)
+def test_another_last_number_is_wrong(answer: str) -> None:
+    assert TALKING.score(ASKED, answer) == 0.0
+
+
+@given(st.text() | st.text("0123456789+-.,/^ x_٣²\n", max_size=12), st.integers(0, 60))
+def test_a_sum_after_any_text_is_right(text: str, total: int) -> None:
+    problem = Problem("", {"total": total})
+    assert TALKING.score(problem, text) in (0.0, 1.0)
+    assert TALKING.score(problem, f"{text} = {total}.") == 1.0
+    assert TALKING.score(problem, f"{text} {total} = {total + 1}") == 0.0
+
+
+@pytest.mark.parametrize("part", ["9", "9.", "-", "9-", "a.", "9 ", ".,/^", "²"])
+def test_a_long_answer_is_read_at_once(part: str) -> None:
+    assert TALKING.score(ASKED, part * 1_000_000) == 0.0
