@@ -35,7 +35,7 @@ setup(
     package_dir={"megatron_entropic.models": "models"},  # a wheel has no folder beside the packages
     package_data={
         "megatron_entropic": ["py.typed"],
-        "megatron_entropic.observability": ["*.html.j2"],
+        "megatron_entropic.observability": ["*.html.j2", "*.js"],
         "megatron_entropic.models": ["tiny-*/*"],
         "slurm": ["*.sbatch", "environment.sh"],
         "recipes": ["architectures/*/config.json"],

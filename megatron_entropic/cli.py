@@ -14,9 +14,10 @@ from megatron_entropic.config_loading import ConfigError, load_config, override,
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.launcher import given_rank, launch_ranks
 from megatron_entropic.machine_commands import add_doctor, add_serve, add_slurm_files
+from megatron_entropic.observability.history import record_end, record_start
 from megatron_entropic.planning.command import add_plan_command
+from megatron_entropic.run_commands import add_report, add_settings, add_target
 from megatron_entropic.settings_difference import differences, refuse
-from megatron_entropic.settings_reference import settings_markdown, settings_reference
 from megatron_entropic.stop_signal import EXIT_STOPPED
 from megatron_entropic.system.folder_lock import TOKEN_VARIABLE, Fence, FolderLock
 from megatron_entropic.system.shipped_files import version_text
@@ -93,19 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_plan_command(commands)
 
-    target = commands.add_parser(
-        "target",
-        allow_abbrev=False,
-        help="show or change the entropy target of a running run",
-        description="Asks a running run to steer to another entropy from its next step on; without NATS shows where it is.",
-        epilog="Example: megatron-entropic target runs/quickstart 0.7",
-    )
-    target.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    asked = target.add_mutually_exclusive_group()
-    asked.add_argument("nats", type=float, nargs="?", metavar="NATS", help="the new target: nats of the entropy that the run steers by")
-    asked.add_argument("--clear", action="store_true", help="go back to the target of the settings and their schedule")
-    asked.add_argument("--show", action="store_true", help="show the target, what was asked for, and the entropy (the default)")
-    target.set_defaults(command=_target)
+    add_target(commands)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -124,19 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_evaluate)
 
     add_serve(commands)
-
-    report = commands.add_parser("report", allow_abbrev=False, help="write report.html and plots of a run", description=_report.__doc__)
-    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    report.add_argument("--compare", type=Path, nargs="+", default=[], metavar="OTHER_RUN", help="also plot these runs against RUN_DIR")
-    report.set_defaults(command=_report)
-
+    add_report(commands)
     add_doctor(commands)
     add_slurm_files(commands)
+    add_settings(commands)
 
-    settings = commands.add_parser("settings", allow_abbrev=False, help="list every setting with its default and meaning")
-    settings.add_argument("section", nargs="?", help="only this section, for example control")
-    settings.add_argument("--markdown", action="store_true", help="as the page docs/settings.md")
-    settings.set_defaults(command=_settings)
     return parser
 
 
@@ -159,6 +140,7 @@ def _train(options: argparse.Namespace) -> int:
         else:
             _prepare_run_dir(cfg, lock, overwrite=options.overwrite)
         os.environ[TOKEN_VARIABLE] = lock.token
+        record_start(cfg.run_dir, sys.argv[1:])
         if rank is None:
             code = launch_ranks(
                 cfg.run_dir / "config.yaml",
@@ -170,6 +152,7 @@ def _train(options: argparse.Namespace) -> int:
             )
         else:
             code = run_rank(cfg, allow_fallback=options.allow_fallback)
+        record_end(cfg.run_dir, code)
         if code != EXIT_STOPPED:  # then there is no time for a report
             Fence.of_this_run(cfg.run_dir).check()
             _summarise(cfg)
@@ -253,16 +236,6 @@ def _summarise(cfg: Config) -> None:
     print(f"report  {report}")
 
 
-def _target(options: argparse.Namespace) -> int:
-    """Shows the target of a run, after asking it for another when one is given."""
-    from megatron_entropic.observability.target_request import describe_target, request_target
-
-    if options.clear or options.nats is not None:
-        request_target(options.run_dir, options.nats)
-    print(describe_target(options.run_dir))
-    return 0
-
-
 def _evaluate(options: argparse.Namespace) -> int:
     """Scores MODEL and prints the scores."""
     run_config = options.model / "config.yaml"
@@ -286,20 +259,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     if out is not None:
         evaluation.save(out)
         print(f"written to {out}")
-    return 0
-
-
-def _settings(options: argparse.Namespace) -> int:
-    """Prints the reference of all settings."""
-    print(settings_markdown() if options.markdown else settings_reference(options.section))
-    return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    """Writes RUN_DIR/report.html and RUN_DIR/plots; with --compare the page also sets the other runs beside this one."""
-    from megatron_entropic.observability.report import write_report
-
-    print(write_report(options.run_dir, options.compare))
     return 0
 
 

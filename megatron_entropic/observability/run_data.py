@@ -30,8 +30,8 @@ class RunData:
 
     @property
     def steps(self) -> Array:
-        """[steps] the logged steps, as floats."""
-        return self.column("step")
+        """[steps] the logged steps as people count them, from 1, as floats. The field `step` counts from 0."""
+        return self.column("step") + 1
 
     def setting(self, section: str, field: str, default: Any = None) -> Any:
         """A setting of the saved config; `default` when this run's version had no such field."""
@@ -69,8 +69,8 @@ class RunData:
 
     @property
     def tuned_from(self) -> int | None:
-        """The first step whose gains follow from the estimated plant; None when there is none."""
-        return next((line["step"] for line in self.metrics if line.get("control/gains_tuned")), None)
+        """The first step, counted from 1, whose gains follow from the estimated plant; None when there is none."""
+        return next((line["step"] + 1 for line in self.metrics if line.get("control/gains_tuned")), None)
 
 
 def load_run(run_dir: str | os.PathLike[str]) -> RunData:

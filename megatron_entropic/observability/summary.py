@@ -49,7 +49,15 @@ class Summary:
     control: str | None
     """who steered and since when the gains are tuned, in a sentence; None for runs that do not say"""
     non_finite_steps: tuple[int, ...]
-    """steps in which any metric is NaN or infinite"""
+    """steps, counted from 1, in which any metric is NaN or infinite"""
+    learning_rate: float | None
+    """of the last step"""
+    truncated: float | None
+    """share of the rollouts of the last third of the steps that reached rollout.max_new_tokens"""
+    skipped_updates: int
+    """optimizer updates that were left out because loss or gradient was not finite, in all steps"""
+    training_seconds: float
+    """sum over the steps"""
 
     @property
     def complete(self) -> bool:
@@ -85,7 +93,11 @@ def summarise_run(run: RunData) -> Summary:
         tokens_per_second=_median(run.column("perf/tokens_per_s")),
         time_shares=_time_shares(run),
         control=describe_control(run),
-        non_finite_steps=tuple(line["step"] for line in run.metrics if any(_is_non_finite(value) for value in line.values())),
+        non_finite_steps=tuple(line["step"] + 1 for line in run.metrics if any(_is_non_finite(value) for value in line.values())),
+        learning_rate=_finite(run.column("optimizer/lr"), -1),
+        truncated=_mean(last_third(run.column("response/truncated"))),
+        skipped_updates=int(np.nansum(run.column("optimizer/skipped_updates"))),
+        training_seconds=float(np.nansum(run.column("time/step_s"))),
     )
 
 

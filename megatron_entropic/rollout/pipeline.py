@@ -68,8 +68,8 @@ class GenerationPipeline:
             self._worker.shutdown(wait=True)
 
     def _generate(self, step: int, prompts: Sequence[Prompt], finished: Finished | None) -> list[Rollout]:
-        logger.debug("step %d: generation begins", step)
+        logger.debug("step %d: generation begins", step + 1)
         start = time.monotonic()
         rollouts = self.engine.generate(prompts, self.samples_per_prompt, finished)
-        logger.debug("step %d: %d rollouts generated in %.2f s", step, len(rollouts), time.monotonic() - start)
+        logger.debug("step %d: %d rollouts generated in %.2f s", step + 1, len(rollouts), time.monotonic() - start)
         return rollouts

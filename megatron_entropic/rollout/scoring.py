@@ -93,7 +93,7 @@ class Scorer:
         for rollout, verdict in zip(rollouts, verdicts, strict=True):
             if verdict.outcome == "scored":
                 continue
-            named = f"step {step}, prompt {rollout.prompt_index}{self._place(problems[rollout.prompt_index])}, sample "
+            named = f"step {step + 1}, prompt {rollout.prompt_index}{self._place(problems[rollout.prompt_index])}, sample "
             named += f"{rollout.sample_index}: the verifier of task {self.cfg.name} "
             named += "was stopped, it " if verdict.outcome == "limit" else "failed: "
             named += f"{verdict.reason}; the answer ends in {rollout.text[-80:]!r}"
@@ -103,7 +103,7 @@ class Scorer:
         for named in list(unlike.values())[:_NAMED]:
             logger.warning("%s; scored 0", named)
         if len(unlike) > _NAMED:
-            logger.warning("step %d: %d more answers could not be verified; all scored 0", step, len(unlike) - _NAMED)
+            logger.warning("step %d: %d more answers could not be verified; all scored 0", step + 1, len(unlike) - _NAMED)
 
     def _place(self, problem: Problem) -> str:
         """Where the problem comes from, as far as its data says."""

@@ -1,16 +1,23 @@
 """Plots and report.html: what is written, that it works for odd runs, and that untrusted text stays text."""
 
+import base64
+import hashlib
 import json
 import re
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from megatron_entropic.observability.plots import compare_entropy, write_plots
-from megatron_entropic.observability.report import format_number, write_report
+from megatron_entropic.observability.comparison import write_comparison
+from megatron_entropic.observability.history import read_history, record_end, record_start
+from megatron_entropic.observability.pages import format_duration, format_number
+from megatron_entropic.observability.plots import compare_entropy, draw_comparison, write_plots
+from megatron_entropic.observability.report import write_report
 from megatron_entropic.observability.report_samples import pick_samples, visible
+from megatron_entropic.observability.style import INK, SERIES
 from tests.observability.synthetic_runs import MakeRun
 
 EVIL = "<script>alert(1)</script></pre><img src=http://evil.example/x onerror=alert(1)>{{ 7*7 }} \u202eabc\x00 \ud800"
@@ -26,6 +33,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
         self.text = ""
+        self.scripts: list[str] = []
         self._open: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
         assert self._open == []
@@ -45,16 +53,23 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self._open and self._open[-1] == "script":
+            self.scripts.append(data)
 
 
 def _assert_self_contained(page: Page) -> None:
-    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    assert not {"link", "iframe", "img", "object"} & set(page.tags)
+    assert [text for text in page.scripts if not text.startswith(("{", "// The chart"))] == []
+    policy = next(value for name, value in page.attributes if name == "content" and value and "script-src" in value)
+    for script in page.scripts:  # the page admits its own script, by its hash, and no other
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert (digest in policy) == script.startswith("// The chart")
     for name, value in page.attributes:
         assert not name.startswith("on"), name
         if name in ("src", "href", "xlink:href"):
             assert value is not None
             assert value.startswith("#")
-        assert "http" not in (value or "") or name == "http-equiv", (name, value)
+        assert "http" not in (value or "").replace("http-equiv", "") or name == "http-equiv", (name, value)
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
 
@@ -66,12 +81,12 @@ def test_report_of_a_finished_run(make_run: MakeRun) -> None:
     assert path == run_dir / "report.html"
     page = Page(path)
     _assert_self_contained(page)
-    assert page.tags.count("svg") == 11
+    assert page.tags.count("svg") == 12
     assert "complete: 40 of 40 steps" in page.text
     assert "Tracking error" in page.text
-    assert "Control: alpha steered 68% of the steps, the probe took 30%; gains tuned from step 14." in page.text
+    assert "Control: alpha steered 68% of the steps, the probe took 30%; gains tuned from step 15." in page.text
     assert "mathdefault" not in page.text
-    for wanted in ("What the controller knew", "band: who steers", "probing", "setpoint", "tuned from step 14", "predicted"):
+    for wanted in ("What the controller knew", "band: who steers", "probing", "setpoint", "tuned from step 15", "predicted"):
         assert wanted in page.text
     for wanted in ("target_entropy", "Write 0 as a sum:", "Write 40 as a sum:", "Write 78 as a sum:", "megatron-core"):
         assert wanted in page.text
@@ -91,7 +106,7 @@ def test_untrusted_text_stays_text(make_run: MakeRun) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "panels"), [("none", 6), ("aent", 8), ("entropic+aent", 12)])
+@pytest.mark.parametrize(("kind", "panels"), [("none", 7), ("aent", 9), ("entropic+aent", 13)])
 def test_report_of_other_kinds_of_control(make_run: MakeRun, kind: str, panels: int) -> None:
     page = Page(write_report(make_run(kind=kind, steps=5, planned=5)))
     assert page.tags.count("svg") == panels
@@ -108,7 +123,7 @@ def test_a_run_from_before_the_newer_fields_still_has_its_report(make_run: MakeR
     old = [{name: value for name, value in line.items() if name in kept or not name.startswith("control/")} for line in lines]
     path.write_text("".join(json.dumps(line | {"control/coefficient": 0.0}) + "\n" for line in old))
     page = Page(write_report(run_dir))
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 8
     assert "limit ±1" in page.text
     assert "who steers" not in page.text
 
@@ -131,13 +146,78 @@ def test_an_unreadable_rollout_file_is_named_in_the_page(make_run: MakeRun) -> N
 
 
 @pytest.mark.slow
-def test_report_with_comparison(make_run: MakeRun) -> None:
+def test_a_comparison_is_a_page_of_its_own(make_run: MakeRun) -> None:
+    """Runs go by their folders, whatever run.name says; the run's own report stays as it is."""
     first, second = make_run("held", steps=4, planned=4), make_run("free", kind="none", steps=4, planned=4)
-    page = Page(write_report(first, compare=[second]))
+    config = second / "config.yaml"
+    config.write_text(config.read_text().replace("name: free", "name: held"))
+    report = write_report(first)
+    before = report.read_bytes()
+    path = write_comparison(first, [second])
+    assert path == first / "comparison.html"
+    page = Page(path)
     _assert_self_contained(page)
-    assert "Compared with other runs" in page.text
-    assert "free" in page.text
+    assert {"held", "free"} <= set(page.text.split())
+    assert [run["label"] for run in json.loads(page.scripts[0])["runs"]] == ["held", "free"]
     assert (first / "plots" / "compare.png").is_file()
+    assert report.read_bytes() == before
+
+
+def test_targets_have_their_runs_colours_unless_they_are_one(make_run: MakeRun) -> None:
+    runs = {"a": make_run("a", steps=14), "b": make_run("b", steps=14)}
+    one = [line.get_color() for line in draw_comparison(runs).axes[0].lines if line.get_label() == "target"]
+    assert one == [INK]
+    metrics = runs["b"] / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"control/target_entropy": 0.9', '"control/target_entropy": 0.7'))
+    lines = draw_comparison(runs).axes[0].lines
+    targets = {
+        float(line.get_ydata()[0]): line.get_color() for line in lines if len({*line.get_ydata()}) == 1 and len(line.get_ydata())
+    }
+    assert targets == {0.9: SERIES[0], 0.7: SERIES[1]}
+
+
+@pytest.mark.slow
+def test_the_page_says_when_how_long_by_what_and_what_ended_it(make_run: MakeRun) -> None:
+    run_dir = make_run(steps=3)
+    metrics = run_dir / "metrics.jsonl"
+    added = {"optimizer/lr": 2e-4, "optimizer/skipped_updates": 1, "response/truncated": 0.25}
+    metrics.write_text("".join(json.dumps(json.loads(line) | added) + "\n" for line in metrics.read_text().splitlines()))
+    record_start(run_dir, ["train", "my recipe", "trainer.steps=40"])
+    (run_dir / "logs").mkdir()
+    soon = (datetime.now() + timedelta(seconds=1)).strftime("%Y-%m-%d %H:%M:%S")
+    (run_dir / "logs" / "rank-1.log").write_text(
+        f"2020-01-01 00:00:00,000 ERROR root: error: old\n{soon},500 ERROR root: error: lost peer\n"
+    )
+    (run_dir / "logs" / "rank-0.log").write_text(f"{soon},100 INFO x: y\n{soon},200 ERROR root: error: server 1 <died>\n")
+    record_end(run_dir, 1)
+    page = Page(write_report(run_dir))
+    text = " ".join(page.text.split())
+    for wanted in (
+        "megatron-entropic train 'my recipe' trainer.steps=40",
+        "ended early: server 1 <died>",
+        "UTC on",
+        "duration",
+        "learning rate",
+        "Skipped updates 3",
+        "Responses cut at the limit 25 %",
+    ):
+        assert wanted in text, wanted
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(0, None), (75, "asked to stop: saved"), (130, "ended by SIGINT"), (-9, "ended by SIGKILL"), (1, "exit code 1")]
+)
+def test_an_end_without_a_logged_error_is_told_by_its_code(tmp_path: Path, code: int, error: str | None) -> None:
+    record_start(tmp_path, ["train", "quickstart"])
+    (tmp_path / "history.jsonl").open("a").write('{"time": "torn')
+    record_end(tmp_path, code)
+    (start,) = read_history(tmp_path)
+    assert (start.error is None) == (error is None)
+    assert error is None or (start.error or "").startswith(error)
+
+
+def test_durations_for_people() -> None:
+    assert [format_duration(seconds) for seconds in (4.4, 65, 12_000, 187_200)] == ["4 s", "1 min 5 s", "3 h 20 min", "2 d 4 h"]
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from megatron_entropic.control.handoff import Phase
-from megatron_entropic.observability.report import summarise
 from megatron_entropic.observability.run_data import load_run, smooth, smoothing_window
+from megatron_entropic.observability.summary import summarise
 from tests.observability.synthetic_runs import MakeRun
 
 
@@ -71,12 +71,12 @@ def test_a_target_of_the_clamped_entropy_is_compared_with_that(make_run: MakeRun
 @pytest.mark.parametrize(
     ("phases", "tuned", "sentence"),
     [
-        ([Phase.ALPHA] * 10, [0] * 4 + [1] * 6, "alpha steered 100% of the steps; gains tuned from step 4"),
+        ([Phase.ALPHA] * 10, [0] * 4 + [1] * 6, "alpha steered 100% of the steps; gains tuned from step 5"),
         (
             [Phase.PROBING] * 2 + [Phase.ALPHA] * 5 + [Phase.SHARED] * 2 + [Phase.EXHAUSTED],
             [0] * 3 + [1] * 6 + [0],
             "alpha steered 50% of the steps, the bonus shared 20%, the target was out of reach in 10%, the probe took 20%; "
-            "gains tuned from step 3, in the end the given ones again",
+            "gains tuned from step 4, in the end the given ones again",
         ),
         (
             [Phase.IDLE] * 5 + [Phase.BONUS] * 5,
@@ -109,7 +109,7 @@ def test_times_and_rates(make_run: MakeRun) -> None:
 def test_non_finite_steps_are_named(make_run: MakeRun) -> None:
     run_dir = make_run(steps=4)
     _edit(run_dir, grad_norm=lambda step: "NaN" if step == 2 else 1.0)
-    assert summarise(run_dir).non_finite_steps == (2,)
+    assert summarise(run_dir).non_finite_steps == (3,)  # counted from 1
 
 
 def test_a_run_without_steps_has_no_numbers(make_run: MakeRun) -> None:

@@ -46,7 +46,7 @@ def test_rewards_come_in_order_and_what_went_wrong_is_counted_and_named(awkward:
     assert again.rewards == [0.0, 1.0]
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 3  # equal failures once
-    assert "step 3, prompt 0 (problems.jsonl, line 10), sample 1: the verifier of task math was stopped, it took" in messages[0]
+    assert "step 4, prompt 0 (problems.jsonl, line 10), sample 1: the verifier of task math was stopped, it took" in messages[0]
     assert "prompt 2 (problems.jsonl, line 12), sample 0: the verifier of task math failed: KeyError" in messages[1]
     assert messages[2].endswith("ended by SIGSEGV; the answer ends in 'crash'; scored 0")
 
@@ -55,7 +55,7 @@ def test_a_failure_ends_the_run_where_that_is_asked_for_but_a_limit_does_not(awk
     scorer = scorer_of(awkward, on_failure="stop")
     try:
         assert scorer.finish(0, rollouts("swallow", "echo 0"), PROBLEMS).rewards == [0.0, 1.0]
-        with pytest.raises(VerifierError, match=r"step 1, prompt 0 .*line 10.* sample 1.*returned 2.0.*\(reward.on_failure=stop\)"):
+        with pytest.raises(VerifierError, match=r"step 2, prompt 0 .*line 10.* sample 1.*returned 2.0.*\(reward.on_failure=stop\)"):
             scorer.finish(1, rollouts("echo 0", "return two"), PROBLEMS)
     finally:
         scorer.close()
