@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="what is in a checkpoint, without loading weights; refuses one that is not sound")
     inspect.add_argument("path", type=Path, metavar="PATH")
     inspect.add_argument("--checksums", action="store_true", help="read every byte and compare with the recorded checksums")
+    inspect.add_argument("--values", action="store_true", help="read every weight and refuse NaN and infinity")
     inspect.set_defaults(run=_inspect)
 
     verify = commands.add_parser("verify", help="tensor by tensor: bit-identical, or how they differ")
@@ -89,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 def _conversion_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--dtype", choices=list(DTYPE_NAMES.values()), help=f"of the written weights; default: {default}")
     parser.add_argument(
+        "--allow-non-finite", action="store_true", help="write NaN and infinity, also those that --dtype makes, and say how many"
+    )
+    parser.add_argument(
         "--workers",
         type=_positive,
         default=min(8, os.cpu_count() or 1),
@@ -99,7 +103,12 @@ def _conversion_options(parser: argparse.ArgumentParser, default: str) -> None:
 
 def _import(options: argparse.Namespace) -> int:
     split = Split(options.tp, options.pp, options.ep)
-    import_hf(options.source, options.out, ImportOptions(split, options.dtype, options.vocab_pad_multiple, options.workers))
+    count = import_hf(
+        options.source,
+        options.out,
+        ImportOptions(split, options.dtype, options.vocab_pad_multiple, options.workers, options.allow_non_finite),
+    )
+    _say_not_finite(count)
     print(f"{options.out}: a distributed checkpoint; start a run from it with model.hf_path={options.out}")
     return 0
 
@@ -111,14 +120,19 @@ def _export(options: argparse.Namespace) -> int:
         raise CheckpointError(f"{found.path}: a Hugging Face directory already")
     if companions is None:
         raise CheckpointError(f"{found.path}: brings no config.json and tokenizer; say with --like HF_DIR where they are")
-    export = ExportOptions(options.dtype, int(options.shard_gb * 2**30), options.workers)
-    export_hf(found.weights, companions, options.out, export)
+    export = ExportOptions(options.dtype, int(options.shard_gb * 2**30), options.workers, options.allow_non_finite)
+    _say_not_finite(export_hf(found.weights, companions, options.out, export))
     print(f"{options.out}: a Hugging Face directory, from {found.path}")
     return 0
 
 
+def _say_not_finite(count: int) -> None:
+    if count:
+        print(f"checkpoint_tools: warning: {count} value(s) were written as NaN or infinity", file=sys.stderr)
+
+
 def _inspect(options: argparse.Namespace) -> int:
-    print(describe(locate(options.path), checksums=options.checksums))
+    print(describe(locate(options.path), checksums=options.checksums, values=options.values))
     return 0
 
 

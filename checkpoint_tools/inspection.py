@@ -10,7 +10,8 @@ from typing import Any
 
 from megatron_entropic.checkpoint_store import STATE
 from megatron_entropic.conversion.distributed_reader import DistributedReader
-from megatron_entropic.conversion.exporting import SUMS_FILE, nbytes
+from megatron_entropic.conversion.exporting import SUMS_FILE, blocks, nbytes
+from megatron_entropic.conversion.finite import FiniteValues
 from megatron_entropic.conversion.keys import is_optimizer
 from megatron_entropic.conversion.locate import Located
 from megatron_entropic.conversion.view import DistributedView
@@ -23,14 +24,29 @@ from megatron_entropic.manifest import MANIFEST, check, fingerprint
 LAYOUT_FIELDS = ("tensor", "pipeline", "context", "expert", "data")
 
 
-def describe(located: Located, *, checksums: bool = False) -> str:
+def describe(located: Located, *, checksums: bool = False, values: bool = False) -> str:
     """Architecture, sizes, and of a training checkpoint step, layout and controller.
 
-    Raises CheckpointError naming every problem of a checkpoint that is not sound: by headers and sizes, and with `checksums`
-    by every byte.
+    Raises CheckpointError naming every problem of a checkpoint that is not sound: by headers and sizes, with `checksums` by every
+    byte, with `values` also the first tensor with NaN or infinity (it brings a config.json then).
     """
     lines = _describe_hf(located.path, checksums) if located.weights is None else _describe_distributed(located, checksums)
-    return "\n".join([f"{located.path}: sound{', all checksums included' if checksums else ''}", *(f"  {line}" for line in lines)])
+    if values:
+        _check_values(located)
+    read = [what for asked, what in ((checksums, "all checksums"), (values, "all values")) if asked]
+    included = f", {' and '.join(read)} included" if read else ""
+    return "\n".join([f"{located.path}: sound{included}", *(f"  {line}" for line in lines)])
+
+
+def _check_values(located: Located) -> None:
+    if located.companions is None:
+        raise CheckpointError(f"{located.path}: no config.json beside it, so its weights have no names")
+    arch = Architecture.from_hf(located.companions)
+    check = FiniteValues(located.path, allowed=False)
+    with HFReader(located.path) if located.weights is None else DistributedView(located.weights, arch) as tensors:
+        for name in tensors.names():
+            for block in blocks(tensors, name):
+                check.check(block, name)
 
 
 def _describe_hf(hf_dir: Path, checksums: bool) -> list[str]:

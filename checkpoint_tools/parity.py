@@ -100,7 +100,8 @@ def _transformers_logits(located: Located, hf_dir: Path, prompts: Sequence[list[
     with tempfile.TemporaryDirectory() as folder:
         source = located.path
         if located.weights is not None:  # transformers reads its own format only
-            source = export_hf(located.weights, hf_dir, Path(folder) / "hf", ExportOptions(dtype="float32"))
+            source = Path(folder) / "hf"
+            export_hf(located.weights, hf_dir, source, ExportOptions(dtype="float32"))
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
     with torch.no_grad():
         return [model(torch.tensor(prompt)[None]).logits[0] for prompt in prompts]

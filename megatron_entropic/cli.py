@@ -170,7 +170,7 @@ def _check_model(cfg: Config) -> None:
     """Everything about the checkpoint and the layout that can be known before a process is started."""
     from megatron_entropic.hf.architectures import Architecture
     from megatron_entropic.hf.check import check_companions, check_hf_dir
-    from megatron_entropic.hf.layout import check_layout
+    from megatron_entropic.hf.layout import check_layout, check_serving
     from megatron_entropic.manifest import check as check_manifest
 
     arch = Architecture.from_hf(cfg.model.hf_dir)
@@ -180,7 +180,10 @@ def _check_model(cfg: Config) -> None:
             raise ConfigError("\n".join(f"{cfg.model.hf_path}: {problem}" for problem in problems))
     else:
         check_hf_dir(cfg.model.hf_dir, arch)
-    if problems := check_layout(arch, cfg):
+    problems = check_layout(arch, cfg)
+    if cfg.rollout.engine == "vllm" and cfg.rollout.fleet_dir is None:
+        problems += check_serving(arch)
+    if problems:
         raise ConfigError("; ".join(problems))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_entropic.conversion.finite import FiniteValues
 from megatron_entropic.conversion.output import Job, OutputDirectory, OutputFile
 from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.hf.architectures import Architecture
@@ -34,29 +35,34 @@ class ExportOptions:
     """Of the written weights, as torch names it; None: as they are."""
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     workers: int = 2
+    allow_non_finite: bool = False
+    """Whether NaN and infinity, as they are or by the cast to `dtype`, are written and counted; else they are refused."""
 
 
-def export_hf(weights: Path, companions: Path, out: Path, options: ExportOptions) -> Path:
-    """Writes `out` from the distributed checkpoint in the folder `weights`; returns `out`.
+def export_hf(weights: Path, companions: Path, out: Path, options: ExportOptions) -> int:
+    """Writes `out` from the distributed checkpoint in `weights`; returns how many of the values it wrote are NaN or infinite.
 
     Args:
         companions: directory with config.json, tokenizer and so on, which are copied byte for byte (config.json's dtype excepted).
 
     Resumes what an interrupted export of the same checkpoint and options left behind. Raises CheckpointError with a line for
-    every problem of the checkpoint, OSError naming the path when the disk is full.
+    every problem of the checkpoint, or naming a tensor with values that are not finite; OSError naming the path when the disk is
+    full.
     """
     dtype = getattr(torch, options.dtype) if options.dtype else None
     with DistributedView(weights, Architecture.from_hf(companions), dtype) as view:
         plan = _files(view, options.max_shard_bytes)
+        values = FiniteValues(weights, allowed=options.allow_non_finite)
         with OutputDirectory(out, _fingerprint(weights, options)) as output:
-            jobs = [Job(file, sum(nbytes(view, name) for name in names), _writer(view, names)) for file, names in plan.items()]
+            jobs = [Job(file, sum(nbytes(view, name) for name in names), _writer(view, names, values)) for file, names in plan.items()]
             output.run(jobs, options.workers, "export")
             copy_companions(companions, output.folder, dtype)
             if len(plan) > 1:
                 _write_index(output.folder, view, plan)
             sums = "".join(f"{output.done[file]['sha256']}  {file}\n" for file in plan)
             (output.folder / SUMS_FILE).write_text(sums, encoding="utf-8")
-            return output.publish()
+            output.publish()
+            return values.count
 
 
 def blocks(tensors: DistributedView | HFReader, name: str) -> Iterator[Tensor]:
@@ -87,7 +93,7 @@ def _files(view: DistributedView, max_bytes: int) -> dict[str, list[str]]:
     return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, start=1)}
 
 
-def _writer(view: DistributedView, names: Sequence[str]) -> Callable[[OutputFile], None]:
+def _writer(view: DistributedView, names: Sequence[str], values: FiniteValues) -> Callable[[OutputFile], None]:
     # As the safetensors library orders a file: wide types first, then by name.
     ordered = sorted(names, key=lambda name: (-view.dtype(name).itemsize, name))
 
@@ -95,7 +101,7 @@ def _writer(view: DistributedView, names: Sequence[str]) -> Callable[[OutputFile
         file.write(_header(view, ordered))
         for name in ordered:
             for block in blocks(view, name):
-                file.write(tensor_bytes(block))
+                file.write(tensor_bytes(values.check(block, name)))
 
     return write
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_entropic.config import Config, ParallelConfig
 from megatron_entropic.conversion.distributed_writer import Rectangle, write_metadata, write_record
+from megatron_entropic.conversion.finite import FiniteValues
 from megatron_entropic.conversion.keys import Piece, Split, pieces
 from megatron_entropic.conversion.output import JOURNAL, Job, OutputDirectory, OutputFile
 from megatron_entropic.hf.architectures import Architecture
@@ -44,25 +45,29 @@ class ImportOptions:
     """Of the written weights, as torch names it; None: as they come."""
     vocab_pad_multiple: int = 128
     workers: int = 2
+    allow_non_finite: bool = False
+    """Whether NaN and infinity, as they are or by the cast to `dtype`, are written and counted; else they are refused."""
 
 
-def import_hf(source: Path, out: Path, options: ImportOptions) -> Path:
-    """Writes `out` from the Hugging Face directory `source`; returns `out`.
+def import_hf(source: Path, out: Path, options: ImportOptions) -> int:
+    """Writes `out` from the Hugging Face directory `source`; returns how many of the values it wrote are NaN or infinite.
 
     Resumes what an interrupted import of the same source and options left behind. Raises CheckpointError with a line for every
-    problem of the source and of the layout, OSError naming the path when the disk is full.
+    problem of the source and of the layout, or naming a tensor with values that are not finite; OSError naming the path when the
+    disk is full.
     """
     arch = Architecture.from_hf(source)
     problems = hf_problems(source, arch) + _layout_problems(arch, options.split)
     refuse(source, problems + ([] if options.dtype else list(dtype_problems(source))))
     with HFReader(source) as reader:
-        importer = _Importer(reader, arch, options)
+        importer = _Importer(source, reader, arch, options)
         plan = importer.files()
         with OutputDirectory(out, _fingerprint(source, options)) as output:
             jobs = [Job(f"policy/{name}", _nbytes(parts), importer.writer(parts)) for name, parts in plan.items()]
             records = output.run(jobs, options.workers, "import")
             _complete(output, records, source, options)
-            return output.publish()
+            output.publish()
+            return importer.values.count
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,9 @@ class _Part:
 
 
 class _Importer:
-    def __init__(self, reader: HFReader, arch: Architecture, options: ImportOptions) -> None:
+    def __init__(self, source: Path, reader: HFReader, arch: Architecture, options: ImportOptions) -> None:
         self.reader, self.arch, self.options = reader, arch, options
+        self.values = FiniteValues(source, allowed=options.allow_non_finite)
         self.shapes = hf_shapes(arch)
         self.padded_vocab = padded_vocab_size(arch.vocab_size, options.vocab_pad_multiple, options.split.tensor)
 
@@ -126,7 +132,8 @@ class _Importer:
                 if segment.name is None:
                     yield torch.zeros(stop - start, width, dtype=dtype)
                 else:
-                    yield self.reader.read_rows(segment.name, start, stop, columns).to(dtype)
+                    block = self.reader.read_rows(segment.name, start, stop, columns).to(dtype)
+                    yield self.values.check(block, segment.name)
 
 
 def _nbytes(parts: list[_Part]) -> int:
@@ -156,5 +163,5 @@ def _layout_problems(arch: Architecture, split: Split) -> list[str]:
 
 def _fingerprint(source: Path, options: ImportOptions) -> dict[str, Any]:
     files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(source.iterdir()) if path.is_file()}
-    choices = {name: value for name, value in asdict(options).items() if name != "workers"}
+    choices = {name: value for name, value in asdict(options).items() if name not in ("workers", "allow_non_finite")}
     return {"import": str(source.resolve()), "format": FORMAT, "options": choices, "files": files}

@@ -9,11 +9,19 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.hf.directory import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, weight_files
-from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError, TensorHeader, read_header
+from megatron_entropic.hf.directory import (
+    CONFIG_FILE,
+    EMBEDDING,
+    HEAD,
+    INDEX_FILE,
+    TOKENIZER_FILE,
+    redundant_tensors,
+    says_tied,
+    two_models,
+    weight_files,
+)
+from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError, TensorHeader, read_header, same_values
 from megatron_entropic.hf.tables import hf_shapes
-
-_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -27,9 +35,9 @@ class _Found:
 def check_hf_dir(hf_dir: Path, arch: Architecture) -> None:
     """Checks that the directory holds exactly the tensors of `arch`, in whole files, and a tokenizer that fits it.
 
-    Reads safetensors headers, never the data. Raises one CheckpointError with a line for each problem, which names the file
-    and the tensor: missing or truncated files, missing, unexpected or misshapen tensors, an output head that contradicts
-    tie_word_embeddings, a tokenizer with ids beyond the embedding.
+    Reads safetensors headers, and of the data only a head that tied embeddings need not have. Raises one CheckpointError with a
+    line for each problem, which names the file and the tensor: missing, truncated or foreign files, missing, unexpected or
+    misshapen tensors, an output head that contradicts tie_word_embeddings, a tokenizer with ids beyond the embedding.
     """
     refuse(hf_dir, hf_problems(hf_dir, arch))
 
@@ -57,14 +65,15 @@ def dtype_problems(hf_dir: Path) -> Iterator[str]:
     config = json.loads((hf_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     said = config.get("dtype") or config.get("torch_dtype")
     names: dict[str, list[str]] = {}
-    for file in sorted(hf_dir.glob("*.safetensors")):
-        with suppress(CheckpointError):  # broken files are a problem of their own
-            for name, tensor in read_header(file).items():
-                names.setdefault(DTYPE_NAMES[tensor.dtype], []).append(name)
-    for dtype, tensors in names.items():
+    with suppress(CheckpointError):  # broken files are a problem of their own
+        for file in weight_files(hf_dir):
+            tensors = read_header(hf_dir / file)
+            for name in sorted(tensors.keys() - redundant_tensors(tensors, tied=says_tied(hf_dir))):
+                names.setdefault(DTYPE_NAMES[tensors[name].dtype], []).append(name)
+    for dtype, of_dtype in names.items():
         if dtype != said and (said is not None or len(names) > 1):
             yield (
-                f"{hf_dir / CONFIG_FILE}: says dtype {said}, but {len(tensors)} tensor(s) are {dtype}, among them {tensors[0]}; "
+                f"{hf_dir / CONFIG_FILE}: says dtype {said}, but {len(of_dtype)} tensor(s) are {dtype}, among them {min(of_dtype)}; "
                 "say in which type they are to be written (--dtype)"
             )
 
@@ -96,8 +105,12 @@ def _weight_problems(hf_dir: Path, arch: Architecture) -> Iterator[str]:
     weight_map = _weight_map(hf_dir)
     try:
         files = weight_files(hf_dir)
+        foreign = sorted(path.name for path in hf_dir.glob("*.safetensors") if path.name not in files)
+        yield from (f"{hf_dir / file}: not of this model's weights, but vLLM would load it with them; move it away" for file in foreign)
     except CheckpointError as problem:
         yield str(problem)
+        if two_models(hf_dir):
+            return
         files = tuple(sorted(path.name for path in hf_dir.glob("*.safetensors")))
         if not files:
             return
@@ -128,16 +141,19 @@ def _tensor_problems(hf_dir: Path, arch: Architecture, found: dict[str, _Found],
         if name in lost:
             continue
         if name not in found:
-            hint = "; config.json says tie_word_embeddings=false, so it must be there" if name == _HEAD else ""
+            hint = "; config.json says tie_word_embeddings=false, so it must be there" if name == HEAD else ""
             yield f"{hf_dir}: tensor {name} {list(shape)} is missing{hint}"
         elif found[name].header.shape != shape:
             wrong = list(found[name].header.shape)
             yield f"{hf_dir / found[name].file}: tensor {name} has shape {wrong}, config.json asks for {list(shape)}"
-    for name, tensor in found.items():
-        if name == _HEAD and arch.tied_embeddings:
-            yield f"{hf_dir / tensor.file}: tensor {name} is there although config.json says tie_word_embeddings=true"
-        elif name not in expected:
-            yield f"{hf_dir / tensor.file}: unexpected tensor {name}: {arch.architecture} with these settings has none of that name"
+    redundant = redundant_tensors(found, tied=arch.tied_embeddings)
+    for name in sorted(found.keys() - expected.keys() - redundant):
+        file = hf_dir / found[name].file
+        yield f"{file}: unexpected tensor {name}: {arch.architecture} with these settings has none of that name"
+    if HEAD in redundant and EMBEDDING in found:
+        head, embedding = ((hf_dir / found[name].file, found[name].header) for name in (HEAD, EMBEDDING))
+        if not same_values(head, embedding):
+            yield f"{head[0]}: tensor {HEAD} is not {EMBEDDING} although config.json says tie_word_embeddings=true"
 
 
 def _weight_map(hf_dir: Path) -> dict[str, str]:

@@ -17,7 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_entropic.hf.directory import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, companion_files, weight_files
+from megatron_entropic.hf.directory import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    SINGLE_FILE,
+    companion_files,
+    redundant_tensors,
+    says_tied,
+    weight_files,
+)
 from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError, TensorHeader, read_header
 from megatron_entropic.whole_file import to_disk
 
@@ -42,9 +50,11 @@ class HFReader:
         for file in weight_files(self._dir):
             for name, header in read_header(self._dir / file).items():
                 self._file_of[name], self._headers[name] = file, header
+        for name in redundant_tensors(self._headers, tied=says_tied(self._dir)):
+            del self._headers[name]
 
     def names(self) -> tuple[str, ...]:
-        """Names of all tensors, file by file."""
+        """Names of all tensors but redundant ones, file by file."""
         return tuple(self._headers)
 
     def shape(self, name: str) -> tuple[int, ...]:

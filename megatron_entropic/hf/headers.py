@@ -1,6 +1,7 @@
 """The header of a safetensors file: what it holds and whether the file is whole, without touching the data."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from megatron_entropic.errors import ReportedError
 
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types a checkpoint may have: safetensors' names, and everybody else's."""
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_BLOCK = 1 << 20
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit; keeps a corrupt length from asking for all memory
 
@@ -46,6 +49,22 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     if end != size:
         raise CheckpointError(f"{path}: {'truncated' if size < end else 'trailing bytes'}: {size} bytes, its header says {end}")
     return tensors
+
+
+def same_values(a: tuple[Path, TensorHeader], b: tuple[Path, TensorHeader]) -> bool:
+    """Whether two tensors, each given by its file and header, are the same bit for bit. Reads both, a block at a time."""
+    if (a[1].shape, a[1].dtype) != (b[1].shape, b[1].dtype):
+        return False
+    left = math.prod(a[1].shape) * _ITEM_BYTES[a[1].dtype]
+    with a[0].open("rb") as first, b[0].open("rb") as second:
+        first.seek(a[1].offset)
+        second.seek(b[1].offset)
+        while left:
+            block = first.read(min(left, _BLOCK))
+            if not block or block != second.read(len(block)):
+                return False
+            left -= len(block)
+    return True
 
 
 def _tensor_header(path: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorHeader:

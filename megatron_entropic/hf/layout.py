@@ -3,6 +3,9 @@
 from megatron_entropic.config import Config
 from megatron_entropic.hf.architectures import Architecture
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Those that vLLM's attention for CPUs is compiled for. A table, because asking vLLM costs seconds and it need not be installed."""
+
 
 def check_layout(arch: Architecture, cfg: Config) -> list[str]:
     """Every reason why `arch` cannot be laid out as `cfg.parallel` says, each naming the field and legal values; [] if it can."""
@@ -61,6 +64,23 @@ def _server_problems(arch: Architecture, cfg: Config) -> list[str]:
         f"{arch.num_kv_heads} and intermediate_size={arch.ffn_hidden_size}; legal values: "
         + ", ".join(str(n) for n in range(1, arch.num_heads + 1) if legal(n))
     ]
+
+
+def check_serving(arch: Architecture) -> list[str]:
+    """Why a vLLM server on this machine has no attention kernel for the heads of `arch`; [] if it has."""
+    if arch.head_dim in CPU_HEAD_SIZES or (arch.head_dim % 8 == 0 and _accelerated()):
+        return []
+    sizes = "multiples of 8" if _accelerated() else ", ".join(map(str, CPU_HEAD_SIZES))
+    return [
+        f"rollout.engine=vllm cannot serve heads of {arch.head_dim} (head_dim) on this machine, only of {sizes}; "
+        "rollout.engine=local generates in this process"
+    ]
+
+
+def _accelerated() -> bool:
+    from megatron_entropic.platform import accelerated  # brings torch: seconds that most models need not pay
+
+    return accelerated()
 
 
 def _divisors(size: int) -> str:

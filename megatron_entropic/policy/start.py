@@ -9,20 +9,26 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.hf.headers import CheckpointError
+from megatron_entropic.hf.tables import model_rows
+from megatron_entropic.hf.values import is_finite
 from megatron_entropic.policy.model import PolicyModel
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.patient_reading import patient_reading
-from megatron_entropic.policy.weights import load_hf_weights
+from megatron_entropic.policy.weights import load_hf_weights, named_parameters
 
 
 def load_start_weights(model: PolicyModel, folder: Path, parallel: Parallel) -> None:
     """Fills this rank's parameters from `folder`: safetensors, or a distributed checkpoint's policy/.
 
     Values are converted to the parameters' dtype; padding rows of the vocabulary become zeros. Collective over the world for a
-    distributed checkpoint. Raises CheckpointError naming the file.
+    distributed checkpoint. Raises CheckpointError naming the file, and the tensor with values that are not finite.
     """
     if (folder / "metadata.json").is_file():
         _load_distributed(model, folder, parallel)
+        rows = model_rows(model.arch)
+        for name, parameter in named_parameters(model, parallel).items():
+            if not is_finite(parameter):
+                raise CheckpointError(f"{folder}: values of {name} ({', '.join(rows[name].hf)}) are NaN or infinite: a broken model")
     else:
         load_hf_weights(model, folder, parallel)
 

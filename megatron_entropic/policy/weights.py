@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.hf.mapping import merge, shard
 from megatron_entropic.hf.tables import Row, canonical_name, checkpoint_rows, hf_shapes, model_rows
+from megatron_entropic.hf.values import count_not_finite, is_finite
 from megatron_entropic.policy.experts import global_expert_name
 from megatron_entropic.policy.model import PolicyModel
 from megatron_entropic.policy.parallel import Parallel
@@ -31,7 +33,7 @@ def load_hf_weights(model: PolicyModel, hf_dir: Path, parallel: Parallel) -> Non
     """Fills this rank's parameters from a Hugging Face directory, reading only the tensors of its own layers.
 
     Values are converted to the parameters' dtype; padding rows of the vocabulary become zeros. No collective. Raises
-    CheckpointError when a file or tensor is missing or has another shape than the model was built for.
+    CheckpointError when a file or tensor is missing, has another shape than the model was built for, or values that are not finite.
     """
     rows, shapes = model_rows(model.arch), hf_shapes(model.arch)
     with HFReader(hf_dir) as reader, torch.no_grad():
@@ -46,6 +48,17 @@ def load_hf_weights(model: PolicyModel, hf_dir: Path, parallel: Parallel) -> Non
             tensors = [reader.read(hf_name) for hf_name in row.hf]
             tp_rank, tp_size = (parallel.tp_rank, parallel.tp_size) if row.split_over_tensor_ranks else (0, 1)
             parameter.copy_(shard(row.layout, tensors, model.arch, tp_rank, tp_size, model.vocab_size))
+            if not is_finite(parameter):
+                _refuse(row, tensors, reader, parameter.dtype)
+
+
+def _refuse(row: Row, tensors: Sequence[Tensor], reader: HFReader, dtype: torch.dtype) -> NoReturn:
+    """Says which tensor a parameter has NaN or infinity from."""
+    for name, tensor in zip(row.hf, tensors, strict=True):
+        if count := count_not_finite(tensor):
+            raise CheckpointError(f"{reader.file(name)}: {count} value(s) of tensor {name} are NaN or infinite: a broken model")
+    largest = f"{torch.finfo(dtype).max:.5g}, the largest {dtype}".replace("torch.", "")
+    raise CheckpointError(f"{reader.file(row.hf[0])}: tensor(s) {', '.join(row.hf)} have values beyond {largest}; set model.dtype")
 
 
 def hf_weights(model: PolicyModel, parallel: Parallel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -8,11 +8,13 @@ from megatron_entropic.conversion.keys import Split
 
 
 def imported(source: Path, out: Path, tensor: int = 1, pipeline: int = 1, expert: int = 1, dtype: str | None = None) -> Path:
-    return import_hf(source, out, ImportOptions(Split(tensor, pipeline, expert), dtype))
+    import_hf(source, out, ImportOptions(Split(tensor, pipeline, expert), dtype))
+    return out
 
 
 def exported(checkpoint: Path, out: Path, **options: object) -> Path:
-    return export_hf(checkpoint / "policy", checkpoint / "hf", out, ExportOptions(**options))  # type: ignore[arg-type]
+    export_hf(checkpoint / "policy", checkpoint / "hf", out, ExportOptions(**options))  # type: ignore[arg-type]
+    return out
 
 
 def contents(folder: Path) -> dict[str, bytes]:
