@@ -12,6 +12,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
 from megatron_entropic.config_loading import ConfigError, load_config, override, recipe_names, save_config, to_dict
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.evaluation.command import add_evaluate
 from megatron_entropic.launcher import given_rank, launch_ranks
 from megatron_entropic.machine_commands import add_doctor, add_serve, add_slurm_files
 from megatron_entropic.observability.history import record_end, record_start
@@ -96,22 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_target(commands)
 
-    evaluate = commands.add_parser(
-        "evaluate",
-        allow_abbrev=False,
-        help="score a model on a task: avg@k, pass@k, diversity",
-        description="Samples a model on fresh prompts (another stream than training) and scores it with the task's verifier.",
-        epilog="Example: megatron-entropic evaluate runs/quickstart --prompts 256   (task and engine as in that run)",
-    )
-    evaluate.add_argument("model", type=Path, metavar="MODEL", help="a run folder (its hf/ is scored), or a Hugging Face directory")
-    evaluate.add_argument(
-        "overrides", nargs="*", metavar="section.field=value", help="settings to change, such as rollout.engine=local"
-    )
-    evaluate.add_argument("--recipe", default="quickstart", help="settings for a MODEL that is no run folder (default: %(default)s)")
-    evaluate.add_argument("--prompts", type=int, default=256, help="number of problems (default: %(default)s)")
-    evaluate.add_argument("--out", type=Path, help="also write the scores to this JSON file (default for a run: evaluation.json in it)")
-    evaluate.set_defaults(command=_evaluate)
-
+    add_evaluate(commands)
     add_serve(commands)
     add_report(commands)
     add_doctor(commands)
@@ -132,7 +118,10 @@ def _train(options: argparse.Namespace) -> int:
     rank = given_rank(os.environ)
     if rank not in (None, 0):
         return run_rank(cfg, allow_fallback=options.allow_fallback)
-    _check_model(cfg)
+    from megatron_entropic.start_checks import check_start
+
+    for remark in check_start(cfg):
+        logging.info("%s", remark)
     with FolderLock(cfg.run_dir, "the run") as lock:
         if options.resume:
             _check_settings(cfg)
@@ -164,27 +153,6 @@ def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: no run to resume here (no config.yaml); give the folder of a run, such as runs/quickstart")
     return load_config(run_dir / "config.yaml", [*overrides, override("run.dir", run_dir)])
-
-
-def _check_model(cfg: Config) -> None:
-    """Everything about the checkpoint and the layout that can be known before a process is started."""
-    from megatron_entropic.hf.architectures import Architecture
-    from megatron_entropic.hf.check import check_companions, check_hf_dir
-    from megatron_entropic.hf.layout import check_layout, check_serving
-    from megatron_entropic.manifest import check as check_manifest
-
-    arch = Architecture.from_hf(cfg.model.hf_dir)
-    if cfg.model.is_distributed:
-        check_companions(cfg.model.hf_dir, arch)
-        if problems := check_manifest(cfg.model.hf_path):
-            raise ConfigError("\n".join(f"{cfg.model.hf_path}: {problem}" for problem in problems))
-    else:
-        check_hf_dir(cfg.model.hf_dir, arch)
-    problems = check_layout(arch, cfg)
-    if cfg.rollout.engine == "vllm" and cfg.rollout.fleet_dir is None:
-        problems += check_serving(arch)
-    if problems:
-        raise ConfigError("; ".join(problems))
 
 
 def _check_settings(cfg: Config) -> None:
@@ -237,32 +205,6 @@ def _summarise(cfg: Config) -> None:
     if (cfg.run_dir / "hf").is_dir():
         print(f"model   {cfg.run_dir / 'hf'}  (Hugging Face)")
     print(f"report  {report}")
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    """Scores MODEL and prints the scores."""
-    run_config = options.model / "config.yaml"
-    is_run = run_config.is_file()
-    hf_path = options.model / "hf" if is_run else options.model
-    if options.prompts < 1:
-        raise ConfigError(f"--prompts={options.prompts}: at least 1 is needed")
-    own = [override("model.hf_path", hf_path), override("run.dir", options.model if is_run else Path("runs/evaluate"))]
-    cfg = load_config(run_config if is_run else options.recipe, [*options.overrides, *own])
-    if cfg.model.is_distributed:
-        raise ConfigError(
-            f"{hf_path}: a distributed checkpoint; make it a model first: python -m checkpoint_tools export {hf_path} OUT_DIR"
-        )
-    _check_model(cfg)
-
-    from megatron_entropic.evaluation.evaluate import evaluate
-
-    evaluation = evaluate(cfg, options.prompts)
-    print(evaluation)
-    out = options.out or (options.model / "evaluation.json" if is_run else None)
-    if out is not None:
-        evaluation.save(out)
-        print(f"written to {out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -199,7 +199,9 @@ class RolloutConfig:
         "then starts none. Jobs on a cluster need no such setting",
     )
     tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks of each server")
-    temperature: float = Field(default=1.0, gt=0, description="sampling temperature; entropy is measured at it")
+    temperature: float = Field(
+        default=1.0, ge=0, description="sampling temperature; entropy is measured at it; 0, greedy, is for evaluations"
+    )
     max_new_tokens: int = Field(default=64, ge=1, description="longest response in tokens")
     max_staleness: int = Field(
         default=0,

@@ -34,12 +34,12 @@ def field_names() -> list[str]:
     return [f"{section}.{field}" for section, kinds in _KINDS.items() for field in kinds]
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """The Config that `source` describes, with the overrides applied.
 
     Args:
         source: a recipe's name (a module in recipes/; `.` and `-` mean `_`), a recipe file (*.py), either with `:variant`, or a
-            saved config (*.yaml).
+            saved config (*.yaml); None: the defaults of all settings.
         overrides: `section.field=value` each, the value as setting_values.py reads it (`run.name=2024-11-25`, `trainer.steps=3`,
             `rollout.server_args=[--foo]`). `task.options.NAME=value` sets one option and keeps the others; with another
             `task.name` than the source's, its options go. `control.preset=NAME` sets what config_control.PRESETS[NAME] holds;
@@ -48,14 +48,15 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unknown source, unknown field, value out of bounds, or fields that contradict each other.
     """
     is_yaml = str(source).endswith((".yaml", ".yml"))
-    settings = to_dict(_read_yaml(Path(source)) if is_yaml else _recipe_config(str(source)))
+    base = Config() if source is None else _read_yaml(Path(source)) if is_yaml else _recipe_config(str(source))
+    settings = to_dict(base)
     if any(override.startswith("task.name=") and override != f"task.name={settings['task']['name']}" for override in overrides):
         settings["task"]["options"] = {}
     for override in overrides:
         _apply_override(settings, override)
     if isinstance(path := settings["model"]["hf_path"], str):
         settings["model"]["hf_path"] = str(find_model(Path(path)))
-    return from_dict(settings, origin=str(source))
+    return from_dict(settings, origin="settings" if source is None else str(source))
 
 
 def from_dict(settings: dict[str, Any], *, origin: str) -> Config:

@@ -1,26 +1,31 @@
-"""Samples a policy on fresh prompts of a task and scores it. One process; the engine is the run's own."""
+"""Samples a policy on problems of a task and scores it. One process; the engine is the run's own."""
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_entropic.config import Config
+from megatron_entropic.evaluation.problems import ChosenProblems, choose_problems
+from megatron_entropic.evaluation.progress import Counter
 from megatron_entropic.evaluation.scores import avg_at_k, distinct_share, pass_at_k
-from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.source import make_engine
+from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.system.devices import without_training_ranks
-from megatron_entropic.tasks import make_task
 from megatron_entropic.whole_file import write_whole
 
-SEED_OFFSET = 1_000_000
-"""Added to trainer.seed: evaluation draws from another stream of problems than training."""
+LOCAL_PROMPTS = 32
+"""Prompts that the in-process engine gets at a time, which says nothing before all are answered."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a policy. `pass_at` maps k to pass@k; `surprisal` is the mean of -log pi of sampled tokens (nats)."""
+    """Scores of a policy. `pass_at` maps k to pass@k; `surprisal` is the mean of -log pi of sampled tokens (nats).
+
+    `seen`: how many of the prompts the run was trained on; None when that is not known. `notes` say what the numbers are of.
+    """
 
     model: str
     task: str
@@ -32,6 +37,9 @@ class Evaluation:
     distinct: float
     surprisal: float
     length: float
+    truncated: float
+    seen: int | None
+    notes: tuple[str, ...]
 
     def save(self, path: Path) -> None:
         """Writes the scores as JSON, whole or not at all."""
@@ -44,41 +52,31 @@ class Evaluation:
             "distinct": f"{self.distinct:.3f}  different right answers / right answers",
             "surprisal": f"{self.surprisal:.3f}  nats per sampled token",
             "length": f"{self.length:.1f}  tokens",
+            "truncated": f"{self.truncated:.3f}  of the responses reached rollout.max_new_tokens",
         }
-        head = f"{self.model}: {self.prompts} prompts of {self.task} x {self.samples} samples, temperature {self.temperature:g}"
-        return "\n".join([head, *(f"  {name:<10} {value}" for name, value in rows.items())])
+        how = "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
+        head = f"{self.model}: {self.prompts} prompts of {self.task} x {self.samples} samples, {how}"
+        return "\n".join([head, *(f"  {note}" for note in self.notes), *(f"  {name:<10} {value}" for name, value in rows.items())])
 
 
-def evaluate(cfg: Config, prompts: int) -> Evaluation:
+def evaluate(cfg: Config, prompts: int | None = None, trained: Config | None = None) -> Evaluation:
     """Scores the policy `cfg.model.hf_dir` on `prompts` problems x `batch.samples_per_prompt` samples.
 
+    No row of a data file is taken twice; without `prompts`, PROMPTS problems or as many as there are. With
+    `rollout.temperature=0` each problem is answered once, greedily. `trained`: the settings of the run that the policy comes from.
     Raises RolloutError, or ValueError naming what cannot be evaluated.
     """
-    samples = cfg.batch.samples_per_prompt
-    seed = cfg.trainer.seed + SEED_OFFSET
-    task = make_task(cfg.task, seed)
-    stream = make_stream(cfg, task, prompts_per_step=prompts)
-    asked, problems = stream.step(0)
-    without_training_ranks()
-    engine = make_engine(cfg)
-    try:
-        engine.start()
-        rollouts = engine.generate(asked, samples)
-    finally:
-        engine.close()
-    scorer = Scorer(task, cfg.task, seed, cfg.reward)
-    try:
-        scores = scorer.finish(0, rollouts, problems)
-    finally:
-        scorer.close()
-    rewards_PS = [scores.rewards[start : start + samples] for start in range(0, len(rollouts), samples)]
-    groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
-    texts_PS = [[rollout.text for rollout in group] for group in groups]
+    cfg = _for_evaluation(cfg)
+    chosen = choose_problems(cfg, prompts, trained)
+    rollouts, rewards = _answers(cfg, chosen)
+    samples, count = cfg.batch.samples_per_prompt, len(chosen.prompts)
+    rewards_PS = [rewards[start : start + samples] for start in range(0, len(rollouts), samples)]
+    texts_PS = [[rollout.text for rollout in rollouts[start : start + samples]] for start in range(0, len(rollouts), samples)]
     tokens = sum(len(rollout.response_ids) for rollout in rollouts)
     return Evaluation(
         model=str(cfg.model.hf_dir),
         task=cfg.task.name,
-        prompts=prompts,
+        prompts=count,
         samples=samples,
         temperature=cfg.rollout.temperature,
         avg=avg_at_k(rewards_PS),
@@ -86,7 +84,53 @@ def evaluate(cfg: Config, prompts: int) -> Evaluation:
         distinct=distinct_share(texts_PS, rewards_PS),
         surprisal=-sum(sum(rollout.log_probs) for rollout in rollouts) / tokens,
         length=tokens / len(rollouts),
+        truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+        seen=chosen.seen,
+        notes=chosen.notes,
     )
+
+
+def _for_evaluation(cfg: Config) -> Config:
+    """The settings with the held-out rows of a data file for those trained on, and one sample of each problem when greedy."""
+    options = cfg.task.options
+    if options.get("test_fraction") and "split" not in options:
+        cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, options={**options, "split": "test"}))
+    if cfg.rollout.temperature == 0:
+        cfg = dataclasses.replace(cfg, batch=dataclasses.replace(cfg.batch, samples_per_prompt=1))
+    return cfg
+
+
+def _answers(cfg: Config, chosen: ChosenProblems) -> tuple[list[Rollout], list[float]]:
+    """The rollouts of all prompts, by prompt, then sample, and their rewards; progress on the terminal."""
+    without_training_ranks()
+    scorer = Scorer(chosen.task, cfg.task, chosen.seed, cfg.reward)
+    try:
+        rollouts = _rollouts(cfg, chosen, scorer)
+        return rollouts, scorer.finish(0, rollouts, chosen.problems).rewards
+    finally:
+        scorer.close()
+
+
+def _rollouts(cfg: Config, chosen: ChosenProblems, scorer: Scorer) -> list[Rollout]:
+    """All rollouts; `scorer` begins with each as it comes."""
+    per_call = LOCAL_PROMPTS if cfg.rollout.engine == "local" else len(chosen.prompts)
+    rollouts: list[Rollout] = []
+    engine = make_engine(cfg)
+    try:
+        engine.start()
+        with Counter(len(chosen.prompts)) as counter:
+
+            def finished(of_prompt: Sequence[Rollout]) -> None:
+                scorer.begin(of_prompt, chosen.problems)
+                counter.add(1)
+
+            for start in range(0, len(chosen.prompts), per_call):
+                asked = chosen.prompts[start : start + per_call]
+                rollouts += engine.generate(asked, cfg.batch.samples_per_prompt, finished)
+                counter.reach(start + len(asked))
+        return rollouts
+    finally:
+        engine.close()
 
 
 def _powers_of_two(largest: int) -> list[int]:

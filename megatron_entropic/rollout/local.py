@@ -216,15 +216,26 @@ def _sample_batch(
 
 
 def _draw(logits_AV: Tensor, temperature: float, uniform_A: Tensor) -> tuple[Tensor, Tensor]:
-    """(token ids, float32 log-probabilities), [A] each: token i when the distribution function first exceeds the uniform at i."""
-    log_pi_AV = (logits_AV.float() / temperature).log_softmax(-1)
+    """(token ids, float32 log-probabilities), [A] each: token i when the distribution function first exceeds the uniform at i.
+
+    Temperature 0 is greedy: the likeliest token, with its log-probability at temperature 1.
+    """
+    log_pi_AV = (logits_AV.float() / (temperature or 1.0)).log_softmax(-1)
+    if temperature == 0:
+        log_probs_A, ids_A = log_pi_AV.max(-1)
+        _check_finite(log_probs_A)
+        return ids_A, log_probs_A
     cumulative_AV = log_pi_AV.double().exp().cumsum(-1)
     threshold_A1 = (uniform_A * cumulative_AV[:, -1])[:, None]
     ids_A1 = torch.searchsorted(cumulative_AV, threshold_A1, right=True).clamp(max=logits_AV.shape[-1] - 1)
     log_probs_A = log_pi_AV.gather(1, ids_A1)[:, 0]
+    _check_finite(log_probs_A)
+    return ids_A1[:, 0], log_probs_A
+
+
+def _check_finite(log_probs_A: Tensor) -> None:
     if not log_probs_A.isfinite().all():
         raise RolloutError("local engine: the model's logits are not finite; look at the weights of the last update")
-    return ids_A1[:, 0], log_probs_A
 
 
 def _collect(ids_BT: Tensor, log_probs_BT: Tensor, eos_ids: set[int]) -> list[Sampled]:

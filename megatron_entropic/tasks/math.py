@@ -2,7 +2,8 @@ r"""Mathematics from a file: problems with one known answer, which a response gi
 
 `task.options`: `path`, a JSON Lines file of prompts and answers (rows.py: fields of other names are recognised, or named by
 `prompt_field` and `answer_field`; an answer is LaTeX or a number, or a text that ends in one), and `prompt_template`, in which
-{prompt} is replaced (other braces are text).
+{prompt} is replaced (other braces are text). `test_fraction` (0) holds that share of the rows back from training; `evaluate` then
+takes those (`split`: train, test or all).
 
 An answer that is the known one letter for letter (but for spaces and $) is right; whether another means the same is for
 math-verify to say, in a process of its own (math_checker.py): \frac12 is 0.5. The package is needed when the task is made.
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.tasks.math_checker import MathChecker
-from megatron_entropic.tasks.options import refuse_unknown, text
+from megatron_entropic.tasks.options import fraction, refuse_unknown, text
 from megatron_entropic.tasks.row_task import RowTask
 from megatron_entropic.tasks.rows import DataFile, read_rows
 from megatron_entropic.tasks.task import Problem
 
 TEMPLATE = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
 
+OPTIONS = ("path", "prompt_template", "prompt_field", "answer_field", "split", "test_fraction")
 _LONGEST_ANSWER = 1000
 """Characters; a longer answer scores 0."""
 _BOX = "\\boxed{"
@@ -36,6 +38,10 @@ class Math(RowTask):
         super().__init__(file, template, seed)
         self._checker = MathChecker()
         self._means_the_same = lru_cache(maxsize=100_000)(self._checker.same)
+
+    def response_of(self, answer: str) -> str:
+        """A response that gives `answer` as the task wants it given."""
+        return f"{_BOX}{answer}}}"
 
     def score(self, problem: Problem, response: str) -> float:
         """1.0 when the last \\boxed{...} of `response` means the problem's answer; 0.0 for anything else, and for no box.
@@ -81,7 +87,7 @@ def _plain(answer: str) -> str:
 
 def make_math(options: Mapping[str, Any], seed: int) -> Math:
     """The task from `task.options`. Raises ValueError naming the option, or the file and line, that is wrong."""
-    refuse_unknown("math", options, ("path", "prompt_template", "prompt_field", "answer_field"))
+    refuse_unknown("math", options, OPTIONS)
     template = text(options, "prompt_template", TEMPLATE)
     if "{prompt}" not in template:
         raise ValueError(f"task.options.prompt_template={template!r}: must contain {{prompt}}")
@@ -89,5 +95,6 @@ def make_math(options: Mapping[str, Any], seed: int) -> Math:
     if not (path := text(options, "path", "")):
         raise ValueError("task.options.path: needed: a JSON Lines file of problems with their answers")
     task = Math(read_rows(Path(path), **fields, known_answer=known_answer), template, seed)
+    task.take_split(text(options, "split", "train"), fraction(options, "test_fraction", 0.0))
     task._checker.start()
     return task

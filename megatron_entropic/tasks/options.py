@@ -35,3 +35,11 @@ def text(options: Mapping[str, Any], name: str, default: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"task.options.{name}={value!r}: must be text, not {type(value).__name__}")
     return value
+
+
+def fraction(options: Mapping[str, Any], name: str, default: float) -> float:
+    """Option `name` as a number from 0 to below 1. Raises ValueError naming the option and its value."""
+    value = options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"task.options.{name}={value!r}: must be a number from 0 to below 1")
+    return float(value)

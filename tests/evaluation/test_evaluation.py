@@ -31,7 +31,9 @@ def test_scores_by_hand() -> None:
 @pytest.mark.slow
 def test_the_tiny_model_scores_as_its_card_says(tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
-    outcome = megatron_entropic("evaluate", str(TINY_DECOMPOSE), "rollout.engine=local", "--prompts", "128", "--out", str(out))
+    outcome = megatron_entropic(
+        "evaluate", str(TINY_DECOMPOSE), "--recipe", "quickstart", "rollout.engine=local", "--prompts", "128", "--out", str(out)
+    )
     assert outcome.code == 0, outcome.output
     scores = json.loads(out.read_text())
     assert 0.75 < scores["avg"] < 0.92

@@ -19,9 +19,16 @@ from tests.tiny_models import TINY_DECOMPOSE
 ENCODER = PromptEncoder(TINY_DECOMPOSE, chat_template=False)
 
 
+class Rows(RowTask):
+    """A task over a file in which nothing is right."""
+
+    def score(self, problem: Problem, response: str) -> float:
+        return 0.0
+
+
 def rows(path: Path, prompts: list[str]) -> RowTask:
     path.write_text("".join(json.dumps({"prompt": prompt, "answer": "1"}) + "\n" for prompt in prompts))
-    return RowTask(read_rows(path, prompt_field="", answer_field="", known_answer=known_answer), "{prompt}", 0)
+    return Rows(read_rows(path, prompt_field="", answer_field="", known_answer=known_answer), "{prompt}", 0)
 
 
 class Growing:

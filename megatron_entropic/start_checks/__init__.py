@@ -1,0 +1,16 @@
+"""What can be known to be wrong with a run before anything is started: its model, its layout, its data, what it shall learn."""
+
+from megatron_entropic.config import Config
+from megatron_entropic.start_checks.data import check_data
+from megatron_entropic.start_checks.learning import check_learning
+from megatron_entropic.start_checks.model import check_model
+
+
+def check_start(cfg: Config) -> list[str]:
+    """Raises ValueError, or OSError, naming what keeps the run from working; else remarks on its data, a line each."""
+    arch = check_model(cfg)
+    check_learning(cfg, arch.vocab_size)
+    return check_data(cfg)
+
+
+__all__ = ["check_data", "check_learning", "check_model", "check_start"]

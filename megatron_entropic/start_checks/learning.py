@@ -1,0 +1,56 @@
+"""Settings with which nothing can be learned, or that steer where no policy can be."""
+
+import math
+
+from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.config_loading import ConfigError
+
+TARGETED_KINDS = ("entropic", "entropic+aent", "aec")
+"""Kinds of control that read control.target_entropy."""
+CLAMPED_KINDS = ("aent", "entropic+aent")
+"""Kinds that read the range of the clamped entropy."""
+
+
+def check_learning(cfg: Config, vocab_size: int) -> None:
+    """Raises ConfigError for what trains nothing, and for entropies that a policy over `vocab_size` tokens cannot have."""
+    if cfg.rollout.temperature == 0:
+        raise ConfigError(
+            "rollout.temperature=0 is greedy: it is for `megatron-entropic evaluate`; training samples, so give more than 0"
+        )
+    if cfg.batch.samples_per_prompt == 1:
+        raise ConfigError(
+            f"batch.samples_per_prompt=1 trains nothing: algorithm.advantage={cfg.algorithm.advantage} compares the samples of a "
+            "prompt with one another, and the advantage of one alone is 0; take at least 2, such as 8"
+        )
+    control = cfg.control
+    if control.kind in TARGETED_KINDS:
+        _check_target(control, _largest(control, vocab_size, clamped=control.steer_by == "clamped_entropy"))
+    if control.kind in CLAMPED_KINDS:
+        _check_range(control, _largest(control, vocab_size, clamped=True))
+
+
+def largest_entropy(cfg: Config, vocab_size: int) -> float:
+    """The largest value, in nats, of the entropy that the target is about: that of the uniform distribution."""
+    return _largest(cfg.control, vocab_size, clamped=cfg.control.steer_by == "clamped_entropy")
+
+
+def _largest(control: ControlConfig, vocab_size: int, *, clamped: bool) -> float:
+    return math.log(vocab_size - math.floor(control.clamp * vocab_size) if clamped else vocab_size)
+
+
+def _check_target(control: ControlConfig, largest: float) -> None:
+    targets = [("control.target_entropy", control.target_entropy)]
+    targets += [(f"control.target_points, update {update}", target) for update, target in control.target_points]
+    for name, target in targets:
+        if target < 0:
+            raise ConfigError(f"{name}={target:g}: an entropy is never below 0 nats")
+        if control.target_unit == "nats" and target > largest:
+            raise ConfigError(f"{name}={target:g}: no policy over this vocabulary has more than {largest:.2f} nats (its logarithm)")
+
+
+def _check_range(control: ControlConfig, largest: float) -> None:
+    if control.entropy_high < 0 or control.entropy_low > largest:
+        raise ConfigError(
+            f"control.entropy_low={control.entropy_low:g}, entropy_high={control.entropy_high:g}: the clamped entropy lies between 0 "
+            f"and {largest:.2f} nats for this vocabulary"
+        )

@@ -1,0 +1,25 @@
+"""Everything about the checkpoint and the layout that can be known before a process is started."""
+
+from megatron_entropic.config import Config
+from megatron_entropic.config_loading import ConfigError
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.check import check_companions, check_hf_dir
+from megatron_entropic.hf.layout import check_layout, check_serving
+from megatron_entropic.manifest import check as check_manifest
+
+
+def check_model(cfg: Config) -> Architecture:
+    """What `model.hf_path` is. Raises ValueError for a model that is broken, or cannot be laid out as the settings say."""
+    arch = Architecture.from_hf(cfg.model.hf_dir)
+    if cfg.model.is_distributed:
+        check_companions(cfg.model.hf_dir, arch)
+        if problems := check_manifest(cfg.model.hf_path):
+            raise ConfigError("\n".join(f"{cfg.model.hf_path}: {problem}" for problem in problems))
+    else:
+        check_hf_dir(cfg.model.hf_dir, arch)
+    problems = check_layout(arch, cfg)
+    if cfg.rollout.engine == "vllm" and cfg.rollout.fleet_dir is None:
+        problems += check_serving(arch)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return arch
