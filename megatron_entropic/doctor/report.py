@@ -58,8 +58,14 @@ def diagnose(cfg: Config | None = None) -> Diagnosis:
     }
     if cfg is not None:
         problem = model_problem(cfg.model.hf_path)
-        found["the run"] = {"folder": str(cfg.run_dir), "model": f"{cfg.model.hf_path}: {'unusable' if problem else 'readable'}"}
+        about: dict[str, str] = {"folder": str(cfg.run_dir), "model": f"{cfg.model.hf_path}: {'unusable' if problem else 'readable'}"}
         problems += [problem] if problem else []
+        if not problem:
+            from megatron_entropic.doctor.run import run_problems  # torch and more, which no other part of this page needs
+
+            about["data"], wrong = run_problems(cfg)
+            problems += wrong
+        found["the run"] = about
         needed = cfg.rollout.engine == "vllm" and chosen_paths(gpus)["rollouts"].startswith("none")
         problems += ["rollout.engine=vllm, but vLLM is not installed"] if needed else []
     return Diagnosis(found, problems)

@@ -1,0 +1,20 @@
+"""Whether a run's data, targets and samples are such that something can be learned."""
+
+from megatron_entropic.config import Config
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.start_checks import check_data, check_learning
+
+
+def run_problems(cfg: Config) -> tuple[str, list[str]]:
+    """What the run's data is, in a line, and what is wrong with it or with what the run shall learn. The model must be readable."""
+    problems, remarks = [], ["made by rule"]
+    try:
+        check_learning(cfg, Architecture.from_hf(cfg.model.hf_dir).vocab_size)
+    except ValueError as error:
+        problems.append(str(error))
+    try:
+        remarks = check_data(cfg) or remarks
+    except (ValueError, OSError) as error:
+        problems.append(" ".join(str(error).split()))
+        remarks = ["unusable"]
+    return "; ".join(remarks), problems
