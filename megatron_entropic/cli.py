@@ -193,6 +193,8 @@ def _summarise(cfg: Config) -> None:
     report = write_report(cfg.run_dir)
     summary = summarise(cfg.run_dir)
     print(f"\n{summary.steps_done} of {cfg.trainer.steps} steps done.")
+    if summary.signal is not None:
+        print(f"signal  {summary.signal}")
     if summary.tracking_error is not None:
         print(
             f"entropy {summary.steered_last:.3f} nats (mean of the last third), target {summary.target_last:.3f}, "

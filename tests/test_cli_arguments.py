@@ -8,6 +8,7 @@ import pytest
 from megatron_entropic import cli
 from megatron_entropic.config_control import PRESETS
 from megatron_entropic.config_loading import load_config
+from megatron_entropic.evaluation import command as evaluation
 from megatron_entropic.planning.cluster import gigabytes
 from megatron_entropic.settings_reference import settings_markdown, settings_reference
 from megatron_entropic.system.shipped_files import models_folder
@@ -21,7 +22,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> argparse.Namespac
         called.append(options)
         return 0
 
-    monkeypatch.setattr(cli, f"_{arguments[0]}", command)
+    monkeypatch.setattr(evaluation if arguments[0] == "evaluate" else cli, f"_{arguments[0]}", command)
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 0

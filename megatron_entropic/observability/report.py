@@ -15,6 +15,7 @@ from megatron_entropic.observability.pages import format_duration, render_page
 from megatron_entropic.observability.plots import CONTROL_DETAILS, draw_run, write_plots
 from megatron_entropic.observability.report_samples import pick_samples
 from megatron_entropic.observability.run_data import RunData, load_run
+from megatron_entropic.observability.run_warnings import read_warnings
 from megatron_entropic.observability.style import themed_svg
 from megatron_entropic.observability.summary import Summary, summarise_run
 from megatron_entropic.whole_file import write_whole
@@ -42,6 +43,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         summary=summary,
         facts=_start_facts(history, summary) | _facts(run),
         ended_by=history[-1].error if history else None,
+        warnings=read_warnings(run.path),
         plots={name: svg for name, svg in plots.items() if name not in CONTROL_DETAILS},
         control_plots={name: svg for name, svg in plots.items() if name in CONTROL_DETAILS},
         explorer=make_explorer({run.name: run}),

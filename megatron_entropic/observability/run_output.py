@@ -8,17 +8,20 @@ import torch
 
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller
+from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import write_hf
 from megatron_entropic.observability.metrics import MetricsWriter, truncate_after
 from megatron_entropic.observability.progress import ProgressBar
 from megatron_entropic.observability.step_metrics import step_metrics
 from megatron_entropic.observability.step_timer import StepTimer
 from megatron_entropic.observability.trackers import TrackerGroup, make_trackers
+from megatron_entropic.observability.watch import Watch
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.policy.weights import weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout
+from megatron_entropic.start_checks import largest_entropy
 from megatron_entropic.system.folder_lock import Fence
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,8 @@ class RunOutput:
             progress = ProgressBar(self.cfg.trainer.steps, first_step=first_step)
             trackers = make_trackers(self.cfg.run_dir, self.cfg.trainer, first_step=first_step, known_ids=tracker_ids)
             tracker_ids.update({tracker.name: tracker.run_id for tracker in trackers})
-            self._trackers = TrackerGroup([metrics, *trackers, progress])
+            largest = largest_entropy(self.cfg, Architecture.from_hf(self.cfg.model.hf_dir).vocab_size)
+            self._trackers = TrackerGroup([metrics, *trackers, progress, Watch(self.cfg, largest)])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._trackers.close()

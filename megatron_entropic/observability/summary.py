@@ -58,6 +58,18 @@ class Summary:
     """optimizer updates that were left out because loss or gradient was not finite, in all steps"""
     training_seconds: float
     """sum over the steps"""
+    signal_steps: int | None
+    """steps in which some response had an advantage other than 0; None for runs that do not say"""
+
+    @property
+    def signal(self) -> str | None:
+        """How many updates had something to learn from, in a sentence; None where all had, or it is not known."""
+        if self.signal_steps is None or self.signal_steps == self.steps_done:
+            return None
+        why = "the rewards of each prompt's samples were all equal"
+        if self.signal_steps == 0:
+            return f"nothing was trained: 0 of {self.steps_done} steps had a reward signal, {why}"
+        return f"{self.signal_steps} of {self.steps_done} steps had a reward signal; in the others {why}"
 
     @property
     def complete(self) -> bool:
@@ -98,6 +110,7 @@ def summarise_run(run: RunData) -> Summary:
         truncated=_mean(last_third(run.column("response/truncated"))),
         skipped_updates=int(np.nansum(run.column("optimizer/skipped_updates"))),
         training_seconds=float(np.nansum(run.column("time/step_s"))),
+        signal_steps=int(np.sum(run.column("control/active_fraction") > 0)) if run.has("control/active_fraction") else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from megatron_entropic.config import Config
 from megatron_entropic.start_checks.data import check_data
-from megatron_entropic.start_checks.learning import check_learning
+from megatron_entropic.start_checks.learning import check_learning, largest_entropy
 from megatron_entropic.start_checks.model import check_model
 
 
@@ -13,4 +13,4 @@ def check_start(cfg: Config) -> list[str]:
     return check_data(cfg)
 
 
-__all__ = ["check_data", "check_learning", "check_model", "check_start"]
+__all__ = ["check_data", "check_learning", "check_model", "check_start", "largest_entropy"]
