@@ -79,6 +79,6 @@ class Watch:
         if self._exhausted >= EXHAUSTED_STEPS:
             yield (
                 "out_of_reach",
-                f"the controller has been at the end of its means for {EXHAUSTED_STEPS} steps, the target of {target:.3g} nats "
-                "is out of reach: take one nearer to the entropy there is, or raise control.alpha_limit or control.handoff_coefficient_max",
+                f"the controller has been at the end of its means for {EXHAUSTED_STEPS} steps, the target of {target:.3g} nats is out "
+                "of reach: take one nearer to the entropy there is, or raise alpha_limit or handoff_coefficient_max of control",
             )
