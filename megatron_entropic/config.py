@@ -249,7 +249,7 @@ class RewardConfig:
     """How answers are verified: in processes beside generation, each answer within limits. docs/rewards.md."""
 
     workers: int = Field(default=0, ge=0, description="verifier processes at most; 0: a quarter of the processor cores, 2 to 16")
-    cpu_limit_s: float = Field(default=5.0, gt=0, description="CPU seconds of one answer's verification; beyond, the answer scores 0")
+    cpu_limit_s: float = Field(default=3.0, gt=0, description="CPU seconds of one answer's verification; beyond, the answer scores 0")
     wall_limit_s: float = Field(
         default=60.0,
         gt=0,

@@ -5,28 +5,27 @@ r"""Mathematics from a file: problems with one known answer, which a response gi
 {prompt} is replaced (other braces are text). `test_fraction` (0) holds that share of the rows back from training; `evaluate` then
 takes those (`split`: train, test or all).
 
-An answer that is the known one letter for letter (but for spaces and $) is right; whether another means the same is for
-math-verify to say, in a process of its own (math_checker.py): \frac12 is 0.5. The package is needed when the task is made.
+What an answer may look like and still be right: math_answers/ and docs/rewards.md. The package math-verify is needed when the
+task is made.
 """
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from megatron_entropic.tasks.math_checker import MathChecker
+from megatron_entropic.tasks.math_answers import boxed, unreadable
 from megatron_entropic.tasks.options import fraction, refuse_unknown, text
 from megatron_entropic.tasks.row_task import RowTask
+from megatron_entropic.tasks.row_values import BadRowError
 from megatron_entropic.tasks.rows import DataFile, read_rows
 from megatron_entropic.tasks.task import Problem
+from megatron_entropic.tasks.verification import Limits, VerifierSpec, VerifierWorker
 
 TEMPLATE = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
 
 OPTIONS = ("path", "prompt_template", "prompt_field", "answer_field", "split", "test_fraction")
-_LONGEST_ANSWER = 1000
-"""Characters; a longer answer scores 0."""
-_BOX = "\\boxed{"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 """Commas that group digits, as GSM8K writes them: 1,234."""
 
@@ -34,59 +33,44 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 class Math(RowTask):
     """The task (task.py says what a task promises)."""
 
+    verifier: ClassVar[str] = "megatron_entropic.tasks.math_answers:make_math_verifier"
+
     def __init__(self, file: DataFile, template: str, seed: int) -> None:
         super().__init__(file, template, seed)
-        self._checker = MathChecker()
-        self._means_the_same = lru_cache(maxsize=100_000)(self._checker.same)
+        self._worker = VerifierWorker(VerifierSpec(self.verifier, {}, seed), Limits())
 
     def response_of(self, answer: str) -> str:
         """A response that gives `answer` as the task wants it given."""
-        return f"{_BOX}{answer}}}"
+        return rf"\boxed{{{answer}}}"
 
     def score(self, problem: Problem, response: str) -> float:
-        """1.0 when the last \\boxed{...} of `response` means the problem's answer; 0.0 for anything else, and for no box.
+        """1.0 when the last box of `response` means the problem's answer; 0.0 for anything else, for no box, and at a limit.
 
-        Raises ValueError naming file and line when it is the known answer that math-verify cannot read.
+        In a process of its own, one answer at a time; runs make several such processes (rollout/scoring.py).
         """
-        answer, known = boxed(response), str(problem.data["answer"])
-        if answer is None or len(answer) > _LONGEST_ANSWER:
-            return 0.0
-        if _plain(answer) == _plain(known):
-            return 1.0
-        same = self._means_the_same(known, answer)
-        if same is None:
-            raise ValueError(f"{self.file.path}, line {problem.data['line']}: math-verify cannot read the answer {known!r}")
-        return float(same)
+        return self._worker.judge(problem, response).score
 
-
-def boxed(response: str) -> str | None:
-    r"""What is inside the last \boxed{...}, its braces balanced; None when there is none. Linear in the text's length."""
-    start = response.rfind(_BOX)
-    if start < 0:
-        return None
-    start, depth = start + len(_BOX), 1
-    for place in range(start, len(response)):
-        depth += {"{": 1, "}": -1}.get(response[place], 0)
-        if depth == 0:
-            return response[start:place]
-    return None
+    def __del__(self) -> None:
+        self._worker.close()
 
 
 def known_answer(text: str) -> str:
-    r"""The final answer that the text of a data set's answer holds: what follows the last ####, else the last \boxed{...}, else all."""
+    r"""The final answer that the text of a data set's answer holds: what follows the last ####, else the last \boxed{...}, else all.
+
+    Raises BadRowError when no answer could equal it.
+    """
     _, marked, after = text.rpartition("####")
-    if marked:
-        return _THOUSANDS.sub("", after.strip())
     inside = boxed(text)
-    return text if inside is None else inside
-
-
-def _plain(answer: str) -> str:
-    return "".join(answer.replace("$", "").split())
+    answer = _THOUSANDS.sub("", after.strip()) if marked else text if inside is None else inside
+    if answer and (why := unreadable(answer)):
+        raise BadRowError(f"the answer {answer[:60]!r} {why}")
+    return answer
 
 
 def make_math(options: Mapping[str, Any], seed: int) -> Math:
     """The task from `task.options`. Raises ValueError naming the option, or the file and line, that is wrong."""
+    if find_spec("math_verify") is None:
+        raise ValueError("task.name=math needs the package math-verify: pip install 'math-verify[antlr4_13_2]'")
     refuse_unknown("math", options, OPTIONS)
     template = text(options, "prompt_template", TEMPLATE)
     if "{prompt}" not in template:
@@ -96,5 +80,4 @@ def make_math(options: Mapping[str, Any], seed: int) -> Math:
         raise ValueError("task.options.path: needed: a JSON Lines file of problems with their answers")
     task = Math(read_rows(Path(path), **fields, known_answer=known_answer), template, seed)
     task.take_split(text(options, "split", "train"), fraction(options, "test_fraction", 0.0))
-    task._checker.start()
     return task

@@ -72,5 +72,5 @@ def test_a_task_of_microseconds_needs_no_process() -> None:
 
 
 def test_the_wall_clock_limit_is_not_the_tighter_one() -> None:
-    with pytest.raises(ValueError, match=r"reward\.wall_limit_s=1 is below reward.cpu_limit_s=5"):
+    with pytest.raises(ValueError, match=r"reward\.wall_limit_s=1 is below reward.cpu_limit_s=3"):
         RewardConfig(wall_limit_s=1.0)

@@ -35,7 +35,8 @@ def test_answers_that_can_be_given_back_are_remarked_on(tmp_path: Path) -> None:
 def test_an_answer_that_no_verifier_reads_is_named_by_its_line(tmp_path: Path) -> None:
     pytest.importorskip("math_verify")
     with pytest.raises(
-        ValueError, match=r"m\.jsonl: line 2: the answer '\\\\frac\{' cannot be compared|line 2: the answer '.*' is wrong"
+        ValueError,
+        match=r"m\.jsonl: 1 of 3 rows cannot be used: line 2: the answer '\\\\frac\{' says nothing that an answer could equal",
     ):
         remarks(file(tmp_path / "m.jsonl", ("1+1=", 2), ("How much?", "\\frac{"), ("3", "3")))
 

@@ -22,7 +22,7 @@ class VerifierSpec:
 class Limits:
     """Bounds of one answer's verification: CPU seconds, wall-clock seconds, and address space (bytes) of the process."""
 
-    cpu_s: float = 5.0
+    cpu_s: float = 3.0
     wall_s: float = 60.0
     memory_bytes: int = 4 * 2**30
 
