@@ -10,9 +10,11 @@ from megatron_entropic.config import Config
 from megatron_entropic.evaluation.problems import ChosenProblems, choose_problems
 from megatron_entropic.evaluation.progress import Counter
 from megatron_entropic.evaluation.scores import avg_at_k, distinct_share, pass_at_k
+from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.source import make_engine
 from megatron_entropic.rollout.types import Rollout
+from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.system.devices import without_training_ranks
 from megatron_entropic.whole_file import write_whole
 
@@ -103,7 +105,7 @@ def _for_evaluation(cfg: Config) -> Config:
 def _answers(cfg: Config, chosen: ChosenProblems) -> tuple[list[Rollout], list[float]]:
     """The rollouts of all prompts, by prompt, then sample, and their rewards; progress on the terminal."""
     without_training_ranks()
-    scorer = Scorer(chosen.task, cfg.task, chosen.seed, cfg.reward)
+    scorer = Scorer(chosen.task, cfg.task, chosen.seed, cfg.reward, Vocabulary(load_tokenizer(cfg.model.hf_dir)))
     try:
         rollouts = _rollouts(cfg, chosen, scorer)
         return rollouts, scorer.finish(0, rollouts, chosen.problems).rewards

@@ -71,6 +71,9 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "response/length_mean": MetricField("tokens", "mean response length, end-of-sequence token included"),
     "rollout/staleness_max": MetricField("versions", "most weight versions a rollout was behind the policy it updated"),
     "rollout/logprob_gap": MetricField("nats", "largest |trainer - sampler| log-prob over the step's response tokens"),
+    "rollout/unknown_tokens": MetricField(
+        "tokens", "sampled ids that the tokenizer has no token for; their responses score 0", optional=True
+    ),
     "time/step_s": MetricField("s", "wall-clock time of the whole step"),
     "time/rollout_s": MetricField("s", "generating and scoring the rollouts, as far as the update waited for it"),
     "time/score_s": MetricField("s", "of it, waiting for scores once everything was generated", optional=True),

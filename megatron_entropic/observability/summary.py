@@ -40,6 +40,8 @@ class Summary:
     """reward/mean of the last step"""
     reward_last: float | None
     logprob_gap_max: float | None
+    unknown_tokens: int
+    """sampled ids of all steps that the tokenizer has no token for"""
     step_seconds: float | None
     """median time of a step"""
     tokens_per_second: float | None
@@ -101,6 +103,7 @@ def summarise_run(run: RunData) -> Summary:
         reward_final=_finite(reward, -1),
         reward_last=_mean(last_third(reward)),
         logprob_gap_max=_max(run.column("rollout/logprob_gap")),
+        unknown_tokens=int(np.nansum(run.column("rollout/unknown_tokens"))),
         step_seconds=_median(run.column("time/step_s")),
         tokens_per_second=_median(run.column("perf/tokens_per_s")),
         time_shares=_time_shares(run),

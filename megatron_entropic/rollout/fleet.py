@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
@@ -14,6 +13,7 @@ from megatron_entropic.rollout.server import VLLMServer, find_ports
 from megatron_entropic.rollout.server_client import ServerClient
 from megatron_entropic.rollout.transports import make_transport
 from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.rollout.weight_sync import WeightSync, call_together
 
 
@@ -77,7 +77,7 @@ class VLLMFleet:
             elif not self.servers:
                 self.launch()
             self._wait_ready()
-            self._tokenizer: Any = load_tokenizer(self.model_dir)
+            self._vocabulary = Vocabulary(load_tokenizer(self.model_dir))
             self._sync = WeightSync(self.servers, make_transport(self.cfg.tensor), self.cfg.sync_timeout_s)
             self._sync.connect()
             for server in self.servers:
@@ -122,20 +122,13 @@ class VLLMFleet:
             )
 
     def _rollout(self, prompt: Prompt, index: int, server: ServerClient, sampled: Sampled) -> Rollout:
-        stopped = sampled.finish_reason == "stop"
-        # Special tokens stay in the text, so that a verifier sees (and refuses) what the model really said.
-        text = self._tokenizer.decode(
-            list(sampled.token_ids[:-1] if stopped else sampled.token_ids),
-            skip_special_tokens=False,
-            clean_up_tokenization_spaces=False,
-        )
         return Rollout(
             prompt_index=prompt.index,
             sample_index=index,
             prompt_ids=prompt.token_ids,
             response_ids=sampled.token_ids,
             log_probs=sampled.log_probs,
-            text=text,
+            text=self._vocabulary.response_text(sampled.token_ids, sampled.finish_reason),
             finish_reason=sampled.finish_reason,
             first_version=sampled.first_version,
             last_version=sampled.last_version,

@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.platform import select_device
 from megatron_entropic.rollout.local_weights import copy_weights
+from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.vocabulary import Vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_SEQUENCES = 512
@@ -54,7 +56,7 @@ class LocalEngine:
         self._cfg = cfg
         self._seed = seed
         self._version = 0
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        self._vocabulary = Vocabulary(load_tokenizer(model_dir))
         transformers_logging.disable_progress_bar()  # a bar per loaded model has no place among the step lines
         model = _read_model(model_dir, DTYPES[dtype])
         self._model: Any = model.to(select_device(0) if device is None else device).eval()
@@ -125,18 +127,13 @@ class LocalEngine:
             )
 
     def _rollout(self, prompt: Prompt, sample: int, response: Sampled) -> Rollout:
-        stopped = response.finish_reason == "stop"
-        # Special tokens are kept in the text, so that a verifier sees (and refuses) what the model really said.
-        text = self._tokenizer.decode(
-            list(response.ids[:-1] if stopped else response.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
         return Rollout(
             prompt_index=prompt.index,
             sample_index=sample,
             prompt_ids=prompt.token_ids,
             response_ids=response.ids,
             log_probs=response.log_probs,
-            text=text,
+            text=self._vocabulary.response_text(response.ids, response.finish_reason),
             finish_reason=response.finish_reason,
             first_version=self._version,
             last_version=self._version,

@@ -9,9 +9,13 @@ _MARGIN = 8
 
 
 class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that prompts need."""
+    """The part of a Hugging Face tokenizer that prompts and responses need."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
 
     def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str: ...
 

@@ -1,6 +1,8 @@
 """Rewards of rollouts: verified beside generation, in processes (tasks/verification), and put together in the rollouts' order.
 
 What an answer scores depends on the answer alone, so rewards do not depend on when it was judged, by whom or after which.
+One with a sampled id that is no token scores 0 unseen: its text is not all that was said. (Masking such ids in sampling would
+need the same mask in the policy for log-probs to stay exact.)
 """
 
 import logging
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 
 from megatron_entropic.config import RewardConfig, TaskConfig
 from megatron_entropic.rollout.types import Rollout
+from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.tasks import verifier_spec
 from megatron_entropic.tasks.task import Problem, Task
 from megatron_entropic.tasks.verification import Limits, Verdict, VerifierError, VerifierPool
@@ -33,11 +36,14 @@ class Scores:
 class Scorer:
     """Scores the answers to `task`'s problems. One process (rank 0) uses it; `begin` may be called from any of its threads.
 
-    `task` is what make_task(cfg, seed) gave. Raises VerifierError when its verifier cannot be made in a process of its own.
+    `task` is what make_task(cfg, seed) gave, `vocabulary` that of the policy's tokenizer. Raises VerifierError when the verifier
+    cannot be made in a process of its own.
     """
 
-    def __init__(self, task: Task, cfg: TaskConfig, seed: int, reward: RewardConfig) -> None:
+    def __init__(self, task: Task, cfg: TaskConfig, seed: int, reward: RewardConfig, vocabulary: Vocabulary) -> None:
         self.task = task
+        self.vocabulary = vocabulary
+        self._warned_of_unknown = False
         self.cfg = cfg
         self.reward = reward
         self._pending: dict[tuple[int, str], Future[Verdict]] = {}
@@ -57,7 +63,7 @@ class Scorer:
             return
         for rollout in rollouts:
             key = (rollout.prompt_index, rollout.text)
-            if key not in self._pending:
+            if key not in self._pending and not self.vocabulary.count_unknown(rollout):
                 self._pending[key] = self._pool.submit(problems[rollout.prompt_index], rollout.text)
 
     def finish(self, step: int, rollouts: Sequence[Rollout], problems: Mapping[int, Problem]) -> Scores:
@@ -68,12 +74,15 @@ class Scorer:
         for rollout in rollouts:
             self._pending.pop((rollout.prompt_index, rollout.text), None)
         self._report(step, rollouts, problems, verdicts)
+        unknown = [self.vocabulary.count_unknown(rollout) for rollout in rollouts]
+        self._warn_of_unknown(step, sum(map(bool, unknown)), len(rollouts))
         return Scores(
             [verdict.score for verdict in verdicts],
             {
                 "time/score_s": time.monotonic() - started,
                 "reward/timeouts": sum(verdict.outcome == "limit" for verdict in verdicts),
                 "reward/failures": sum(verdict.outcome == "failed" for verdict in verdicts),
+                "rollout/unknown_tokens": sum(unknown),
             },
         )
 
@@ -83,9 +92,22 @@ class Scorer:
             self._pool.close()
 
     def _verdict(self, rollout: Rollout, problem: Problem) -> Verdict:
+        if self.vocabulary.count_unknown(rollout):
+            return Verdict(0.0)
         if self._pool is None:
             return Verdict(self.task.score(problem, rollout.text))
         return self._pending[rollout.prompt_index, rollout.text].result()
+
+    def _warn_of_unknown(self, step: int, answers: int, of: int) -> None:
+        if answers and not self._warned_of_unknown:
+            self._warned_of_unknown = True
+            logger.warning(
+                "step %d: %d of %d answers hold ids that the tokenizer has no token for, the model's vocabulary being longer; scored 0 "
+                "(said once; rollout/unknown_tokens counts them)",
+                step,
+                answers,
+                of,
+            )
 
     def _report(self, step: int, rollouts: Sequence[Rollout], problems: Mapping[int, Problem], verdicts: Sequence[Verdict]) -> None:
         """One warning for each kind of answer that was not scored, or the end of the run."""

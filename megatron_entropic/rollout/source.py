@@ -19,6 +19,7 @@ from megatron_entropic.rollout.remote_server import fleet_folder
 from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
+from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.stop_signal import stop_requested
 from megatron_entropic.system.folder_lock import Fence
 from megatron_entropic.tasks import make_task
@@ -70,8 +71,9 @@ class RolloutSource:
             background=rollout.engine == "vllm" and rollout.max_staleness > 0,
         )
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
-        self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward)
         self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step)
+        vocabulary = Vocabulary(self.prompts.encoder.tokenizer)
+        self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary)
         self.writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
         self._problems: dict[int, Mapping[int, Problem]] = {}
         self._experience: dict[int, tuple[list[Rollout], list[float]]] = {}

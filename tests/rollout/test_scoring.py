@@ -5,12 +5,16 @@ import logging
 import pytest
 
 from megatron_entropic.config import RewardConfig, TaskConfig
+from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import Rollout
+from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.tasks import FACTORIES, Problem, make_task
 from megatron_entropic.tasks.verification import VerifierError
+from tests.tiny_models import TINY_DECOMPOSE
 
 PROBLEMS = {index: Problem("p", {"wanted": str(index), "line": 10 + index}) for index in range(4)}
+VOCABULARY = Vocabulary(load_tokenizer(TINY_DECOMPOSE))
 FAST = {"cpu_limit_s": 0.5, "workers": 2}
 
 
@@ -21,7 +25,7 @@ def awkward(monkeypatch: pytest.MonkeyPatch) -> TaskConfig:
 
 
 def scorer_of(cfg: TaskConfig, **reward: object) -> Scorer:
-    return Scorer(make_task(cfg, 7), cfg, 7, RewardConfig(**{**FAST, **reward}))  # type: ignore[arg-type]
+    return Scorer(make_task(cfg, 7), cfg, 7, RewardConfig(**{**FAST, **reward}), VOCABULARY)  # type: ignore[arg-type]
 
 
 def rollouts(*texts: str) -> list[Rollout]:
@@ -64,7 +68,7 @@ def test_a_failure_ends_the_run_where_that_is_asked_for_but_a_limit_does_not(awk
 def test_a_task_of_microseconds_needs_no_process() -> None:
     cfg = TaskConfig(name="decompose")
     task = make_task(cfg, 0)
-    scorer = Scorer(task, cfg, 0, RewardConfig())
+    scorer = Scorer(task, cfg, 0, RewardConfig(), VOCABULARY)
     assert scorer._pool is None
     problem = task.problem(0)
     scores = scorer.finish(0, rollouts(f"{problem.data['total']}+0", "x"), {0: problem})
