@@ -6,7 +6,7 @@ all say the same. Unknown names are refused everywhere. How a Config is read, ov
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -217,10 +217,10 @@ class RolloutConfig:
     startup_timeout_s: float = Field(default=600.0, gt=0, description="a server not ready by then ends the run")
     request_timeout_s: float = Field(default=600.0, gt=0, description="a generation request that takes longer ends the run")
     sync_timeout_s: float = Field(default=300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
-    max_logprob_gap: float = Field(
-        default=0.0,
-        ge=0,
-        description="stop when |trainer - sampler| log-prob exceeds this on any token (staleness adds to it); 0 is off",
+    max_logprob_gap: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        default="auto",
+        description="stop when |trainer - sampler| log-prob exceeds this on any token (staleness adds to it); auto: by model.dtype and "
+        "max_staleness, of the mean, too, and warn well below that; 0 is off. See docs/rollouts.md",
     )
     server_args: tuple[str, ...] = Field(default=(), description="further arguments for the vLLM server, as on its command line")
 

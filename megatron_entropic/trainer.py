@@ -14,7 +14,8 @@ from megatron_entropic.observability.target_file import TargetFile
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
-from megatron_entropic.policy.update_stats import UpdateStats
+from megatron_entropic.policy.update_stats import UpdateStats, gap_of
+from megatron_entropic.rollout.logprob_gap import likely_causes, stop_bounds
 from megatron_entropic.rollout.source import RolloutSource
 from megatron_entropic.rollout.types import Rollout, RolloutError
 
@@ -49,12 +50,14 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False) -> N
 
 
 def check_sampler(cfg: Config, parallel: Parallel, step: int, updates: Sequence[UpdateStats]) -> None:
-    """Ends the run, on every rank, when the sampler's log-probs are further from the trainer's than `rollout.max_logprob_gap`."""
-    limit, gap = cfg.rollout.max_logprob_gap, max(update.logprob_gap_max for update in updates)
-    if limit and not gap <= limit:
+    """Ends the run, on every rank, when the sampler's log-probs are too far from the trainer's (`rollout.max_logprob_gap`)."""
+    largest, mean = gap_of(updates)
+    bounds = stop_bounds(cfg, step)
+    if bounds and bounds.exceeded(largest, mean):
         message = (
-            f"step {step + 1}: |trainer - sampler| log-prob reached {gap:.3g}, above rollout.max_logprob_gap={limit:g}: the engine "
-            "does not sample from the trainer's policy; look at rollout/logprob_gap in metrics.jsonl, or raise the limit"
+            f"step {step + 1}: |trainer - sampler| log-prob is {mean:.3g} nats in the mean and {largest:.3g} at most, above "
+            f"rollout.max_logprob_gap={cfg.rollout.max_logprob_gap} ({bounds}): the engine does not sample from the trainer's policy. "
+            f"Likely causes: {likely_causes(cfg, step)}. A higher limit, or 0, lets the run go on"
         )
         raise RolloutError(message) if parallel.rank == 0 else RankZeroError(message)
 

@@ -95,6 +95,7 @@ def test_a_sampler_that_drifts_from_the_trainer_ends_the_run(tmp_path: Path) -> 
     assert outcome.code == 1, outcome.output
     assert outcome.left_behind == []
     assert outcome.output.count("above rollout.max_logprob_gap=1e-09") == 1, outcome.output
+    assert "Likely causes: a config.json that the sampler reads otherwise" in outcome.output
     assert "1 of 3 steps done" in outcome.output
 
 

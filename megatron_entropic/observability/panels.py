@@ -42,10 +42,10 @@ def draw_gap(ax: Axes, run: RunData) -> None:
     ax.set_title("Log-prob gap, trainer − sampler")
     ax.set_ylabel("largest gap (nats)")
     gap = run.column("rollout/logprob_gap")
-    limit = run.setting("rollout", "max_logprob_gap", 0.0)
+    limit = run.setting("rollout", "max_logprob_gap", "auto")
     if (gap > 0).any():
         ax.plot(run.steps, np.where(gap > 0, gap, np.nan), color=BLUE, lw=2.0 if len(gap) < 100 else 1.2, **marker(run.steps))
-        if limit:
+        if limit and limit != "auto":
             ax.axhline(limit, color=ORANGE, ls=(0, (5, 2)), lw=1.4, label="the run stops here")
         whole_decades(ax)
     else:

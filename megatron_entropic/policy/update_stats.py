@@ -1,7 +1,7 @@
 """From the globally reduced sums of a mini-batch to what the controller and the metrics are told."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_entropic.control import Coefficients, Measurement
@@ -86,6 +86,13 @@ def update_stats(
         kl_old=mean("kl_old"),
         coefficients=coefficients,
     )
+
+
+def gap_of(updates: Sequence[UpdateStats]) -> tuple[float, float]:
+    """The largest and the mean |trainer - sampler| log-prob over the response tokens of a step's updates, nats."""
+    tokens = sum(update.response_tokens for update in updates)
+    total = math.fsum(update.logprob_gap_mean * update.response_tokens for update in updates)
+    return max(update.logprob_gap_max for update in updates), total / tokens
 
 
 def _token_mean(totals: Totals) -> Callable[[str], float]:

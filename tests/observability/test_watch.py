@@ -20,6 +20,8 @@ GOOD = {
     "policy/entropy": 0.9,
     "control/target_entropy": 0.85,
     "control/phase": Phase.ALPHA.number,
+    "rollout/logprob_gap": 1e-4,
+    "rollout/logprob_gap_mean": 1e-6,
 }
 
 
@@ -36,6 +38,13 @@ def config(folder: Path, *overrides: str) -> Config:
         ({"response/truncated": 1.0}, "all_truncated", "every response was cut off at rollout.max_new_tokens=16"),
         ({"policy/entropy": 2.5}, "far_from_target", "starts at 2.5 nats, the target is 0.85.*set control.target_entropy=2.5, or"),
         ({"policy/entropy": 0.2}, "far_from_target", "starts at 0.2 nats"),
+        (
+            {"rollout/logprob_gap_mean": 0.002},
+            "logprob_gap",
+            "0.002 nats .* where up to 0.0001 in the mean, 0.01 at most.*a config.json",
+        ),
+        ({"rollout/logprob_gap": 0.02}, "logprob_gap", "and 0.02 at most"),
+        ({"rollout/logprob_gap_mean": float("nan")}, "logprob_gap", "are nan nats"),
         ({"control/target_entropy": 7.0, "policy/entropy": 7.0}, "impossible_target", "no policy has the target of 7 nats"),
     ],
 )

@@ -1,0 +1,76 @@
+"""How far the sampler's log-probs may be from the trainer's: from where on a run warns, and from where on it ends.
+
+Both give the log-prob of the same sampled token; but for rounding they differ only by what the policy has learned since. A sampler
+with other weights, positions or temperature is off by tenths of a nat on the mean token. Rounding is far below that in the mean,
+while its largest value grows with the number of tokens. So both are judged, the mean much more strictly.
+"""
+
+from dataclasses import dataclass
+
+from megatron_entropic.config import Config
+
+
+@dataclass(frozen=True)
+class GapBounds:
+    """What the largest and the mean gap of a step's response tokens may be, nats."""
+
+    largest: float
+    mean: float
+
+    def exceeded(self, largest: float, mean: float) -> bool:
+        """Whether one of them is above its bound, or not a number."""
+        return not (largest <= self.largest and mean <= self.mean)
+
+    def __str__(self) -> str:
+        return f"{self.mean:g} in the mean, {self.largest:g} at most"
+
+
+# Measured (docs/rollouts.md): float32 1e-6 in the mean and 1e-4 at most; bfloat16 0.004 and 0.4.
+WARN = {"float32": GapBounds(largest=0.01, mean=1e-4), "bfloat16": GapBounds(largest=3.0, mean=0.05)}
+STOP = {"float32": GapBounds(largest=3.0, mean=0.01), "bfloat16": GapBounds(largest=10.0, mean=0.3)}
+STALE_MEAN = 0.25
+"""How much more the mean gap of stale rollouts may be, for each weight version that they are behind. Their largest gap may be any."""
+
+
+def warn_bounds(cfg: Config, step: int) -> GapBounds | None:
+    """Above these a run warns at `step`; None: never."""
+    if cfg.rollout.max_logprob_gap == 0:
+        return None
+    return _when_stale(WARN[cfg.model.dtype], cfg, step)
+
+
+def stop_bounds(cfg: Config, step: int) -> GapBounds | None:
+    """Above these a run ends at `step`: `rollout.max_logprob_gap` or, by default, what no sampler of the policy reaches. None: never."""
+    limit = cfg.rollout.max_logprob_gap
+    if limit != "auto":
+        return GapBounds(largest=limit, mean=limit) if limit else None
+    # A recording may be of a run that learned something else.
+    return None if cfg.rollout.engine == "replay" else _when_stale(STOP[cfg.model.dtype], cfg, step)
+
+
+def likely_causes(cfg: Config, step: int) -> str:
+    """Where a gap above its bounds may come from under these settings."""
+    causes = []
+    if _staleness(cfg, step):
+        causes.append(
+            f"a policy that learns much between two versions (rollout.max_staleness={cfg.rollout.max_staleness}: less, or a lower rate)"
+        )
+    if cfg.rollout.server_args:
+        causes.append(f"rollout.server_args={' '.join(cfg.rollout.server_args)}")
+    if cfg.model.dtype == "bfloat16":
+        causes.append("rounding (does it go away with model.dtype=float32?)")
+    if cfg.rollout.engine == "replay":
+        causes.append("a recording of another policy")
+    else:
+        causes.append("a config.json that the sampler reads otherwise (checkpoint_tools verify --logits compares with transformers)")
+    return "; ".join(causes)
+
+
+def _when_stale(bounds: GapBounds, cfg: Config, step: int) -> GapBounds:
+    staleness = _staleness(cfg, step)
+    return GapBounds(largest=float("inf"), mean=bounds.mean + STALE_MEAN * staleness) if staleness else bounds
+
+
+def _staleness(cfg: Config, step: int) -> int:
+    """Weight versions that the rollouts of `step` are behind the policy."""
+    return min(step, cfg.rollout.max_staleness)
