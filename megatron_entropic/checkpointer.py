@@ -176,6 +176,4 @@ class Checkpointer:
 
     def _report_stop(self, step: int) -> None:
         saved = f"everything is in {self.store.folder}" if step else "nothing was trained yet"
-        raise StopRequested(
-            f"asked to stop after {step} steps; {saved}; go on with: megatron-entropic train {self.cfg.run_dir} --resume"
-        )
+        raise StopRequested(f"asked to stop after {step} steps; {saved}")

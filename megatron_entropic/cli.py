@@ -16,6 +16,7 @@ from megatron_entropic.evaluation.command import add_evaluate
 from megatron_entropic.launcher import given_rank, launch_ranks
 from megatron_entropic.machine_commands import add_doctor, add_serve, add_slurm_files
 from megatron_entropic.observability.history import record_end, record_start
+from megatron_entropic.observability.lost_steps import lost_steps
 from megatron_entropic.planning.command import add_plan_command
 from megatron_entropic.run_commands import add_report, add_settings, add_target
 from megatron_entropic.settings_difference import differences, refuse
@@ -26,6 +27,7 @@ from megatron_entropic.whole_file import empty_folder
 from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
 
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ReportedError, ValueError, OSError) as error:
         print(f"megatron-entropic: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
+    except KeyboardInterrupt:
+        print("megatron-entropic: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -145,6 +150,8 @@ def _train(options: argparse.Namespace) -> int:
         if code != EXIT_STOPPED:  # then there is no time for a report
             Fence.of_this_run(cfg.run_dir).check()
             _summarise(cfg)
+            if code and (lost := lost_steps(cfg.run_dir)):
+                print(lost, file=sys.stderr)
     return code
 
 

@@ -15,22 +15,28 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_entropic.network import address_toward, interface_of
-from megatron_entropic.stop_signal import EXIT_STOPPED, REPEAT_S
+from megatron_entropic.stop_signal import EXIT_STOPPED, REPEAT_S, asking_signals, held_back_signals
 from megatron_entropic.system.devices import ranks_per_node
-from megatron_entropic.worker import EXIT_FAILED, EXIT_FOLLOWED
+from megatron_entropic.system.orphans import end_orphaned_servers, inherit_orphans
+from megatron_entropic.system.rendezvous import LISTENER_VARIABLE, listen
+from megatron_entropic.worker import EXIT_FAILED, EXIT_FOLLOWED, LAUNCHER_VARIABLE
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 20.0
 """How long ranks get to unwind after one of them failed or the run was told to stop at once."""
+SERVERS_GRACE_S = 8.0
+"""How long rollout servers whose rank was killed get to end by themselves."""
+INTERRUPT_REPEAT_S = 0.3
+"""Copies of one Ctrl-C, from the terminal and a program around this one, arrive within this; a later one is a second."""
 
 
 def given_rank(environ: MutableMapping[str, str]) -> int | None:
     """This process's rank when torchrun or srun started it, else None. Completes `environ` from SLURM's variables.
 
-    Under srun (a step of more than one task; the batch script itself is none) RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
-    MASTER_ADDR and MASTER_PORT are derived where they are not set: the first node of the step, and a port from the job's number. So is
-    GLOO_SOCKET_IFNAME: the interface on the way to the first node.
+    Under srun (a step of more than one task; the batch script itself is none) RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and
+    MASTER_ADDR, the first node of the step, are derived where they are not set. So is GLOO_SOCKET_IFNAME: the interface on the way
+    to the first node. Without a MASTER_PORT rank 0 takes a free one and tells the others through the run's folder.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return int(environ["RANK"])
@@ -46,7 +52,6 @@ def given_rank(environ: MutableMapping[str, str]) -> int | None:
             ["scontrol", "show", "hostnames", environ["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
         )
         environ["MASTER_ADDR"] = hosts.stdout.split()[0]
-    environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 20000))
     if "GLOO_SOCKET_IFNAME" not in environ and (interface := _interface_toward(environ["MASTER_ADDR"])):
         environ["GLOO_SOCKET_IFNAME"] = interface
     return int(environ["RANK"])
@@ -70,15 +75,17 @@ def launch_ranks(
 
     Rank 0 writes to this terminal; what the others print goes to log_dir/rank-N.out (all of them log to rank-N.log). When
     a rank fails the others are told to stop at once, given GRACE_S to close what they own, then killed; the failed rank's
-    last lines are shown. SIGINT, or a second SIGTERM or SIGUSR1, does the same; a first one is passed on, and the ranks save
-    and end within `grace_s`. `arguments` are the worker's. The ranks inherit the open file `lock`, so that what it locks stays
-    locked until the last of them has ended, also when this process is killed.
+    last lines are shown. A first SIGTERM, SIGUSR1, SIGHUP or SIGINT (Ctrl-C) is passed on, and the ranks save and end within
+    `grace_s`; a second one ends them at once. `arguments` are the worker's. The ranks inherit the open file `lock`, so that what
+    it locks stays locked until the last of them has ended, also when this process is killed.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
-    inherited = [] if lock is None else [lock]
-    ranks = [_start(rank, world_size, [str(config_path), *arguments], log_dir, port, inherited) for rank in range(world_size)]
-    signals = _Signals(ranks, grace_s)
+    inherit_orphans()
+    signals = _Signals(grace_s)
+    with held_back_signals(), listen("127.0.0.1") as listener:
+        inherited = [] if lock is None else [lock]
+        ranks = [_start(rank, world_size, [str(config_path), *arguments], log_dir, listener, inherited) for rank in range(world_size)]
+    signals.ranks = ranks
     try:
         failed = _wait_for_first_failure(ranks, signals)
     finally:
@@ -88,7 +95,11 @@ def launch_ranks(
         return 128 + signals.ended_by
     if failed is None:
         return EXIT_STOPPED if any(process.returncode == EXIT_STOPPED for process in ranks) else 0
-    code = ranks[failed].returncode
+    return _exit_code(failed, ranks[failed].returncode, log_dir)
+
+
+def _exit_code(failed: int, code: int, log_dir: Path) -> int:
+    """The run's exit code for that of its failed rank, whose end is shown."""
     if failed and code != EXIT_FOLLOWED:
         log = log_dir / f"rank-{failed}.out"
         logger.error("rank %d failed with exit code %d; the end of %s:\n%s", failed, code, log, _tail(log))
@@ -98,7 +109,7 @@ def launch_ranks(
 
 
 def _start(
-    rank: int, world_size: int, arguments: Sequence[str], log_dir: Path, port: int, inherited: Sequence[int]
+    rank: int, world_size: int, arguments: Sequence[str], log_dir: Path, listener: socket.socket, inherited: Sequence[int]
 ) -> subprocess.Popen[bytes]:
     environ = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world_size)),
@@ -108,12 +119,15 @@ def _start(
         "LOCAL_WORLD_SIZE": str(world_size),
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "MEGATRON_ENTROPIC_LAUNCHER_PID": str(os.getpid()),
+        "MASTER_PORT": str(listener.getsockname()[1]),
+        LAUNCHER_VARIABLE: str(os.getpid()),
     }
+    environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     command = [sys.executable, "-m", "megatron_entropic.worker", *arguments]
     if rank == 0:
-        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=inherited)
+        environ[LISTENER_VARIABLE] = str(listener.fileno())
+        files = [*inherited, listener.fileno()]
+        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=files)
     with (log_dir / f"rank-{rank}.out").open("wb") as log:
         return subprocess.Popen(
             command,
@@ -127,40 +141,43 @@ def _start(
 
 
 class _Signals:
-    """What the launcher does with signals: the first SIGTERM or SIGUSR1 is passed on, anything more ends the ranks."""
+    """What the launcher does with signals: the first that asks to stop is passed on, a second ends the ranks.
 
-    def __init__(self, ranks: list[subprocess.Popen[bytes]], grace_s: float) -> None:
+    Handlers only take note; `check` acts. They are installed before there are ranks, so that no signal is lost.
+    """
+
+    def __init__(self, grace_s: float) -> None:
         self.ended_by: signal.Signals | None = None
         """The signal that ended the ranks without letting them save."""
+        self.ranks: Sequence[subprocess.Popen[bytes]] = ()
         self._asked: tuple[signal.Signals, float] | None = None
+        self._second: signal.Signals | None = None
         self._told = False
-        self._ranks = ranks
         self._grace_s = grace_s
-        for signum in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(signum, self._ask)
-        signal.signal(signal.SIGINT, self._end)
+        for signum in [*asking_signals(), signal.SIGINT]:
+            signal.signal(signum, self._note)
 
     def check(self) -> None:
-        """Tells the user of a request to stop, and ends ranks that take too long over it."""
-        if self._asked is None:
+        """Passes a request to stop on and tells the user of it; ends ranks after a second one, or when they take too long."""
+        if self._asked is None or self.ended_by is not None:
             return
         signum, at = self._asked
         if not self._told:
             self._told = True
+            _send(self.ranks, signal.SIGTERM if signum == signal.SIGINT else signum)  # SIGINT ends ranks at once
             logger.info("%s: the run saves and stops, within %g s; once more ends it at once", signum.name, self._grace_s)
-        if self.ended_by is None and time.monotonic() - at > self._grace_s + GRACE_S:
-            self._end(signum)
+        if self._second is None and time.monotonic() - at > self._grace_s + GRACE_S:
+            self._second = signum
+        if self._second is not None:
+            self.ended_by = self._second
+            _send(self.ranks, signal.SIGINT)
 
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self._asked is None:
-            self._asked = signal.Signals(signum), time.monotonic()
-            _send(self._ranks, signal.Signals(signum))
-        elif time.monotonic() - self._asked[1] > REPEAT_S:
-            self._end(signum)
-
-    def _end(self, signum: int, frame: FrameType | None = None) -> None:
-        self.ended_by = signal.Signals(signum)
-        _send(self._ranks, signal.SIGINT)
+            self._asked = signal.Signals(signum), now
+        elif now - self._asked[1] > (INTERRUPT_REPEAT_S if signum == signal.SIGINT else REPEAT_S):
+            self._second = signal.Signals(signum)
 
 
 def _send(ranks: Iterable[subprocess.Popen[bytes]], signum: signal.Signals) -> None:
@@ -196,13 +213,7 @@ def _end(ranks: Iterable[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    end_orphaned_servers(SERVERS_GRACE_S)
 
 
 def _tail(path: Path, lines: int = 12) -> str:

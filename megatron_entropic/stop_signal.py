@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 ask a rank to save and end; SIGINT, or asking once more, ends it at once.
+"""SIGTERM, SIGUSR1 and SIGHUP ask a rank to save and end; SIGINT, or asking once more, ends it at once.
 
 A handler runs in the middle of anything, so it only takes note: the loop asks `stop_requested` where all ranks meet. Work
 whose outcome nobody needs any more is put under `Abandonable` and broken off. Python runs a handler only between its own
@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 logger = logging.getLogger(__name__)
@@ -35,27 +37,49 @@ class _State:
     received: signal.Signals | None = None
     received_at = 0.0
     abandonable = False
+    out_of_time = False
 
 
-def handle_stop_signals(grace_s: float) -> None:
-    """Installs the handlers, in the main thread. `grace_s` after the first request the process ends, done or not."""
+def asking_signals() -> list[signal.Signals]:
+    """The signals that ask a run to save and stop. SIGHUP is none under nohup, which ignores it."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGUSR1, *hang_up]
+
+
+@contextmanager
+def held_back_signals() -> Iterator[None]:
+    """Signals that come within the block are delivered after it; processes started in it hold theirs until they handle them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [*asking_signals(), signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def handle_stop_signals(grace_s: float, *, interrupt_saves: bool = False) -> None:
+    """Installs the handlers, in the main thread. `grace_s` after the first request the process ends, done or not.
+
+    With `interrupt_saves` SIGINT is a request too. Signals that came while they were held back are delivered now.
+    """
+    asking = asking_signals() + [signal.SIGINT] * interrupt_saves
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # gets each signal's number as it arrives, whatever the main thread does
-    threading.Thread(target=_watch, args=(reading, grace_s), name="signals", daemon=True).start()
+    threading.Thread(target=_watch, args=(reading, grace_s, asking), name="signals", daemon=True).start()
 
     def ask(signum: int, frame: FrameType | None) -> None:
         if _State.received is None:
             _State.received, _State.received_at = signal.Signals(signum), time.monotonic()
-        elif time.monotonic() - _State.received_at > REPEAT_S:
+        elif _State.out_of_time or time.monotonic() - _State.received_at > REPEAT_S:
             _stop_now(signum, frame)
         if _State.abandonable:
             _State.abandonable = False
             raise Abandoned
 
-    for signum in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(signum, ask)
     signal.signal(signal.SIGINT, _stop_now)
+    for signum in asking:
+        signal.signal(signum, ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [*asking, signal.SIGINT])
 
 
 def stop_requested() -> signal.Signals | None:
@@ -78,25 +102,26 @@ class Abandonable:
 
 def _stop_now(signum: int, frame: FrameType | None) -> None:
     """Unwinds this process; servers are closed on the way, undisturbed by further signals (SIGKILL apart)."""
-    for other in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for other in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
         signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + signum)
 
 
-def _watch(reading: int, grace_s: float) -> None:
+def _watch(reading: int, grace_s: float, asking: Sequence[int]) -> None:
     """Ends the process `grace_s` after the first request to stop, and _UNWIND_S after the first to stop at once."""
-    asked = False
+    asked_at: float | None = None
     while arrived := os.read(reading, 1):
-        if arrived[0] == signal.SIGINT:
-            time.sleep(_UNWIND_S)
-            os._exit(128 + signal.SIGINT)
-        if arrived[0] in (signal.SIGTERM, signal.SIGUSR1) and not asked:
-            asked = True
+        if arrived[0] in asking and asked_at is None:
+            asked_at = time.monotonic()
             timer = threading.Timer(grace_s, _out_of_time, [grace_s])
             timer.daemon = True
             timer.start()
+        elif arrived[0] == signal.SIGINT and (signal.SIGINT not in asking or _State.out_of_time):
+            time.sleep(_UNWIND_S)
+            os._exit(128 + signal.SIGINT)
 
 
 def _out_of_time(grace_s: float) -> None:
     logger.error("not done within checkpoint.grace_s=%g s: stopped without saving; the last whole checkpoint holds", grace_s)
+    _State.out_of_time = True
     os.kill(os.getpid(), signal.SIGINT)

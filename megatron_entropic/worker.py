@@ -3,10 +3,12 @@
 `python -m megatron_entropic.worker CONFIG_YAML [--allow-fallback]` ends with exit code
 
     0               the run is done
-    75              asked to stop by SIGTERM or SIGUSR1, it has saved: resume it to go on (EXIT_STOPPED)
+    75              asked to stop by SIGTERM, SIGUSR1 or SIGHUP, it has saved: resume it to go on (EXIT_STOPPED)
     1               it failed; the error was printed (EXIT_FAILED)
     3               it only followed another rank, which failed (EXIT_FOLLOWED)
-    128 + signal    ended at once, without saving: by SIGINT, a second request to stop, or after checkpoint.grace_s
+    128 + signal    ended at once, without saving: by its launcher's SIGINT, a second request to stop, or after checkpoint.grace_s
+
+Started by torchrun or srun, SIGINT (Ctrl-C) asks it to stop like the others.
 """
 
 import ctypes
@@ -26,6 +28,8 @@ EXIT_FOLLOWED = 3
 """Exit code of a rank that stopped only because another did."""
 
 ALLOW_FALLBACK = "--allow-fallback"
+LAUNCHER_VARIABLE = "MEGATRON_ENTROPIC_LAUNCHER_PID"
+"""Environment variable of ranks that this package's launcher started: its process id."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -37,7 +41,7 @@ def main() -> None:
 
 def run_rank(cfg: Config, *, allow_fallback: bool = False) -> int:
     """Trains as the rank the environment names; returns the exit code."""
-    handle_stop_signals(cfg.checkpoint.grace_s)
+    handle_stop_signals(cfg.checkpoint.grace_s, interrupt_saves=LAUNCHER_VARIABLE not in os.environ)
     _end_with_launcher()
     rank = int(os.environ.get("RANK", "0"))
     _log_to(cfg.run_dir / "logs" / f"rank-{rank}.log", rank)
@@ -48,9 +52,9 @@ def run_rank(cfg: Config, *, allow_fallback: bool = False) -> int:
     from megatron_entropic.trainer import train
 
     try:
-        train(cfg, initialize_parallel(cfg.parallel, cfg.trainer.seed), allow_fallback=allow_fallback)
+        train(cfg, initialize_parallel(cfg.parallel, cfg.trainer.seed, cfg.run_dir), allow_fallback=allow_fallback)
     except StopRequested as request:
-        logging.info("%s", request)
+        logging.info("%s; go on with: megatron-entropic train %s --resume", request, cfg.run_dir)
         return EXIT_STOPPED
     except PeerEndedError as error:
         logging.warning("stopped with another rank: %s", error)
@@ -79,9 +83,9 @@ def _log_to(path: Path, rank: int) -> None:
 
 def _end_with_launcher() -> None:
     """SIGINT, which ends this process at once, comes by itself when the launcher dies."""
-    if sys.platform == "linux" and os.environ.get("MEGATRON_ENTROPIC_LAUNCHER_PID"):
+    if sys.platform == "linux" and os.environ.get(LAUNCHER_VARIABLE):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
-        if os.getppid() != int(os.environ["MEGATRON_ENTROPIC_LAUNCHER_PID"]):  # it died before the line above
+        if os.getppid() != int(os.environ[LAUNCHER_VARIABLE]):  # it died before the line above
             sys.exit(128 + signal.SIGINT)
 
 

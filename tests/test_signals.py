@@ -1,7 +1,12 @@
-"""SIGTERM and SIGUSR1: the run saves what it has trained, ends with exit code 75, and goes on as if nothing had happened."""
+"""SIGTERM, SIGUSR1, SIGHUP or Ctrl-C: the run saves what it trained, exits with 75, and goes on as if nothing had happened."""
 
+import os
+import pty
+import select
 import signal
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,7 @@ import pytest
 
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.stop_signal import EXIT_STOPPED
-from tests.command_line import megatron_entropic
+from tests.command_line import ROOT, megatron_entropic
 from tests.running import Running
 from tests.tiny_models import TINY_DECOMPOSE
 
@@ -154,10 +159,76 @@ def test_a_run_that_cannot_save_within_the_grace_period_ends_without(tmp_path: P
     assert not list(folder.glob("checkpoints/step-*"))
 
 
-def test_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
+def test_a_closed_terminal_and_ctrl_c_save_too(tmp_path: Path, signum: signal.Signals) -> None:
     folder = tmp_path / "run"
-    with start(folder) as running:
+    with start(folder, "parallel.tensor=1", "trainer.steps=1000") as running:
         assert running.wait_until(lambda: running.steps >= 1)
+        running.send(signum)
+        assert running.wait(120) == EXIT_STOPPED, running.output
+    assert f"{signum.name}: the run saves and stops" in running.output
+    assert f"go on with: megatron-entropic train {folder} --resume" in running.output
+    assert (folder / "checkpoints/latest").read_text().startswith(f"step-{running.steps:06d} ")
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    slow = ("batch.prompts_per_step=256", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=512")
+    with start(folder, *slow, "parallel.tensor=1", "control.kind=none", "trainer.steps=1000") as running:
+        assert running.wait_until(lambda: running.steps >= 1, timeout=300)
+        assert running.wait_until(lambda: "step 1: 4096 rollouts generated" in running.log(), timeout=300)
+        running.send(signal.SIGINT)  # an update is under way: it is finished first
+        time.sleep(0.5)
         running.send(signal.SIGINT)
         assert running.wait(120) == 128 + signal.SIGINT, running.output
+    assert "ended by SIGINT" in running.output
+    assert f"1 steps are lost: there is no checkpoint yet; begin anew with: megatron-entropic train {folder} --resume" in running.output
     assert not list(folder.glob("checkpoints/step-*"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_signal_while_the_ranks_still_import_is_not_lost(tmp_path: Path, signum: signal.Signals, ignored: bool) -> None:
+    """Also where SIGINT is ignored, as in a shell script's background jobs."""
+    folder = tmp_path / "run"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else signal.getsignal(signal.SIGINT)
+    try:
+        running = start(folder, "parallel.tensor=1", "trainer.steps=1000")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with running:
+        assert running.wait_until(lambda: running.ranks())
+        running.send(signum)
+        assert running.wait(120) == EXIT_STOPPED, running.output
+    assert "Traceback" not in running.output
+    assert not running.steps
+
+
+def test_a_lost_terminal_does_not_keep_a_run_from_saving(tmp_path: Path) -> None:
+    """SIGHUP and a terminal that takes no more output come together."""
+    folder = tmp_path / "run"
+    settings = [*SETTINGS, "parallel.tensor=1", "trainer.steps=1000", f"run.dir={folder}"]
+    script = f"exec {sys.executable} -m megatron_entropic.cli train quickstart {' '.join(settings)}"
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(ROOT)
+        os.execvp("sh", ["sh", "-c", script])
+    try:
+        metrics = folder / "metrics.jsonl"
+        read_until(terminal, lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 2)
+        os.close(terminal)  # the kernel sends SIGHUP
+        _, status = os.waitpid(pid, 0)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    assert os.waitstatus_to_exitcode(status) == EXIT_STOPPED
+    steps = metrics.read_bytes().count(b"\n")
+    assert (folder / "checkpoints/latest").read_text().startswith(f"step-{steps:06d} ")
+
+
+def read_until(terminal: int, true: Callable[[], bool], timeout: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65536)

@@ -8,10 +8,10 @@ import time
 import pytest
 
 STUCK = """
-import ctypes
+import ctypes, sys
 from megatron_entropic import stop_signal
 stop_signal._UNWIND_S = 0.5
-stop_signal.handle_stop_signals(grace_s=0.5)
+stop_signal.handle_stop_signals(grace_s=0.5, interrupt_saves="saves" in sys.argv)
 print("ready", flush=True)
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 for _ in range(2):  # the second time it waits for itself, outside the interpreter, as in a collective whose peers are gone
@@ -19,9 +19,12 @@ for _ in range(2):  # the second time it waits for itself, outside the interpret
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_main_thread_that_is_stuck_outside_python_does_not_keep_the_process(signum: signal.Signals) -> None:
-    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE)
+@pytest.mark.parametrize(
+    ("signum", "interrupt"),
+    [(signal.SIGINT, "ends"), (signal.SIGINT, "saves"), (signal.SIGTERM, "ends"), (signal.SIGTERM, "saves"), (signal.SIGHUP, "ends")],
+)
+def test_a_main_thread_that_is_stuck_outside_python_does_not_keep_the_process(signum: signal.Signals, interrupt: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", STUCK, interrupt], stdout=subprocess.PIPE)
     assert process.stdout is not None
     with process, process.stdout:
         assert process.stdout.readline() == b"ready\n"

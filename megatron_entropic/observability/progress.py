@@ -43,6 +43,12 @@ class ProgressBar:
         """Shows `step` as done."""
         if self._silent:
             return
+        try:
+            self._show(step, metrics)
+        except OSError:  # the terminal was closed, or the reader of a pipe ended: the run goes on
+            self._silent = True
+
+    def _show(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         values = [(label, metrics.get(field), text) for label, field, text in _SHOWN]
         texts = [(label, text(value)) for label, value, text in values if value is not None]
         shown = {label: text for label, text in texts if text}
@@ -57,5 +63,5 @@ class ProgressBar:
 
     def close(self) -> None:
         """Leaves the bar as it stands; safe to call twice."""
-        if self._bar is not None:
+        if self._bar is not None and not self._silent:
             self._bar.close()

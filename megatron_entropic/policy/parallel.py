@@ -1,9 +1,9 @@
 """The process groups of a run: who this rank is on every axis of the layout."""
 
 import os
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 from megatron_entropic import platform
 from megatron_entropic.config import ParallelConfig
 from megatron_entropic.distributed.host_line import close_host_line, host_line
+from megatron_entropic.system.rendezvous import open_store
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class Parallel:
     device: torch.device
 
 
-def initialize_parallel(cfg: ParallelConfig, seed: int) -> Parallel:
+def initialize_parallel(cfg: ParallelConfig, seed: int, folder: Path | None = None) -> Parallel:
     """Joins the process group and builds Megatron-Core's parallel groups; collective over all ranks of the run.
 
     Rank, world size and rendezvous come from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets
-    them; a single process needs none of them. Raises ValueError when the world size is not the layout's.
+    them; a single process needs none of them, and ranks that share `folder` no MASTER_PORT. Raises ValueError when the world
+    size is not the layout's, RendezvousError when the ranks cannot meet.
     """
     platform.install()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -66,7 +68,7 @@ def initialize_parallel(cfg: ParallelConfig, seed: int) -> Parallel:
     if not dist.is_initialized():
         dist.init_process_group(
             platform.communication_backend(),
-            init_method=_rendezvous(world_size),
+            store=open_store(rank, world_size, cfg.timeout_s, folder),
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=cfg.timeout_s),
@@ -90,17 +92,6 @@ def shutdown() -> None:
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-
-
-def _rendezvous(world_size: int) -> str:
-    """The address where the ranks meet; a lone process picks a free port when none is given."""
-    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        return "env://"
-    if world_size > 1:
-        raise ValueError(f"WORLD_SIZE={world_size} needs MASTER_ADDR and MASTER_PORT in the environment; torchrun sets them")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _place(device: torch.device) -> Parallel:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
-from megatron_entropic.rollout.remote_server import find_servers, fleet_folder
+from megatron_entropic.rollout.remote_server import find_servers, fleet_folder, trainer_lock
 from megatron_entropic.rollout.sampling import Sampled, SamplingRequest, sample
-from megatron_entropic.rollout.server import VLLMServer, find_ports
+from megatron_entropic.rollout.server import VLLMServer, open_listeners
 from megatron_entropic.rollout.server_client import ServerClient
 from megatron_entropic.rollout.transports import make_transport
 from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.rollout.weight_sync import WeightSync, call_together
+from megatron_entropic.system.folder_lock import FolderLock
 
 
 class VLLMFleet:
@@ -39,6 +40,7 @@ class VLLMFleet:
         self.servers: list[ServerClient] = []
         self._sync: WeightSync | None = None
         self._broken: str | None = None
+        self._claim: FolderLock | None = None
 
     def launch(self) -> None:
         """Starts every server process and returns. Raises RolloutError for a port in use; leaves nothing behind then.
@@ -47,12 +49,11 @@ class VLLMFleet:
         """
         if self.folder is not None:
             return
-        ports = find_ports(self.cfg)
         owned = [
             VLLMServer(
                 self.cfg,
                 self.first_index + slot,
-                port=port,
+                listener=listener,
                 model_dir=self.model_dir,
                 dtype=self.dtype,
                 max_model_len=self.max_model_len,
@@ -60,19 +61,26 @@ class VLLMFleet:
                 log_dir=self.log_dir,
                 slot=slot,
             )
-            for slot, port in enumerate(ports)
+            for slot, listener in enumerate(open_listeners(self.cfg))
         ]
         self.servers = list(owned)
-        for server in owned:
-            server.launch()
+        try:
+            for server in owned:
+                server.launch()
+        except RolloutError:
+            self.close()
+            raise
 
     def start(self) -> None:
         """Launches the servers unless done, waits till all answer, and connects them for weight updates, as version 0.
 
-        Raises RolloutError naming the server that died, was too slow or did not connect; every server is ended then.
+        Raises RolloutError naming the server that died, was too slow or did not connect, and FolderOwnedError naming the trainer
+        that uses announced servers already; this fleet's servers are ended then.
         """
         try:
             if self.folder is not None:
+                self._claim = trainer_lock(self.folder)
+                self._claim.acquire()
                 self.servers = list(find_servers(self.folder, self.cfg.servers, self.cfg.startup_timeout_s))
             elif not self.servers:
                 self.launch()
@@ -179,6 +187,9 @@ class VLLMFleet:
         if self._sync is not None:
             self._sync.close()
             self._sync = None
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
 
 def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from megatron_entropic.rollout.server_proof import CHALLENGE, PROOF, new_challenge, proves
 from megatron_entropic.rollout.types import RolloutError
 
 POLL_S = 0.2
@@ -66,16 +67,30 @@ class ServerClient(ABC):
             self._client = None
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Returns once the server answers. Raises RolloutError when it dies first, or is not ready after `timeout_s` seconds."""
+        """Returns once the server answers and has proved that it has the key, which nobody is sent before.
+
+        Raises RolloutError when it dies first, when another program answers in its place, or after `timeout_s` seconds.
+        """
         deadline = time.monotonic() + timeout_s
-        while self.exit_code() is None:
-            with contextlib.suppress(httpx.TransportError):
-                if self.client.get("/health", timeout=2.0).status_code == 200:
-                    return
-            if time.monotonic() > deadline:
-                raise RolloutError(f"{self} was not ready after {timeout_s:g} s (rollout.startup_timeout_s){self.last_words()}")
-            time.sleep(POLL_S)
+        with httpx.Client(base_url=self.url, trust_env=False) as without_key:
+            while self.exit_code() is None:
+                with contextlib.suppress(httpx.TransportError):
+                    if self._is_ready(without_key):
+                        return
+                if time.monotonic() > deadline:
+                    raise RolloutError(f"{self} was not ready after {timeout_s:g} s (rollout.startup_timeout_s){self.last_words()}")
+                time.sleep(POLL_S)
         raise RolloutError(f"{self} died while starting{self.last_words()}")
+
+    def _is_ready(self, without_key: httpx.Client) -> bool:
+        challenge = new_challenge()
+        response = without_key.get("/health", headers={CHALLENGE: challenge}, timeout=2.0)
+        if not proves(response.headers.get(PROOF, ""), self.key, challenge, urlsplit(self.url).port or 0):
+            raise RolloutError(
+                f"{self}: another program answers at {self.url} (status {response.status_code}) and cannot prove that it is this "
+                "server; its key was not sent. Start the servers again, on other ports (rollout.base_port=0 picks free ones)"
+            )
+        return response.status_code == 200
 
     def call(self, method: str, path: str, *, timeout_s: float, json: Any = None) -> Any:
         """The JSON answer of one request. Raises RolloutError naming the server when there is none, or a status other than 200."""

@@ -7,15 +7,27 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 
 from megatron_entropic.config import Config
 from megatron_entropic.network import address_of, address_toward
 from megatron_entropic.rollout.fleet import VLLMFleet, make_fleet
-from megatron_entropic.rollout.remote_server import FLEET_VARIABLE, announce, announce_end, fleet_folder, open_folder
+from megatron_entropic.rollout.remote_server import (
+    FLEET_VARIABLE,
+    announce,
+    announce_end,
+    check_unannounced,
+    fleet_folder,
+    open_folder,
+    still_there,
+    withdraw,
+)
 from megatron_entropic.rollout.server import VLLMServer
 from megatron_entropic.rollout.types import RolloutError
+from megatron_entropic.stop_signal import asking_signals
 from megatron_entropic.system.devices import without_training_ranks
+from megatron_entropic.system.folder_lock import BEAT_S
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +54,35 @@ def serve(cfg: Config, share: tuple[int, int]) -> None:
     fleet = make_fleet(dataclasses.replace(cfg, rollout=rollout), first_index=first)
     try:
         end_on_signals()
-        open_folder(folder)
+        check_unannounced(open_folder(folder), range(first, last))
         fleet.launch()
         for owned in _owned(fleet):
             announce(folder, owned, owned.pid)
             logger.info("%s; log %s", owned, owned.log_path)
-        while all(server.exit_code() is None for server in fleet.servers):
-            time.sleep(WATCH_S)
+        _watch(folder, fleet)
         dead = [server for server in fleet.servers if server.exit_code() is not None]
         for server in dead:
             announce_end(folder, server, server.exit_code() or 0)
         raise RolloutError("; ".join(f"{server} ended{server.last_words()}" for server in dead))
     finally:
         fleet.close()
+        for server in fleet.servers:
+            withdraw(folder, server)
+
+
+def _watch(folder: Path, fleet: VLLMFleet) -> None:
+    """Returns once a server has ended; until then says again and again that they are there."""
+    beat = time.monotonic()
+    while all(server.exit_code() is None for server in fleet.servers):
+        time.sleep(WATCH_S)
+        if time.monotonic() - beat > BEAT_S:
+            beat = time.monotonic()
+            for server in fleet.servers:
+                still_there(folder, server)
 
 
 def end_on_signals() -> None:
-    """SIGUSR1 ends this process well, and so does SIGTERM, except in a step of a SLURM job.
+    """SIGUSR1 ends this process well, and so do SIGHUP (unless under nohup) and SIGTERM, the latter except in a step of a SLURM job.
 
     There SIGTERM comes to ranks and servers alike before a preemption or at the time limit, and the ranks still need the servers to
     finish what they are saving: the job's launcher then ends this process, or SLURM does, by SIGKILL, a little later.
@@ -67,7 +91,8 @@ def end_on_signals() -> None:
     def end(signum: int, frame: FrameType | None) -> None:
         sys.exit(0)
 
-    signal.signal(signal.SIGUSR1, end)
+    for signum in asking_signals():
+        signal.signal(signum, end)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "SLURM_STEP_ID" in os.environ else end)
 
 

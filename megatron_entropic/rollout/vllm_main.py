@@ -1,9 +1,10 @@
 """Entry point of one vLLM server of a run: vLLM's own API server, tied to the life of the process that started it.
 
-`python -m megatron_entropic.rollout.vllm_main ARGS...` takes vLLM's command line. Four things are added:
+`python -m megatron_entropic.rollout.vllm_main ARGS...` takes vLLM's command line. Five things are added:
 
 * The server ends with its owner, also when the owner is SIGKILLed: standard input is a pipe whose other end only the owner
   holds, so its end of file, or another parent process, means that the owner is gone.
+* The server listens on a socket that its owner opened, so that no other program can have its port.
 * SIGUSR1, which asks a run to save and stop and which SLURM may send to all of its processes, does not end the server.
 * Processes that the server forks (the engine core) are killed by the kernel when the server's process disappears.
 * With `FORK_ENGINE=1` in the environment the engine core is forked after vLLM was imported, not spawned: importing vLLM takes
@@ -15,12 +16,19 @@ import multiprocessing
 import os
 import runpy
 import select
+import shutil
 import signal
+import socket
 import threading
 import time
 
+from megatron_entropic.system.orphans import SCRATCH_VARIABLE
+
 FORK_ENGINE = "MEGATRON_ENTROPIC_FORK_ENGINE"
 """Environment variable: "1" forks the engine core. Only for devices that survive a fork and executors inside the engine core."""
+
+LISTENER_VARIABLE = "MEGATRON_ENTROPIC_LISTENER"
+"""Environment variable: number of the open socket on which the server is to listen."""
 
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 OWNER_POLL_S = 1.0
@@ -49,9 +57,16 @@ def end_group_with_owner(stdin_fd: int = 0) -> None:
         _wait_for_end_of_owner(owner_pid, stdin_fd)
         os.killpg(0, signal.SIGTERM)
         time.sleep(GRACE_S)
+        remove_scratch()
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, name="owner-watch", daemon=True).start()
+
+
+def remove_scratch() -> None:
+    """Removes this server's temporary folder: its owner may be gone."""
+    if folder := os.environ.get(SCRATCH_VARIABLE):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fork_engine_core() -> None:
@@ -61,13 +76,26 @@ def fork_engine_core() -> None:
     utils.get_mp_context = lambda: multiprocessing.get_context("fork")
 
 
+def listen_on(descriptor: int) -> None:
+    """Has vLLM's front end listen on an open socket instead of one that it binds itself."""
+    from vllm.entrypoints.launchers import launcher
+
+    listener = socket.socket(fileno=descriptor)
+    listener.set_inheritable(False)  # not for the workers that vLLM spawns
+    launcher.create_server_socket = lambda address, *, reuse_port: listener
+
+
 def main() -> None:
     end_group_with_owner()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     os.register_at_fork(after_in_child=die_with_parent)
     if os.environ.get(FORK_ENGINE) == "1":
         fork_engine_core()
-    runpy.run_module(SERVER_MODULE, run_name="__main__", alter_sys=True)
+    listen_on(int(os.environ.pop(LISTENER_VARIABLE)))
+    try:
+        runpy.run_module(SERVER_MODULE, run_name="__main__", alter_sys=True)
+    finally:
+        remove_scratch()
 
 
 if __name__ == "__main__":

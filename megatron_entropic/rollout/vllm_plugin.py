@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor, nn
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
@@ -21,6 +21,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 
 from megatron_entropic.rollout.buckets import WeightsChecksum, entries_of, unpack
 from megatron_entropic.rollout.gloo import WeightGroup, visit_store
+from megatron_entropic.rollout.server_proof import CHALLENGE, PROOF, proof_of
 
 OPEN_PATHS = ("/health",)
 
@@ -28,19 +29,38 @@ OPEN_PATHS = ("/health",)
 class RequireKey:
     """ASGI middleware: every path but /health, under every method, needs `Authorization: Bearer $VLLM_API_KEY`.
 
+    On /health it proves that it has that key to whoever asks (server_proof.py).
+
     vLLM's own check covers only /v1, /v2, /inference and /cohere; the endpoints that pause the server, load weights into it or
     call methods of its workers would be open to every local user.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.key_digest = _digest(os.environ["VLLM_API_KEY"].encode())
+        self.key = os.environ["VLLM_API_KEY"]
+        self.key_digest = _digest(self.key.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._authorised(scope):
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+        elif scope["path"] in OPEN_PATHS or self._authorised(scope):
+            await self.app(scope, receive, self._proving(scope, send))
         else:
             await JSONResponse({"error": "Unauthorized"}, status_code=401)(scope, receive, send)
+
+    def _proving(self, scope: Scope, send: Send) -> Send:
+        """`send` with the answer to the request's challenge, if there is one, among the response's headers."""
+        challenge = dict(scope["headers"]).get(CHALLENGE.encode(), b"").decode("latin-1")
+        if not challenge or not scope.get("server"):
+            return send
+        header = (PROOF.encode(), proof_of(self.key, challenge, scope["server"][1]).encode())
+
+        async def prove(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        return prove
 
     def _authorised(self, scope: Scope) -> bool:
         header = dict(scope["headers"]).get(b"authorization", b"")

@@ -156,17 +156,13 @@ class FolderLock:
         """Returns once the owner has given no sign of life for LEASE_S. Raises FolderOwnedError as soon as it gives one."""
         last = self.files[1].stat().st_mtime
         told = False
-        while (left := LEASE_S - (self._file_servers_clock() - last)) > 0:
+        while (left := LEASE_S - silence_s(self.files[1], self.files[0])) > 0:
             if self.files[1].stat().st_mtime != last:
                 raise self._refusal(owner)
             if not told:
                 logger.info("%s: %s may be gone; %s is taken over in %.0f s if so", self.folder, owner.process, self.what, left)
                 told = True
             time.sleep(min(1.0, left))
-
-    def _file_servers_clock(self) -> float:
-        os.utime(self.files[0])
-        return self.files[0].stat().st_mtime
 
     def _refusal(self, owner: Owner) -> FolderOwnedError:
         here = owner.process.is_alive()
@@ -226,6 +222,12 @@ class Fence:
         if owner is None or owner.token != self.token:
             by = f"was taken over by {owner.process}" if owner else "was removed or replaced"
             raise FolderOwnedError(f"{self.folder} {by}: this process writes nothing more there")
+
+
+def silence_s(sign: Path, probe: Path) -> float:
+    """Seconds since the file `sign` was last touched, by the file server's clock: `probe`, another file there, is touched for it."""
+    os.utime(probe)
+    return probe.stat().st_mtime - sign.stat().st_mtime
 
 
 def _lock(descriptor: int) -> bool | None:

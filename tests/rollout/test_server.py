@@ -1,20 +1,28 @@
 """Ports, command lines, environments and logs of servers: everything that needs no running server."""
 
+import contextlib
+import http.server
 import os
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from megatron_entropic.config import RolloutConfig
-from megatron_entropic.rollout.server import VLLMServer, find_ports
+from megatron_entropic.rollout.server import VLLMServer, open_listeners
 from megatron_entropic.rollout.server_client import log_tail
 from megatron_entropic.rollout.server_command import server_cores, server_environment
+from megatron_entropic.rollout.server_proof import CHALLENGE, PROOF, proof_of
 from megatron_entropic.rollout.types import RolloutError
+from megatron_entropic.system.rendezvous import listen
 
 
 def make_server(cfg: RolloutConfig, log_dir: Path) -> VLLMServer:
-    return VLLMServer(cfg, 0, port=8000, model_dir=Path("m"), dtype="float32", max_model_len=64, seed=3, log_dir=log_dir)
+    return VLLMServer(
+        cfg, 0, listener=listen("127.0.0.1"), model_dir=Path("m"), dtype="float32", max_model_len=64, seed=3, log_dir=log_dir
+    )
 
 
 def test_a_port_in_use_is_found_before_launching() -> None:
@@ -23,19 +31,25 @@ def test_a_port_in_use_is_found_before_launching() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(RolloutError, match=rf"rollout server 0 .*port {port}.*rollout\.base_port"):
-            find_ports(RolloutConfig(base_port=port))
+            open_listeners(RolloutConfig(base_port=port))
 
 
-def test_ports_are_free_and_different() -> None:
-    ports = find_ports(RolloutConfig(servers=5))
-    assert len(set(ports)) == 5
-    base = ports[0]
-    assert find_ports(RolloutConfig(base_port=base)) == [base]
+def test_ports_are_different_and_nobody_else_can_have_them() -> None:
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in open_listeners(RolloutConfig(servers=5))]
+        ports = [listener.getsockname()[1] for listener in listeners]
+        assert len(set(ports)) == 5
+        stranger = stack.enter_context(socket.socket())
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", ports[0]))
+    for listener in open_listeners(RolloutConfig(base_port=ports[0])):
+        listener.close()
 
 
 def test_an_address_of_another_machine_is_named() -> None:
     with pytest.raises(RolloutError, match=r"192\.0\.2\.77.*rollout\.host"):
-        find_ports(RolloutConfig(host="192.0.2.77"))
+        open_listeners(RolloutConfig(host="192.0.2.77"))
 
 
 def test_the_key_is_random_and_never_on_the_command_line(tmp_path: Path) -> None:
@@ -101,3 +115,55 @@ def test_closing_a_server_that_never_started_is_harmless(tmp_path: Path) -> None
     server.close()
     server.close()
     assert server.exit_code() is None
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """Says that it is well to whoever asks, as another run's server does, and keeps what it was sent."""
+
+    seen: list[dict[str, str]]
+    key: str | None = None
+    port: int | None = None
+
+    def do_GET(self) -> None:
+        self.seen.append(dict(self.headers))
+        self.send_response(200)
+        if self.key is not None:
+            self.send_header(PROOF, proof_of(self.key, self.headers[CHALLENGE], self.port or 0))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def stranger_at(listener: socket.socket, key: str | None, port: int | None = None) -> Iterator[list[dict[str, str]]]:
+    """A program that answers on the listener; the headers of the requests it gets."""
+    handler = type("Handler", (Stranger,), {"seen": [], "key": key, "port": port})
+    server = http.server.HTTPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield handler.seen
+    server.shutdown()
+    thread.join()
+
+
+@pytest.mark.parametrize("answers", ["nothing", "another key", "another port"])
+def test_a_stranger_on_the_port_is_named_and_gets_no_key(tmp_path: Path, answers: str) -> None:
+    server = make_server(RolloutConfig(), tmp_path)
+    listener = server._listener
+    port = listener.getsockname()[1]
+    key = {"nothing": None, "another key": "key", "another port": server.key}[answers]
+    with stranger_at(listener, key, port + (answers == "another port")) as seen:
+        with pytest.raises(RolloutError, match=rf"rollout server 0 .*another program answers at .*{port} .*its key was not sent"):
+            server.wait_ready(5.0)
+        assert seen
+    assert not any(server.key in value for headers in seen for value in headers.values())
+
+
+def test_a_server_that_has_the_key_is_ready(tmp_path: Path) -> None:
+    server = make_server(RolloutConfig(), tmp_path)
+    with stranger_at(server._listener, server.key, server._listener.getsockname()[1]):
+        server.wait_ready(5.0)

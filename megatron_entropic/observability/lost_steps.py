@@ -1,0 +1,21 @@
+"""What a run that ended without saving has lost, and how to go on with it."""
+
+from pathlib import Path
+
+from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError, step_of
+
+
+def lost_steps(run_dir: Path) -> str:
+    """One line for the terminal; empty before the first step, when nothing was lost."""
+    metrics = run_dir / "metrics.jsonl"
+    done = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    resume = f"megatron-entropic train {run_dir} --resume"
+    try:
+        latest = CheckpointStore(run_dir / "checkpoints").latest()
+    except CheckpointStoreError as error:
+        return f"{error}; {resume} --allow-fallback goes on from the newest whole checkpoint"
+    saved = step_of(latest) if latest else 0
+    if done <= saved:
+        return f"nothing is lost; go on with: {resume}" if saved else ""
+    kept = f"of {done} steps the last checkpoint holds {saved}" if saved else f"{done} steps are lost: there is no checkpoint yet"
+    return f"{kept}; {'go on' if saved else 'begin anew'} with: {resume}"
