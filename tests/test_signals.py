@@ -177,7 +177,8 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(tmp_path: Path) -> N
     with start(folder, *slow, "parallel.tensor=1", "control.kind=none", "trainer.steps=1000") as running:
         assert running.wait_until(lambda: running.steps >= 1, timeout=300)
         assert running.wait_until(lambda: "step 1: 4096 rollouts generated" in running.log(), timeout=300)
-        running.send(signal.SIGINT)  # an update is under way: it is finished first
+        time.sleep(2)  # rollouts are scored and recorded, the update begins
+        running.send(signal.SIGINT)
         time.sleep(0.5)
         running.send(signal.SIGINT)
         assert running.wait(120) == 128 + signal.SIGINT, running.output
