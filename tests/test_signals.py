@@ -159,24 +159,23 @@ def test_a_run_that_cannot_save_within_the_grace_period_ends_without(tmp_path: P
     assert not list(folder.glob("checkpoints/step-*"))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
-def test_a_closed_terminal_and_ctrl_c_save_too(tmp_path: Path, signum: signal.Signals) -> None:
+def test_the_first_ctrl_c_saves(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with start(folder, "parallel.tensor=1", "trainer.steps=1000") as running:
         assert running.wait_until(lambda: running.steps >= 1)
-        running.send(signum)
+        running.send(signal.SIGINT)
         assert running.wait(120) == EXIT_STOPPED, running.output
-    assert f"{signum.name}: the run saves and stops" in running.output
+    assert "SIGINT: the run saves and stops" in running.output
     assert f"go on with: megatron-entropic train {folder} --resume" in running.output
     assert (folder / "checkpoints/latest").read_text().startswith(f"step-{running.steps:06d} ")
 
 
 def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    slow = ("batch.prompts_per_step=256", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=512")
+    slow = ("batch.prompts_per_step=128", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=512")
     with start(folder, *slow, "parallel.tensor=1", "control.kind=none", "trainer.steps=1000") as running:
         assert running.wait_until(lambda: running.steps >= 1, timeout=300)
-        assert running.wait_until(lambda: "step 1: 4096 rollouts generated" in running.log(), timeout=300)
+        assert running.wait_until(lambda: "step 1: 2048 rollouts generated" in running.log(), timeout=300)
         time.sleep(2)  # rollouts are scored and recorded, the update begins
         running.send(signal.SIGINT)
         time.sleep(0.5)
@@ -187,8 +186,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(tmp_path: Path) -> N
     assert not list(folder.glob("checkpoints/step-*"))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("ignored", [True, False])
+@pytest.mark.parametrize(("signum", "ignored"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_a_signal_while_the_ranks_still_import_is_not_lost(tmp_path: Path, signum: signal.Signals, ignored: bool) -> None:
     """Also where SIGINT is ignored, as in a shell script's background jobs."""
     folder = tmp_path / "run"
