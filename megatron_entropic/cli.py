@@ -17,6 +17,7 @@ from megatron_entropic.launcher import given_rank, launch_ranks
 from megatron_entropic.machine_commands import add_doctor, add_serve, add_slurm_files
 from megatron_entropic.observability.history import record_end, record_start
 from megatron_entropic.observability.lost_steps import lost_steps
+from megatron_entropic.observability.repair_command import add_repair_command
 from megatron_entropic.planning.command import add_plan_command
 from megatron_entropic.run_commands import add_report, add_settings, add_target
 from megatron_entropic.settings_difference import differences, refuse
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_serve(commands)
     add_report(commands)
+    add_repair_command(commands)
     add_doctor(commands)
     add_slurm_files(commands)
     add_settings(commands)
@@ -146,9 +148,9 @@ def _train(options: argparse.Namespace) -> int:
             )
         else:
             code = run_rank(cfg, allow_fallback=options.allow_fallback)
+        Fence.of_this_run(cfg.run_dir).check()
         record_end(cfg.run_dir, code)
         if code != EXIT_STOPPED:  # then there is no time for a report
-            Fence.of_this_run(cfg.run_dir).check()
             _summarise(cfg)
             if code and (lost := lost_steps(cfg.run_dir)):
                 print(lost, file=sys.stderr)

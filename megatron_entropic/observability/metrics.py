@@ -184,7 +184,10 @@ def _parsed_lines(path: Path) -> Iterator[_Line]:
                 return
             fields = _parse(f"{path}, line {number}", raw)
             if fields["step"] <= last_step:
-                raise ValueError(f"{path}, line {number}: step {fields['step']} does not follow step {last_step}")
+                raise ValueError(
+                    f"{path}, line {number}: step {fields['step']} does not follow step {last_step}: two runs wrote here at once; "
+                    f"`megatron-entropic repair {path.parent}` keeps the history that the latest checkpoint goes on from"
+                )
             last_step = fields["step"]
             yield _Line(fields, last_step, end)
 
