@@ -23,6 +23,7 @@ from megatron_entropic.run_commands import add_report, add_settings, add_target
 from megatron_entropic.settings_difference import differences, refuse
 from megatron_entropic.stop_signal import EXIT_STOPPED
 from megatron_entropic.system.folder_lock import TOKEN_VARIABLE, Fence, FolderLock
+from megatron_entropic.system.open_files import allow_open_files
 from megatron_entropic.system.shipped_files import version_text
 from megatron_entropic.whole_file import empty_folder
 from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
@@ -122,6 +123,7 @@ def _train(options: argparse.Namespace) -> int:
         if options.resume
         else load_config(options.source, options.overrides)
     )
+    allow_open_files(cfg.parallel.world_size, servers=cfg.rollout.engine == "vllm")
     rank = given_rank(os.environ)
     if rank not in (None, 0):
         return run_rank(cfg, allow_fallback=options.allow_fallback)

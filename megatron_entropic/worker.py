@@ -70,7 +70,7 @@ def run_rank(cfg: Config, *, allow_fallback: bool = False) -> int:
 def _log_to(path: Path, rank: int) -> None:
     """Everything goes to the rank's log file, warnings of other packages to it alone; rank 0 also speaks on the terminal."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(path)
+    to_file = _LogFile(path)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_terminal = logging.StreamHandler()
     to_terminal.setLevel(logging.INFO if rank == 0 else logging.ERROR)
@@ -79,6 +79,17 @@ def _log_to(path: Path, rank: int) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
     logging.getLogger("megatron_entropic").setLevel(logging.DEBUG)
     logging.captureWarnings(capture=True)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that can no longer be written (disk full) is one line on stderr, not a traceback for every message."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._told:
+            self._told = True
+            print(f"{self.baseFilename}: the log cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 def _end_with_launcher() -> None:

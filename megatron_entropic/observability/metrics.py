@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.control.handoff import Phase
+from megatron_entropic.whole_file import naming
 
 MetricValue = float | int | None
 
@@ -120,10 +121,12 @@ class MetricsWriter:
             raise ValueError(f"{self.path}: field step is {fields['step']}, the line is of step {step}")
         _check_fields(f"{self.path}, step {step}", fields)
         line = (json.dumps({name: _to_json(value) for name, value in fields.items()}, allow_nan=False) + "\n").encode()
-        written = os.write(self._file, line)
+        with naming(self.path):
+            written = os.write(self._file, line)
         if written != len(line):
             raise OSError(f"{self.path}: only {written} of {len(line)} bytes of step {step} were written; is the disk full?")
-        os.fsync(self._file)
+        with naming(self.path):
+            os.fsync(self._file)
         self.last_step = step
 
     def close(self) -> None:

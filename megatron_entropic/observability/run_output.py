@@ -59,7 +59,12 @@ class RunOutput:
             self._trackers = TrackerGroup([metrics, *trackers, progress, Watch(self.cfg, largest)])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._trackers.close()
+        try:
+            self._trackers.close()
+        except ExceptionGroup as errors:  # of a full disk, which has ended the run already
+            if error is None:
+                raise
+            logger.debug("closing the trackers: %s", errors.exceptions)
 
     def record(
         self,

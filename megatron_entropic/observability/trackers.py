@@ -8,6 +8,7 @@ from typing import Protocol
 
 from megatron_entropic.config import TrainerConfig
 from megatron_entropic.observability.metrics import MetricValue
+from megatron_entropic.whole_file import naming
 
 
 class Tracker(Protocol):
@@ -38,16 +39,19 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter  # here: it takes seconds to import and rank 0 alone needs it
 
         self.run_id = run_id
-        self._writer = SummaryWriter(str(Path(run_dir) / run_id), purge_step=first_step if first_step > 0 else None)
+        self._folder = Path(run_dir) / run_id
+        self._writer = SummaryWriter(str(self._folder), purge_step=first_step if first_step > 0 else None)
 
     def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
-        for name, value in metrics.items():
-            if name != "step" and value is not None and math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        with naming(self._folder):
+            for name, value in metrics.items():
+                if name != "step" and value is not None and math.isfinite(value):
+                    self._writer.add_scalar(name, value, step)
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with naming(self._folder):
+            self._writer.close()
 
 
 class TrackerGroup:
