@@ -61,6 +61,8 @@ def open_store(rank: int, world_size: int, timeout_s: float, folder: Path | None
         store = TCPStore(host, port, world_size, is_master=rank == 0, timeout=left, wait_for_workers=False, **served)
         _greet(store, rank, f"{host}:{port}")
         store.set_timeout(timedelta(seconds=timeout_s))
+    except RendezvousError:
+        raise
     except RuntimeError as error:  # torch's DistError
         raise RendezvousError(f"rank {rank} cannot meet the others at {host}:{port} within {timeout_s:g} s: {error}") from error
     return store
@@ -76,7 +78,7 @@ def _listener(folder: Path | None) -> socket.socket:
         listener = listen("", int(given or 0))
     except OSError as error:
         raise RendezvousError(
-            f"MASTER_PORT={given} cannot be used on {socket.gethostname()}: {error.strerror}; another program or another step of "
+            f"MASTER_PORT={given} cannot be used on {socket.gethostname()}: {os.strerror(error.errno or 0)}; another program or another step of "
             "this job has it: unset it (ranks then meet at a free port) or set another one"
         ) from error
     if given is None:
