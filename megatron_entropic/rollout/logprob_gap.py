@@ -40,7 +40,7 @@ def warn_bounds(cfg: Config, step: int) -> GapBounds | None:
 
 
 def stop_bounds(cfg: Config, step: int) -> GapBounds | None:
-    """Above these a run ends at `step`: `rollout.max_logprob_gap` or, by default, what no sampler of the policy reaches. None: never."""
+    """Above these a run ends at `step`: `rollout.max_logprob_gap` or, by default, what no right sampler reaches. None: never."""
     limit = cfg.rollout.max_logprob_gap
     if limit != "auto":
         return GapBounds(largest=limit, mean=limit) if limit else None
@@ -52,9 +52,7 @@ def likely_causes(cfg: Config, step: int) -> str:
     """Where a gap above its bounds may come from under these settings."""
     causes = []
     if _staleness(cfg, step):
-        causes.append(
-            f"a policy that learns much between two versions (rollout.max_staleness={cfg.rollout.max_staleness}: less, or a lower rate)"
-        )
+        causes.append(f"a policy that learns fast, with rollout.max_staleness={cfg.rollout.max_staleness} (lower it, or optimizer.lr)")
     if cfg.rollout.server_args:
         causes.append(f"rollout.server_args={' '.join(cfg.rollout.server_args)}")
     if cfg.model.dtype == "bfloat16":
