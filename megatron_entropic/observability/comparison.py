@@ -35,7 +35,11 @@ def write_comparison(run_dir: str | os.PathLike[str], others: Sequence[str | os.
 
 
 def _labelled(paths: Sequence[Path]) -> dict[str, Path]:
-    """The runs by their folders' names, or by whole paths where two folders share a name."""
-    names = [path.resolve().name for path in paths]
-    labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
-    return dict(zip(labels, paths, strict=True))
+    """The runs by their folders' names; where two share one, by as much of their paths as tells all apart."""
+    folders = [path.resolve() for path in paths]
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(set(folders)):
+        above = os.path.commonpath([folder.parent for folder in folders])
+        names = [str(folder.relative_to(above)) for folder in folders]
+    # matplotlib leaves what begins with _ out of its legends
+    return {f"./{name}" if name.startswith("_") else name: path for name, path in zip(names, paths, strict=True)}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from megatron_entropic.observability.run_data import Array, RunData, smooth, smoothing_window
 from megatron_entropic.observability.style import MUTED, power_of_ten, step_axis
@@ -41,6 +42,7 @@ def whole_decades(ax: Axes) -> None:
     """A log y axis from a power of ten to another."""
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(power_of_ten)
+    ax.yaxis.set_minor_formatter(NullFormatter())  # within one decade matplotlib would label them too, in TeX
     low, high = ax.get_ylim()
     ax.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
 

@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+_UNBOUNDED = 10**9
 _MARGIN = 8
 """Tokens that a tokenizer may add to a text: of its beginning and end, or for a space in front."""
 
@@ -24,7 +25,12 @@ def load_tokenizer(hf_dir: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face directory, from disk only; never runs code that came with the checkpoint."""
     from transformers import AutoTokenizer  # seconds to import, and only rank 0 needs it
 
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True, trust_remote_code=False)
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+        hf_dir,
+        local_files_only=True,
+        trust_remote_code=False,
+        model_max_length=_UNBOUNDED,  # lengths are looked at by whoever asks for them: no warnings of transformers' own
+    )
     return tokenizer
 
 

@@ -38,14 +38,14 @@ def check_data(cfg: Config, seed: int | None = None) -> list[str]:
 def _check_lengths(stream: PromptStream, task: RowTask) -> list[str]:
     """A remark on what becomes of prompts that are too long. Raises ConfigError where they are refused."""
     if stream.overlong == "drop":
-        return [_counted(stream.dropped, stream.room, "left out")] if stream.dropped else []
+        return [_counted(stream.dropped, stream.room, "are left out")] if stream.dropped else []
     long = [row for row in task.rows if not stream.encoder.fits(task.problem_of(row).prompt, stream.room)]
     if long and stream.overlong == "refuse":
         raise ConfigError(
-            f"{task.file.path}: {_counted(long, stream.room, 'too long')}; lower rollout.max_new_tokens, raise "
+            f"{task.file.path}: {_counted(long, stream.room, 'are too long')}; lower rollout.max_new_tokens, raise "
             "batch.max_tokens_per_micro_batch, or say task.overlong_prompts=drop or truncate"
         )
-    return [_counted(long, stream.room, "cut in their middle")] if long else []
+    return [_counted(long, stream.room, "are cut in their middle")] if long else []
 
 
 def _check_sample(stream: PromptStream) -> None:
@@ -64,7 +64,7 @@ def _check_sample(stream: PromptStream) -> None:
 def _counted(rows: Sequence[Row], room: int, what: str) -> str:
     lines = ", ".join(str(row.number) for row in rows[:_SHOWN])
     more = ", ..." if len(rows) > _SHOWN else ""
-    return f"{len(rows)} {'prompt' if len(rows) == 1 else 'prompts'} of more than {room} tokens {what} (line {lines}{more})"
+    return f"of the prompts, {len(rows)} with more than {room} tokens {what} (line {lines}{more})"
 
 
 def _listed(problems: Sequence[str]) -> str:

@@ -267,3 +267,24 @@ def test_long_and_unprintable_text() -> None:
 def test_numbers_for_people() -> None:
     assert format_number(None) == "–"
     assert format_number(-0.00123, ".4f") == "−0.0012"
+
+
+def test_labels_are_plain_text_whatever_a_run_is_called(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run(name, steps=3) for name in ("_$x_1$ #2", 'a "q" <i> [1]')]
+    for folder in folders:  # within one decade, where a log axis labels its minor ticks
+        lines = [json.loads(line) | {"rollout/logprob_gap": 3e-7} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pages = write_report(folders[0]).read_text(), write_comparison(folders[0], folders[1:]).read_text()
+    assert all("mathdefault" not in page for page in pages)
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", pages[1])
+    assert "./_$x_1$ #2" in drawn
+    assert 'a "q" &lt;i&gt; [1]' in [text.replace("&quot;", '"') for text in drawn]
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [tmp_path / "first" / "run", tmp_path / "second" / "run"]
+    for number, folder in enumerate(folders):
+        folder.parent.mkdir()
+        make_run(f"made-{number}", steps=3).rename(folder)
+    page = write_comparison(folders[0], folders[1:]).read_text()
+    assert all(f"<td>{label}</td>" in page for label in ("first/run", "second/run"))

@@ -44,10 +44,15 @@ def test_an_answer_that_no_verifier_reads_is_named_by_its_line(tmp_path: Path) -
 def test_prompts_that_are_too_long_are_refused_dropped_or_cut_and_counted(tmp_path: Path) -> None:
     pytest.importorskip("math_verify")
     path = file(tmp_path / "m.jsonl", ("1+1=", 2), ("x" * 600, 1), ("y" * 700, 1))
-    with pytest.raises(ValueError, match=r"m\.jsonl: 2 prompts of more than 496 tokens too long \(line 2, 3\); lower rollout.max_new"):
+    with pytest.raises(
+        ValueError, match=r"m\.jsonl: of the prompts, 2 with more than 496 tokens are too long \(line 2, 3\); lower rollout.max_new"
+    ):
         remarks(path)
-    assert remarks(path, "task.overlong_prompts=drop")[1] == "2 prompts of more than 496 tokens left out (line 2, 3)"
-    assert remarks(path, "task.overlong_prompts=truncate")[1] == "2 prompts of more than 496 tokens cut in their middle (line 2, 3)"
+    assert remarks(path, "task.overlong_prompts=drop")[1] == "of the prompts, 2 with more than 496 tokens are left out (line 2, 3)"
+    assert (
+        remarks(path, "task.overlong_prompts=truncate")[1]
+        == "of the prompts, 2 with more than 496 tokens are cut in their middle (line 2, 3)"
+    )
 
 
 def test_problems_made_by_rule_are_looked_at_too() -> None:
