@@ -77,9 +77,10 @@ def _listener(folder: Path | None) -> socket.socket:
     try:
         listener = listen("", int(given or 0))
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise RendezvousError(
-            f"MASTER_PORT={given} cannot be used on {socket.gethostname()}: {os.strerror(error.errno or 0)}; another program or another step of "
-            "this job has it: unset it (ranks then meet at a free port) or set another one"
+            f"MASTER_PORT={given} cannot be used on {socket.gethostname()}: {reason}; another program or another step of this job "
+            "has it: unset it (ranks then meet at a free port) or set another one"
         ) from error
     if given is None:
         write_whole(_meeting(folder), (json.dumps({"step": step_of(os.environ), "port": listener.getsockname()[1]}) + "\n").encode())
