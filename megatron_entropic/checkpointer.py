@@ -48,31 +48,43 @@ class _Saving:
 class Checkpointer:
     """Saves and restores a run under run_dir/checkpoints. All methods are collective over the world."""
 
-    def __init__(self, cfg: Config, parallel: Parallel, *, allow_fallback: bool = False) -> None:
+    def __init__(self, cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allow_change: bool = False) -> None:
         self.cfg = cfg
         self.parallel = parallel
         self.allow_fallback = allow_fallback
+        self.allow_change = allow_change
         self.store = CheckpointStore(cfg.run_dir / "checkpoints", Fence.of_this_run(cfg.run_dir))
         self.trackers: dict[str, str] = {}
         """What names the run at each tracker; filled by whoever opens them, saved with every checkpoint."""
         # Read now: at the save of a later day they may have moved, or be another model's.
         self._companions = read_companions(cfg.model.hf_dir) if parallel.rank == 0 else {}
+        self._found: tuple[Path, dict[str, Any]] | None = None
         self._saving: _Saving | None = None
         self._saved_step = 0
         """Steps done at the newest checkpoint, whole or being written. Before the first step there is nothing to save."""
 
-    def restore(self, policy: Policy, controller: Controller) -> int:
-        """Brings policy and controller to the latest checkpoint, if there is one; returns the steps done.
+    def find(self) -> bool:
+        """Whether there is a checkpoint to go on from: the latest.
 
-        When it is damaged and `allow_fallback`, to the newest whole one before it. Raises CheckpointStoreError for a damaged
-        checkpoint, SettingsDifferenceError for settings it does not fit, PolicyCheckpointError for its policy.
+        When it is damaged and `allow_fallback`, the newest whole one before it. Raises CheckpointStoreError for a damaged checkpoint,
+        SettingsDifferenceError for settings it does not fit.
         """
-        found = find_checkpoint(self.cfg, self.parallel, self.store, allow_fallback=self.allow_fallback)
-        if found is None:
+        self._found = find_checkpoint(
+            self.cfg, self.parallel, self.store, allow_fallback=self.allow_fallback, allow_change=self.allow_change
+        )
+        return self._found is not None
+
+    def restore(self, policy: Policy, controller: Controller) -> int:
+        """Brings policy and controller to the checkpoint that `find` found, if it did; returns the steps done.
+
+        A controller of another kind than the saved one starts without a past. Raises PolicyCheckpointError for the policy.
+        """
+        if self._found is None:
             return 0
-        folder, state = found
+        folder, state = self._found
         load_policy(policy, folder / POLICY, int(state["updates"]))
-        controller.load_state_dict(state["controller"])
+        if state["settings"]["control"]["kind"] == self.cfg.control.kind:
+            controller.load_state_dict(state["controller"])
         self.trackers.update(state.get("trackers", {}))
         self._saved_step = int(state["step"])
         logger.info("resumed from %s after %d steps", folder, self._saved_step)

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_entropic.checkpoint_store import CheckpointStore
 from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
-from megatron_entropic.config_loading import ConfigError, load_config, override, recipe_names, save_config, to_dict
+from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.evaluation.command import add_evaluate
 from megatron_entropic.launcher import given_rank, launch_ranks
@@ -19,8 +18,9 @@ from megatron_entropic.observability.history import record_end, record_start
 from megatron_entropic.observability.lost_steps import lost_steps
 from megatron_entropic.observability.repair_command import add_repair_command
 from megatron_entropic.planning.command import add_plan_command
+from megatron_entropic.resuming import prepare_resume, resumed_config
 from megatron_entropic.run_commands import add_report, add_settings, add_target
-from megatron_entropic.settings_difference import differences, refuse
+from megatron_entropic.settings_difference import ALLOW_CHANGE
 from megatron_entropic.stop_signal import EXIT_STOPPED
 from megatron_entropic.system.folder_lock import TOKEN_VARIABLE, Fence, FolderLock
 from megatron_entropic.system.open_files import allow_open_files
@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with --resume: when the latest checkpoint is damaged, go on from the newest whole one",
     )
+    train.add_argument(
+        ALLOW_CHANGE,
+        action="store_true",
+        help="with --resume: also with other settings of the method (batch.*, task.*, control.kind, trainer.seed)",
+    )
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
     train.set_defaults(command=_train)
 
@@ -116,24 +121,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    if options.allow_fallback and not options.resume:
-        raise ConfigError(f"{ALLOW_FALLBACK} goes with --resume: only a resumed run has a checkpoint to fall back to")
-    cfg = (
-        _resumed_config(Path(options.source).expanduser(), options.overrides)
-        if options.resume
-        else load_config(options.source, options.overrides)
-    )
+    flags = [flag for flag, given in ((ALLOW_FALLBACK, options.allow_fallback), (ALLOW_CHANGE, options.allow_change)) if given]
+    if flags and not options.resume:
+        raise ConfigError(f"{' and '.join(flags)} go with --resume: only a resumed run has a checkpoint")
+    cfg = _settings_of_run(options)
     allow_open_files(cfg.parallel.world_size, servers=cfg.rollout.engine == "vllm")
     rank = given_rank(os.environ)
     if rank not in (None, 0):
-        return run_rank(cfg, allow_fallback=options.allow_fallback)
-    from megatron_entropic.start_checks import check_start
-
-    for remark in check_start(cfg):
-        logging.info("%s", remark)
+        return run_rank(cfg, flags)
+    if not options.resume:
+        _check_start(cfg)
     with FolderLock(cfg.run_dir, "the run") as lock:
         if options.resume:
-            _check_settings(cfg)
+            has_checkpoint = prepare_resume(cfg, options.overrides, allow_change=options.allow_change)
+            _check_start(cfg, weights=not has_checkpoint)
             save_config(cfg, cfg.run_dir / "config.yaml")
         else:
             _prepare_run_dir(cfg, lock, overwrite=options.overwrite)
@@ -145,11 +146,11 @@ def _train(options: argparse.Namespace) -> int:
                 cfg.parallel.world_size,
                 cfg.run_dir / "logs",
                 grace_s=cfg.checkpoint.grace_s,
-                arguments=[ALLOW_FALLBACK] if options.allow_fallback else [],
+                arguments=flags,
                 lock=lock.descriptor,
             )
         else:
-            code = run_rank(cfg, allow_fallback=options.allow_fallback)
+            code = run_rank(cfg, flags)
         Fence.of_this_run(cfg.run_dir).check()
         record_end(cfg.run_dir, code)
         if code != EXIT_STOPPED:  # then there is no time for a report
@@ -159,26 +160,21 @@ def _train(options: argparse.Namespace) -> int:
     return code
 
 
-def _resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
-    """The settings of the run in `run_dir`, wherever that folder is now."""
-    if not (run_dir / "config.yaml").is_file():
-        raise ConfigError(f"{run_dir}: no run to resume here (no config.yaml); give the folder of a run, such as runs/quickstart")
-    return load_config(run_dir / "config.yaml", [*overrides, override("run.dir", run_dir)])
+def _settings_of_run(options: argparse.Namespace) -> Config:
+    source = Path(options.source).expanduser()
+    if options.resume:
+        return resumed_config(source, options.overrides)
+    if (source / "config.yaml").is_file():
+        raise ConfigError(f"{source} is the folder of a run; go on with it by `megatron-entropic train {source} --resume`")
+    return load_config(options.source, options.overrides)
 
 
-def _check_settings(cfg: Config) -> None:
-    """Refuses settings that the latest checkpoint does not fit, before they are written to config.yaml.
+def _check_start(cfg: Config, *, weights: bool = True) -> None:
+    """Refuses a run that cannot work; `weights`: whether those of its base model are needed."""
+    from megatron_entropic.start_checks import check_start
 
-    A checkpoint that is damaged is the ranks' business: they read it byte by byte.
-    """
-    store = CheckpointStore(cfg.run_dir / "checkpoints")
-    try:
-        name = store.latest()
-        saved = store.state(name)["settings"] if name else None
-    except (ReportedError, OSError, ValueError, KeyError):
-        return
-    if name and saved:
-        refuse(differences(saved, to_dict(cfg)), store.folder / name)
+    for remark in check_start(cfg, weights=weights):
+        logging.info("%s", remark)
 
 
 def _prepare_run_dir(cfg: Config, lock: FolderLock, *, overwrite: bool) -> None:

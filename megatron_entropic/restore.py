@@ -22,7 +22,7 @@ _READABLE = (1, 2)
 
 
 def find_checkpoint(
-    cfg: Config, parallel: Parallel, store: CheckpointStore, *, allow_fallback: bool
+    cfg: Config, parallel: Parallel, store: CheckpointStore, *, allow_fallback: bool, allow_change: bool = False
 ) -> tuple[Path, dict[str, Any]] | None:
     """(folder, state) of the checkpoint to go on from; None when the run has none yet. Collective over the world.
 
@@ -36,7 +36,7 @@ def find_checkpoint(
         name = _fallback(allow_fallback, parallel, store, name, problems)
     if name is None:
         return None
-    return from_rank_zero(parallel, _state, cfg, store, name, doing="the checkpoint's state to be read")
+    return from_rank_zero(parallel, _state, cfg, store, name, allow_change, doing="the checkpoint's state to be read")
 
 
 def _latest(store: CheckpointStore) -> tuple[str | None, list[str]]:
@@ -91,7 +91,7 @@ def _refuse(problems: list[str]) -> str:
     raise CheckpointStoreError("\n  ".join(["the latest checkpoint is damaged, and there is no whole one before it:", *problems]))
 
 
-def _state(cfg: Config, store: CheckpointStore, name: str) -> tuple[Path, dict[str, Any]]:
+def _state(cfg: Config, store: CheckpointStore, name: str, allow_change: bool) -> tuple[Path, dict[str, Any]]:
     """(folder, state) of a whole checkpoint; settings that changed are logged, and refused where the state does not fit them."""
     folder, state = store.folder / name, store.state(name)
     if state.get("format") not in _READABLE:
@@ -99,5 +99,6 @@ def _state(cfg: Config, store: CheckpointStore, name: str) -> tuple[Path, dict[s
     changed = differences(state["settings"], to_dict(cfg))
     if changed:
         logger.info("settings that changed since %s:\n%s", folder, "\n".join(map(str, changed)))
-    refuse(changed, folder)
+    ahead = bool(state["settings"].get("rollout", {}).get("max_staleness"))
+    refuse(changed, folder, allow_change=allow_change, ahead=ahead)
     return folder, state

@@ -20,16 +20,17 @@ from megatron_entropic.rollout.source import RolloutSource
 from megatron_entropic.rollout.types import Rollout, RolloutError
 
 
-def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False) -> None:
+def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allow_change: bool = False) -> None:
     """Runs `cfg` to its end, from its run folder's latest checkpoint if there is one; collective over all ranks.
 
-    When that one is damaged and `allow_fallback`, from the newest whole one. Raises StopRequested, with all that was trained
+    When that one is damaged and `allow_fallback`, from the newest whole one; with other settings of the method than it was saved
+    with only when `allow_change`. Raises StopRequested, with all that was trained
     saved, when a signal asked for it.
     """
     with RolloutSource(cfg, parallel) as source, RunOutput(cfg, parallel) as output:
-        policy = Policy(cfg, parallel)
+        checkpointer = Checkpointer(cfg, parallel, allow_fallback=allow_fallback, allow_change=allow_change)
+        policy = Policy(cfg, parallel, blank=checkpointer.find())
         controller = make_controller(cfg)
-        checkpointer = Checkpointer(cfg, parallel, allow_fallback=allow_fallback)
         first_step = checkpointer.restore(policy, controller)
         target_file = TargetFile(cfg.run_dir, rank=parallel.rank)
         output.start(first_step, checkpointer.trackers)

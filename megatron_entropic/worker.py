@@ -1,6 +1,6 @@
 """One rank of a run, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
 
-`python -m megatron_entropic.worker CONFIG_YAML [--allow-fallback]` ends with exit code
+`python -m megatron_entropic.worker CONFIG_YAML [--allow-fallback] [--allow-change]` ends with exit code
 
     0               the run is done
     75              asked to stop by SIGTERM, SIGUSR1 or SIGHUP, it has saved: resume it to go on (EXIT_STOPPED)
@@ -16,11 +16,13 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.settings_difference import ALLOW_CHANGE
 from megatron_entropic.stop_signal import EXIT_STOPPED, StopRequested, handle_stop_signals
 
 EXIT_FAILED = 1
@@ -36,11 +38,11 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Joins the other ranks and trains. An error is printed as one line; the exit code is not 0."""
-    sys.exit(run_rank(load_config(Path(sys.argv[1])), allow_fallback=ALLOW_FALLBACK in sys.argv[2:]))
+    sys.exit(run_rank(load_config(Path(sys.argv[1])), sys.argv[2:]))
 
 
-def run_rank(cfg: Config, *, allow_fallback: bool = False) -> int:
-    """Trains as the rank the environment names; returns the exit code."""
+def run_rank(cfg: Config, flags: Sequence[str] = ()) -> int:
+    """Trains as the rank the environment names; returns the exit code. `flags`: ALLOW_FALLBACK, ALLOW_CHANGE."""
     handle_stop_signals(cfg.checkpoint.grace_s, interrupt_saves=LAUNCHER_VARIABLE not in os.environ)
     _end_with_launcher()
     rank = int(os.environ.get("RANK", "0"))
@@ -52,7 +54,8 @@ def run_rank(cfg: Config, *, allow_fallback: bool = False) -> int:
     from megatron_entropic.trainer import train
 
     try:
-        train(cfg, initialize_parallel(cfg.parallel, cfg.trainer.seed, cfg.run_dir), allow_fallback=allow_fallback)
+        parallel = initialize_parallel(cfg.parallel, cfg.trainer.seed, cfg.run_dir)
+        train(cfg, parallel, allow_fallback=ALLOW_FALLBACK in flags, allow_change=ALLOW_CHANGE in flags)
     except StopRequested as request:
         logging.info("%s; go on with: megatron-entropic train %s --resume", request, cfg.run_dir)
         return EXIT_STOPPED

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from megatron_entropic.hf.directory import (
     CONFIG_FILE,
     INDEX_FILE,
     SINGLE_FILE,
-    companion_files,
+    read_companions,
     redundant_tensors,
     says_tied,
     weight_files,
@@ -140,30 +140,33 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 def write_hf(
     out_dir: Path,
     weights: Iterable[tuple[str, Tensor]],
-    source_dir: Path,
+    source: Path | Mapping[str, bytes],
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     replace: bool = False,
 ) -> None:
-    """Writes a Hugging Face model directory: `weights` as safetensors, everything else copied from `source_dir`.
+    """Writes a Hugging Face model directory: `weights` as safetensors, everything else from `source`.
 
     `weights` are consumed one by one; no more than `max_shard_bytes` (or one tensor) are held at a time. With `dtype` the
-    tensors are cast and config.json says so; without, both stay as they are. The directory appears whole or not at all.
+    tensors are cast and config.json says so; without, both stay as they are. `source` is a model directory, or all of one but
+    its weights as read_companions gives it. The directory appears whole or not at all.
     Raises FileExistsError when `out_dir` exists and is not empty, unless it is the caller's own, which this one is to `replace`.
     """
-    out_dir, source_dir = Path(out_dir), Path(source_dir)
+    out_dir = Path(out_dir)
     with _directory_appearing_whole(out_dir, replace) as building:
         _write_weights(building, weights, dtype, max_shard_bytes)
-        copy_companions(source_dir, building, dtype)
+        copy_companions(source, building, dtype)
 
 
-def copy_companions(source_dir: Path, out_dir: Path, dtype: torch.dtype | None) -> None:
-    """Copies all of a model directory but its weights, byte for byte; of config.json only `dtype` is changed when given."""
-    for name in companion_files(source_dir):
+def copy_companions(source: Path | Mapping[str, bytes], out_dir: Path, dtype: torch.dtype | None) -> None:
+    """Copies all of a model but its weights, byte for byte; of config.json only `dtype` is changed when given."""
+    companions = read_companions(source) if isinstance(source, Path) else source
+    for name, content in companions.items():
         (out_dir / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source_dir / name, out_dir / name)
-    _write_config(out_dir, source_dir, dtype)
+        (out_dir / name).write_bytes(content)
+    if dtype is not None:
+        _set_dtype(out_dir / CONFIG_FILE, str(dtype).removeprefix("torch."))
 
 
 @contextmanager
@@ -224,15 +227,12 @@ def _shards(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, ma
     yield pending
 
 
-def _write_config(out_dir: Path, source_dir: Path, dtype: torch.dtype | None) -> None:
-    source = source_dir / CONFIG_FILE
-    config = json.loads(source.read_text(encoding="utf-8"))
+def _set_dtype(path: Path, wanted: str) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
     field = "torch_dtype" if "torch_dtype" in config else "dtype"  # transformers 4 and 5
-    wanted = None if dtype is None else str(dtype).removeprefix("torch.")
-    if wanted is None or config.get(field) == wanted:
-        shutil.copyfile(source, out_dir / CONFIG_FILE)
-    else:
-        _write_json(out_dir / CONFIG_FILE, {**config, field: wanted})
+    if config.get(field) != wanted:
+        both = {name: wanted for name in ("dtype", "torch_dtype") if name in config}
+        _write_json(path, {**config, field: wanted, **both})
 
 
 def _write_json(path: Path, value: Any) -> None:

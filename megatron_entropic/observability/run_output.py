@@ -9,6 +9,7 @@ import torch
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller
 from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.directory import read_companions
 from megatron_entropic.hf.files import write_hf
 from megatron_entropic.observability.metrics import MetricsWriter, truncate_after
 from megatron_entropic.observability.progress import ProgressBar
@@ -36,6 +37,8 @@ class RunOutput:
         self.time = StepTimer()
         self._fence = Fence.of_this_run(cfg.run_dir)
         self._trackers = TrackerGroup([])
+        # Read now: when the run ends the base model may have moved.
+        self._companions = read_companions(cfg.model.hf_dir) if parallel.rank == 0 else {}
 
     def __enter__(self) -> "RunOutput":
         return self
@@ -91,7 +94,7 @@ class RunOutput:
         """
         if not self.cfg.trainer.export_hf:
             return
-        out, source = self.cfg.run_dir / "hf", self.cfg.model.hf_dir
+        out, source = self.cfg.run_dir / "hf", self._companions
         logger.info("writing the policy to %s", out)
         dtype = getattr(torch, self.cfg.model.dtype)
 

@@ -32,7 +32,7 @@ from megatron_entropic.policy.measure import reduce_control, reduce_sums, share_
 from megatron_entropic.policy.model import build_model
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.parallel import Parallel
-from megatron_entropic.policy.start import load_start_weights
+from megatron_entropic.policy.start import clear_weights, load_start_weights
 from megatron_entropic.policy.token_choice import CHOOSING_KINDS, choose_tokens
 from megatron_entropic.policy.update_stats import Totals, UpdateStats, measurement, update_stats
 from megatron_entropic.policy.weights import hf_weights
@@ -43,13 +43,19 @@ logger = logging.getLogger(__name__)
 class Policy:
     """The trained policy on this rank. All methods are collective over the world: call them on every rank together."""
 
-    def __init__(self, cfg: Config, parallel: Parallel) -> None:
-        """Reads `cfg.model.hf_path` into the layout of `parallel`. Raises CheckpointError or ValueError naming the file."""
+    def __init__(self, cfg: Config, parallel: Parallel, *, blank: bool = False) -> None:
+        """Reads `cfg.model.hf_path` into the layout of `parallel`. Raises CheckpointError or ValueError naming the file.
+
+        When `blank` all weights are 0 instead, for a checkpoint to be read into: the base model's are not needed, and may be gone.
+        """
         self.cfg = cfg
         self.parallel = parallel
         self.arch = Architecture.from_hf(cfg.model.hf_dir)
         self.model = build_model(self.arch, cfg, parallel)
-        load_start_weights(self.model, cfg.model.weights_path, parallel)
+        if blank:
+            clear_weights(self.model)
+        else:
+            load_start_weights(self.model, cfg.model.weights_path, parallel)
         meet(parallel, "every rank to read its weights")
         self.model_config = self.model.config
         ddp_config = DistributedDataParallelConfig(

@@ -33,12 +33,17 @@ def load_start_weights(model: PolicyModel, folder: Path, parallel: Parallel) -> 
         load_hf_weights(model, folder, parallel)
 
 
+def clear_weights(model: PolicyModel) -> None:
+    """Makes all parameters 0: another layout pads the vocabulary to other lengths, and what a checkpoint lacks stays."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+
+
 def _load_distributed(model: PolicyModel, folder: Path, parallel: Parallel) -> None:
     # What is wrong with the checkpoint is said by us, all at once and before Megatron unpickles its description.
     DistributedView(folder, model.arch).close()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()  # another layout pads the vocabulary to other lengths; what the checkpoint lacks stays
+    clear_weights(model)
     wanted = {name: entry for name, entry in model.sharded_state_dict().items() if not isinstance(entry, ShardedObject)}
     with warnings.catch_warnings(), patient_reading(parallel):
         warnings.simplefilter("ignore")  # Megatron warns of torch interfaces that it uses itself

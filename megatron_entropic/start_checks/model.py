@@ -8,12 +8,15 @@ from megatron_entropic.hf.layout import check_layout, check_serving
 from megatron_entropic.manifest import check as check_manifest
 
 
-def check_model(cfg: Config) -> Architecture:
-    """What `model.hf_path` is. Raises ValueError for a model that is broken, or cannot be laid out as the settings say."""
+def check_model(cfg: Config, *, weights: bool = True) -> Architecture:
+    """What `model.hf_path` is. Raises ValueError for a model that is broken, or cannot be laid out as the settings say.
+
+    `weights`: whether those are needed too.
+    """
     arch = Architecture.from_hf(cfg.model.hf_dir)
-    if cfg.model.is_distributed:
+    if cfg.model.is_distributed or not weights:
         check_companions(cfg.model.hf_dir, arch)
-        if problems := check_manifest(cfg.model.hf_path):
+        if weights and (problems := check_manifest(cfg.model.hf_path)):
             raise ConfigError("\n".join(f"{cfg.model.hf_path}: {problem}" for problem in problems))
     else:
         check_hf_dir(cfg.model.hf_dir, arch)
