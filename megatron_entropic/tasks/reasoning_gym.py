@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 from megatron_entropic.tasks.options import did_you_mean, refuse_unknown, text
+from megatron_entropic.tasks.reasoning_gym_verifiers import OWN_VERIFIERS, is_not_a_number
 from megatron_entropic.tasks.task import Problem
 
 _CHUNK = 1024
@@ -28,7 +29,11 @@ EXECUTES_ANSWERS = frozenset(
     | {"coin_flip"}  # Fraction(answer): "1e999999999" takes for ever
     | {"composite"}  # may hold any of these
 )
-"""Datasets whose verifier executes the answer as Python, or can be held up by a short one: refused, for a policy writes it."""
+"""Datasets whose verifier executes the answer as Python, or can be held up by a short one: refused without one of ours."""
+
+NOT_REPEATABLE = frozenset({"codeio", "isomorphic_strings", "list_functions", "ransom_note"})
+"""Datasets whose problems depend on more than their seed (Python's hash seed, a global generator): refused, for a resumed run and
+the verifier's process would have others."""
 
 _REFUSALS = (
     ArithmeticError,
@@ -67,13 +72,23 @@ class ReasoningGym:
         return Problem(prompt=prompt, data={"dataset": self._dataset, "index": index})
 
     def score(self, problem: Problem, response: str) -> float:
-        """The dataset's own score of the answer in `response`, clipped to [0, 1]; 0.0 for text its verifier chokes on."""
+        """The score of the answer in `response`, by the dataset's verifier or ours (OWN_VERIFIERS), clipped to [0, 1].
+
+        0.0 for text the verifier chokes on. Raises ValueError when this process makes another problem of the index than
+        `problem`: some datasets depend on more than their seed.
+        """
         answer = extract_answer(response)
         if len(answer) > _LONGEST_ANSWER:
             return 0.0
         index = int(problem.data["index"])
+        if self.problem(index).prompt != problem.prompt:
+            raise ValueError(f"reasoning_gym/{self._dataset}: problem {index} is another one in the verifier's process")
         entry = deepcopy(self._entry(index))  # verifiers get their own: nothing forbids them to change it
         verifier = self._chunk(index // _CHUNK)
+        if is_not_a_number(answer, entry):
+            return 0.0
+        if own := OWN_VERIFIERS.get(self._dataset):
+            return own(answer, entry, verifier.config)
         try:
             score = float(verifier.score_answer(answer, entry))
         except _REFUSALS:
@@ -110,8 +125,10 @@ def make_reasoning_gym(options: Mapping[str, Any], seed: int) -> ReasoningGym:
     dataset = text(options, "dataset", "chain_sum")
     if dataset not in DATASETS:
         raise ValueError(f"task.options.dataset={dataset!r}: reasoning-gym has no such dataset{did_you_mean(dataset, DATASETS)}")
-    if dataset in EXECUTES_ANSWERS:
+    if dataset in EXECUTES_ANSWERS - OWN_VERIFIERS.keys():
         raise ValueError(f"task.options.dataset={dataset!r}: refused, its verifier executes what the policy writes; choose another")
+    if dataset in NOT_REPEATABLE:
+        raise ValueError(f"task.options.dataset={dataset!r}: refused, its problems are not the same in every process; choose another")
     template = text(options, "prompt_template", "{question}\n")
     if "{question}" not in template:
         raise ValueError(f"task.options.prompt_template={template!r}: must contain {{question}}")
