@@ -128,12 +128,21 @@ def launcher_flags(given: dict[str, object]) -> list[str]:
     return flags
 
 
+def make_output_folder(words: Sequence[str]) -> None:
+    """Makes the folder of --output: SLURM does not, and a job whose output has no folder fails without a word."""
+    for word in words:
+        folder = Path(word.removeprefix("--output=")).parent
+        if word.startswith("--output=") and "%" not in str(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 def main() -> None:
     """Submits, or prints the command. The scripts find this checkout through ENTROPIC_ROOT."""
     words, dry_run = command()
     if dry_run:
         print(shlex.join(words))
         return
+    make_output_folder(words)
     environ = {**os.environ, "ENTROPIC_ROOT": os.environ.get("ENTROPIC_ROOT", str(HERE.parent))}
     sys.exit(subprocess.run(words, env=environ, check=False).returncode)
 

@@ -81,7 +81,8 @@ def _settings(model: Path, recipe: str | None, overrides: Sequence[str]) -> tupl
         )
     source = saved if trained else recipe
     hf_path = model / "hf" if trained else model
-    own = [override("model.hf_path", hf_path), override("run.dir", model if trained else Path("runs/evaluate"))]
+    logs = model / "evaluation" if trained else Path("runs/evaluate")  # not the run's own: it may still be running
+    own = [override("model.hf_path", hf_path), override("run.dir", logs)]
     cfg = load_config(source, [*overrides, *own])
     if cfg.model.is_distributed:
         raise ConfigError(

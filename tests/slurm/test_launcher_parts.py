@@ -14,7 +14,7 @@ from slurm.launch import parser
 from slurm.logs import merged
 from slurm.split import Description, split_nodes
 from slurm.steps import StepRequest, srun_command
-from slurm.submit import command
+from slurm.submit import command, make_output_folder
 from slurm.verdict import Limits, judge_all_reduce, judge_facts
 from tests.command_line import ROOT
 
@@ -154,6 +154,13 @@ def test_submit_builds_the_sbatch_line() -> None:
     assert words[script + 1 :] == ["quickstart", "trainer.steps=5", "--ranks-per-node=4"]
     words, _ = command(["train", "r", "--nodes=2", "--fleet-nodes=1", "--fleet-constraint=l40s"])
     assert words == ["sbatch", "--nodes=2", ":", "--constraint=l40s", "--nodes=1", str(ROOT / "slurm" / "train_het.sbatch"), "r"]
+
+
+def test_submit_makes_the_folder_of_the_output(tmp_path: Path) -> None:
+    words, _ = command(["train", "r", f"--output={tmp_path}/logs/%j.out"])
+    make_output_folder(words)
+    make_output_folder([f"--output={tmp_path}/%j/out"])
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 def test_every_option_has_its_line_of_help() -> None:
