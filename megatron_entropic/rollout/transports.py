@@ -14,6 +14,7 @@ from megatron_entropic.rollout.buckets import BUCKET_BYTES, Bucket, pack
 from megatron_entropic.rollout.gloo import WeightGroup, host_store
 from megatron_entropic.rollout.server_client import ServerClient
 from megatron_entropic.rollout.weight_sync import Call, Transport
+from megatron_entropic.system.rendezvous import reserve
 
 
 def make_transport(tensor: int) -> Transport:
@@ -88,22 +89,21 @@ class NCCLTransport:
 
     def connect(self, servers: Sequence[ServerClient], timeout_s: float) -> dict[str, Call]:
         here = address_toward(servers[0].host)
-        with socket.socket() as probe:
-            probe.bind((here, 0))
-            port = probe.getsockname()[1]
-        rendezvous = {"master_address": here, "master_port": port, "world_size": 1 + self.tensor * len(servers)}
-        calls: dict[str, Call] = {"trainer": functools.partial(self._join, rendezvous)}
+        reserved = reserve(here)
+        rendezvous = {"master_address": here, "master_port": reserved.getsockname()[1], "world_size": 1 + self.tensor * len(servers)}
+        calls: dict[str, Call] = {"trainer": functools.partial(self._join, rendezvous, reserved)}
         for position, server in enumerate(servers):
             packing = {"packed": True, "packed_buffer_size_bytes": self._ONE_CHUNK, "packed_num_buffers": 1}
             info = rendezvous | packing | {"rank_offset": 1 + position * self.tensor}
             calls[server.name] = functools.partial(_init_worker_side, server, info, timeout_s)
         return calls
 
-    def _join(self, rendezvous: dict[str, Any]) -> None:
+    def _join(self, rendezvous: dict[str, Any], reserved: socket.socket) -> None:
         from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
         torch.cuda.set_device(self._device)  # a thread starts on device 0
-        self._group = trainer_init(rendezvous)
+        with reserved:
+            self._group = trainer_init(rendezvous)
 
     def broadcast(self, bucket: Bucket) -> dict[str, Call]:
         on_device = [(name, tensor.to(f"cuda:{self._device}", non_blocking=True)) for name, tensor in bucket]

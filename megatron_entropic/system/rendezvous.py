@@ -38,6 +38,14 @@ def listen(host: str, port: int = 0) -> socket.socket:
     return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
 
 
+def reserve(host: str) -> socket.socket:
+    """A socket that keeps a free port of `host` for a library of this process that binds it by itself, as a server (SO_REUSEADDR)."""
+    reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind((host, 0))
+    return reserved
+
+
 def open_store(rank: int, world_size: int, timeout_s: float, folder: Path | None = None) -> Any:
     """The torch Store at which the ranks meet; None where torch.distributed finds it by itself (torchrun).
 

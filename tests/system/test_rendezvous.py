@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_entropic.system.rendezvous import LISTENER_VARIABLE, listen
+from megatron_entropic.system.rendezvous import LISTENER_VARIABLE, listen, reserve
 from tests.command_line import ROOT
 
 RANK = """
@@ -101,3 +101,13 @@ def test_an_inherited_socket_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     assert open_store(0, 2, 5.0).port == port
+
+
+def test_a_reserved_port_is_for_who_knows_of_it() -> None:
+    """A server that is told the port can listen on it; a client's connection, or a program that wants any port, does not get it."""
+    with reserve("127.0.0.1") as reserved, socket.socket() as unaware:
+        address = reserved.getsockname()
+        with pytest.raises(OSError, match="in use"):
+            unaware.bind(address)
+        with socket.create_server(address), socket.create_connection(address):
+            pass
