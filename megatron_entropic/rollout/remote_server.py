@@ -22,6 +22,7 @@ from megatron_entropic.system.folder_lock import LEASE_S, FolderLock, silence_s
 from megatron_entropic.system.process_identity import ProcessIdentity
 from megatron_entropic.whole_file import write_whole
 
+ENDED_LATELY_S = 600.0
 FLEET_VARIABLE = "MEGATRON_ENTROPIC_FLEET_DIR"
 
 
@@ -93,9 +94,9 @@ def still_there(folder: Path, server: ServerClient) -> None:
 
 
 def withdraw(folder: Path, server: ServerClient) -> None:
-    """Removes the announcement of `server`, if it still is this one's."""
+    """Removes the announcement of `server`, if it still is this one's. That of one that ended by itself stays, to be named."""
     path = _announcement(folder, server.index)
-    if path.exists() and _read(folder, server.index)["key"] == server.key:
+    if path.exists() and not _end(folder, server.index).exists() and _read(folder, server.index)["key"] == server.key:
         path.unlink(missing_ok=True)
 
 
@@ -120,7 +121,13 @@ def find_servers(folder: Path, count: int, timeout_s: float) -> Sequence[RemoteS
 
 
 def _is_announced(folder: Path, index: int) -> bool:
-    return _announcement(folder, index).exists() and not _stale(folder, index)
+    return _announcement(folder, index).exists() and (_ended_lately(folder, index) or not _stale(folder, index))
+
+
+def _ended_lately(folder: Path, index: int) -> bool:
+    """Whether the server ended by itself a short while ago: then its trainer is to say so, not to wait for another."""
+    path = _end(folder, index)
+    return path.exists() and silence_s(path, _probe(folder)) < ENDED_LATELY_S
 
 
 def _stale(folder: Path, index: int) -> str:

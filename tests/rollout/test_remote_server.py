@@ -10,6 +10,7 @@ import pytest
 
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.rollout.remote_server import (
+    ENDED_LATELY_S,
     RemoteServer,
     announce,
     announce_end,
@@ -124,3 +125,18 @@ def test_an_announcement_names_the_process_that_wrote_it(tmp_path: Path) -> None
     found = ProcessIdentity.from_fields(json.loads((tmp_path / "server-0.json").read_text()))
     assert found.is_alive()
     assert found.pid == os.getpid()
+
+
+def test_a_server_that_ended_before_the_trainer_looked_is_named_for_a_while(tmp_path: Path) -> None:
+    server = owned(0, tmp_path)
+    announce(tmp_path, server, pid=77)
+    announce_end(tmp_path, server, -9)
+    withdraw(tmp_path, server)
+    process = subprocess.Popen(["true"])
+    process.wait()
+    of_another(tmp_path, 0, pid=process.pid)
+    assert find_servers(tmp_path, 1, timeout_s=0.1)[0].exit_code() == -9
+    long_ago = (tmp_path / "server-0.exit").stat().st_mtime - ENDED_LATELY_S - 5
+    os.utime(tmp_path / "server-0.exit", (long_ago, long_ago))
+    with pytest.raises(RolloutError, match="were not announced"):
+        find_servers(tmp_path, 1, timeout_s=0.1)

@@ -1,14 +1,17 @@
 """Jobs that end early, sweeps, conversions, submission."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from megatron_entropic.observability.metrics import read_metrics
+from tests.command_line import ROOT
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import job, lines_of
+from tests.slurm.jobs import Job, job, lines_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 SERVED = ("quickstart", "parallel.tensor=1", "--ranks-per-node=1", "rollout.servers=1", "--preflight=off", "batch.prompts_per_step=8")
@@ -114,3 +117,27 @@ def test_a_start_that_saved_nothing_is_not_requeued(idle: Cluster, tmp_path: Pat
     assert "not requeued: no step was trained and saved before the signal" in submitted.output
     assert submitted.restarts == 0
     assert submitted.state == "FAILED"
+
+
+TWO_STEPS = """#!/bin/bash
+cd {root}
+for k in 1 2; do
+    srun --overlap -n 2 {python} -m megatron_entropic.cli train quickstart {settings} run.dir={folder}/step$k > {folder}/step$k.out 2>&1 &
+done
+wait
+"""
+
+
+@pytest.mark.distributed
+def test_two_steps_of_one_job_train_at_one_time(idle: Cluster, tmp_path: Path) -> None:
+    """Under plain srun, of a script of the user's own; nobody tells them where to meet."""
+    settings = "rollout.engine=local trainer.steps=1 trainer.export_hf=false batch.prompts_per_step=4 parallel.timeout_s=120"
+    script = tmp_path / "two.sh"
+    script.write_text(TWO_STEPS.format(root=ROOT, python=sys.executable, settings=settings, folder=tmp_path))
+    command = ["sbatch", "--parsable", "--nodes=1", "--ntasks=2", f"--output={tmp_path}/job-%j.out", str(script)]
+    job_id = subprocess.run(
+        command, env={**idle.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    Job(idle, job_id, tmp_path).wait(180)
+    for step in (1, 2):
+        assert lines_of(tmp_path / f"step{step}" / "metrics.jsonl") == 1, (tmp_path / f"step{step}.out").read_text()
