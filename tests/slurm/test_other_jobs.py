@@ -119,10 +119,11 @@ def test_a_start_that_saved_nothing_is_not_requeued(idle: Cluster, tmp_path: Pat
     assert submitted.state == "FAILED"
 
 
-TWO_STEPS = """#!/bin/bash
+TWO_STEPS = r"""#!/bin/bash
 cd {root}
 for k in 1 2; do
-    srun --overlap -n 2 {python} -m megatron_entropic.cli train quickstart {settings} run.dir={folder}/step$k > {folder}/step$k.out 2>&1 &
+    srun --overlap -n 2 {python} -m megatron_entropic.cli train quickstart {settings} run.dir={folder}/step$k \
+        > {folder}/step$k.out 2>&1 &
 done
 wait
 """
@@ -135,9 +136,8 @@ def test_two_steps_of_one_job_train_at_one_time(idle: Cluster, tmp_path: Path) -
     script = tmp_path / "two.sh"
     script.write_text(TWO_STEPS.format(root=ROOT, python=sys.executable, settings=settings, folder=tmp_path))
     command = ["sbatch", "--parsable", "--nodes=1", "--ntasks=2", f"--output={tmp_path}/job-%j.out", str(script)]
-    job_id = subprocess.run(
-        command, env={**idle.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    environ = {**idle.environ, "OMP_NUM_THREADS": "1"}
+    job_id = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout.strip()
     Job(idle, job_id, tmp_path).wait(180)
     for step in (1, 2):
         assert lines_of(tmp_path / f"step{step}" / "metrics.jsonl") == 1, (tmp_path / f"step{step}.out").read_text()
