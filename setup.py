@@ -15,6 +15,7 @@ CORE = [
     "pyyaml",
     "httpx",
     "zstandard",
+    "msgspec",
     "tqdm",
     "jinja2",
     "matplotlib",

@@ -38,14 +38,14 @@ COLOURS = {EXACT: "#0072b2", SURPRISAL: "#e69f00", SAMPLED: "#d55e00", PADS: "#0
 
 def response_logits(model: torch.nn.Module, rollouts: list[Rollout]) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits_RV, targets_R) of all response tokens."""
-    sequences = [torch.tensor([*rollout.prompt_ids, *rollout.response_ids]) for rollout in rollouts]
+    sequences = [torch.tensor([*rollout.prompt_ids.tolist(), *rollout.response_ids.tolist()]) for rollout in rollouts]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     logits_NTV = model(ids).logits
     rows = [
         logits_NTV[n, len(rollout.prompt_ids) - 1 : len(rollout.prompt_ids) + len(rollout.response_ids) - 1]
         for n, rollout in enumerate(rollouts)
     ]
-    return torch.cat(rows), torch.cat([torch.tensor(rollout.response_ids) for rollout in rollouts])
+    return torch.cat(rows), torch.cat([torch.tensor(rollout.response_ids.tolist()) for rollout in rollouts])
 
 
 @torch.no_grad()

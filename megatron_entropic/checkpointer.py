@@ -7,7 +7,7 @@ and under which names the trackers know the run. How one is found and read again
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +48,20 @@ class _Saving:
 class Checkpointer:
     """Saves and restores a run under run_dir/checkpoints. All methods are collective over the world."""
 
-    def __init__(self, cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allow_change: bool = False) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        parallel: Parallel,
+        *,
+        allow_fallback: bool = False,
+        allow_change: bool = False,
+        recorded: Callable[[], None] = lambda: None,
+    ) -> None:
         self.cfg = cfg
         self.parallel = parallel
         self.allow_fallback = allow_fallback
         self.allow_change = allow_change
+        self._recorded = recorded
         self.store = CheckpointStore(cfg.run_dir / "checkpoints", Fence.of_this_run(cfg.run_dir))
         self.trackers: dict[str, str] = {}
         """What names the run at each tracker; filled by whoever opens them, saved with every checkpoint."""
@@ -173,6 +182,7 @@ class Checkpointer:
         if failed := [f"rank {written.rank}: {written.error}" for written in ranks if written.error]:
             self.store.discard(saving.partial)
             raise PolicyCheckpointError("the checkpoint cannot be written; those before it hold: " + "; ".join(failed))
+        self._recorded()
         final = self.store.publish(saving.partial, saving.writer.finish(ranks), self.cfg.checkpoint.keep)
         slowest_s = max(written.seconds for written in ranks)
         logger.info("checkpoint %s (copied in %.2f s, written in %.2f s)", final, saving.held_up_s, slowest_s)

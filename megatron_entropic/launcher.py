@@ -100,7 +100,7 @@ def launch_ranks(
 
 def _exit_code(failed: int, code: int, log_dir: Path) -> int:
     """The run's exit code for that of its failed rank, whose end is shown."""
-    if failed and code != EXIT_FOLLOWED:
+    if failed:
         log = log_dir / f"rank-{failed}.out"
         logger.error("rank %d failed with exit code %d; the end of %s:\n%s", failed, code, log, _tail(log))
     elif code < 0:
@@ -187,17 +187,23 @@ def _send(ranks: Iterable[subprocess.Popen[bytes]], signum: signal.Signals) -> N
 
 
 def _wait_for_first_failure(ranks: list[subprocess.Popen[bytes]], signals: _Signals) -> int | None:
-    """Index of the first rank that ended with an error, or None once all ended well."""
+    """Index of a rank that ended with an error of its own, or None once all ended well.
+
+    Ranks that merely followed may be seen first: the one that knows the reason is about to say it. When none does within GRACE_S,
+    the first that followed.
+    """
+    followed_at: float | None = None
     while True:
         signals.check()
         codes = [process.poll() for process in ranks]
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_STOPPED)]
+        causes = [rank for rank in failed if codes[rank] != EXIT_FOLLOWED]
+        if causes:
+            return causes[0]
         if failed:
-            # A rank that merely followed rank 0 may be seen first; rank 0 knows the reason and is about to say it.
-            if codes[failed[0]] == EXIT_FOLLOWED:
-                ranks[0].wait(GRACE_S)
-                return 0
-            return failed[0]
+            followed_at = followed_at or time.monotonic()
+            if time.monotonic() - followed_at > GRACE_S or None not in codes:
+                return failed[0]
         if None not in codes:
             return None
         time.sleep(0.05)

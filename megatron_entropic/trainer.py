@@ -12,6 +12,7 @@ from megatron_entropic.distributed.rank_zero import RankZeroError
 from megatron_entropic.observability.run_output import RunOutput
 from megatron_entropic.observability.target_file import TargetFile
 from megatron_entropic.policy.batching import Batch, Sample
+from megatron_entropic.policy.dealing import deal
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.update_stats import UpdateStats, gap_of
@@ -28,7 +29,7 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
     saved, when a signal asked for it.
     """
     with RolloutSource(cfg, parallel) as source, RunOutput(cfg, parallel) as output:
-        checkpointer = Checkpointer(cfg, parallel, allow_fallback=allow_fallback, allow_change=allow_change)
+        checkpointer = Checkpointer(cfg, parallel, allow_fallback=allow_fallback, allow_change=allow_change, recorded=source.recorded)
         policy = Policy(cfg, parallel, blank=checkpointer.find())
         controller = make_controller(cfg)
         first_step = checkpointer.restore(policy, controller)
@@ -39,7 +40,7 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
             with output.time("rollout"), checkpointer.saving_if_stopped(step, policy, controller):
                 rollouts, rewards = source.collect(step)
             with output.time("update"):
-                batch = make_batch(cfg, rollouts, rewards)
+                batch = deal(cfg, parallel, make_samples(cfg, rollouts, rewards))
                 updates = list(update_policy(cfg, policy, controller, batch, target_file.poll(controller)))
             with output.time("sync"):
                 source.sync_weights(policy, version=step + 1)
@@ -63,19 +64,18 @@ def check_sampler(cfg: Config, parallel: Parallel, step: int, updates: Sequence[
         raise RolloutError(message) if parallel.rank == 0 else RankZeroError(message)
 
 
-def make_batch(cfg: Config, rollouts: Sequence[Rollout], rewards: Sequence[float]) -> Batch:
+def make_samples(cfg: Config, rollouts: Sequence[Rollout], rewards: Sequence[float]) -> list[Sample]:
     """Rollouts with their group-relative advantages, in the order they came (by prompt, then sample)."""
-    rewards_PS = torch.tensor(rewards, dtype=torch.float32).view(-1, cfg.batch.samples_per_prompt)
+    samples = cfg.batch.samples_per_prompt
+    rewards_PS = torch.tensor(rewards, dtype=torch.float32).view(len(rewards) // samples, samples)
     if cfg.algorithm.advantage == "rloo":
         advantages_PS = leave_one_out_advantages(rewards_PS)
     else:
         advantages_PS = group_advantages(rewards_PS, normalize_std=cfg.algorithm.advantage == "grpo")
-    return Batch(
-        [
-            Sample(rollout.prompt_ids, rollout.response_ids, rollout.log_probs, advantage)
-            for rollout, advantage in zip(rollouts, advantages_PS.flatten().tolist(), strict=True)
-        ]
-    )
+    return [
+        Sample(rollout.prompt_ids, rollout.response_ids, rollout.log_probs, advantage)
+        for rollout, advantage in zip(rollouts, advantages_PS.flatten().tolist(), strict=True)
+    ]
 
 
 def update_policy(

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
+from megatron_entropic.distributed.collective_errors import peer_is_gone, peer_is_late
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.settings_difference import ALLOW_CHANGE
 from megatron_entropic.stop_signal import EXIT_STOPPED, StopRequested, handle_stop_signals
@@ -66,8 +67,22 @@ def run_rank(cfg: Config, flags: Sequence[str] = ()) -> int:
         logging.getLogger(__name__).debug("where the error below comes from", exc_info=True)
         logging.error("error: %s", error)
         return EXIT_FAILED
+    except RuntimeError as error:
+        return _after_collective(error, cfg.parallel.timeout_s)
     shutdown()
     return 0
+
+
+def _after_collective(error: RuntimeError, timeout_s: float) -> int:
+    """The exit code of a rank whose collective failed, with one line about it. Raises what is no such error."""
+    if not (peer_is_gone(error) or peer_is_late(error)):
+        raise error
+    logging.getLogger(__name__).debug("where the collective was called:", exc_info=error)
+    if peer_is_gone(error):
+        logging.warning("stopped with another rank, which ended during a collective")
+        return EXIT_FOLLOWED
+    logging.error("error: another rank did not come to a collective within parallel.timeout_s=%g s: it is hung, or lost", timeout_s)
+    return EXIT_FAILED
 
 
 def _log_to(path: Path, rank: int) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from megatron_entropic.config import Config
 from megatron_entropic.evaluation.problems import ChosenProblems, choose_problems
 from megatron_entropic.evaluation.progress import Counter
@@ -84,7 +86,7 @@ def evaluate(cfg: Config, prompts: int | None = None, trained: Config | None = N
         avg=avg_at_k(rewards_PS),
         pass_at={k: pass_at_k(rewards_PS, k) for k in _powers_of_two(samples)},
         distinct=distinct_share(texts_PS, rewards_PS),
-        surprisal=-sum(sum(rollout.log_probs) for rollout in rollouts) / tokens,
+        surprisal=-sum(float(rollout.log_probs.sum(dtype=np.float64)) for rollout in rollouts) / tokens,
         length=tokens / len(rollouts),
         truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
         seen=chosen.seen,

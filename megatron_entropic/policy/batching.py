@@ -1,7 +1,7 @@
 """From samples to packed micro-batches: which rank trains what, and the tensors of one forward pass.
 
-Every rank holds the whole batch as plain numbers and plans it by the same deterministic rule, so counts are global
-without a collective and no rank needs to be told its share.
+Every rank knows the lengths and advantages of the whole batch and plans it by the same deterministic rule, so counts are global
+without a collective. The tokens of a sample are where it is trained on (dealing.py).
 
 Shapes: T packed positions of a micro-batch, S sequences in it, N response tokens of the whole batch.
 """
@@ -10,19 +10,26 @@ import heapq
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One rollout as the loss sees it. `sampler_log_probs[i]` belongs to `response_ids[i]`."""
+    """One rollout as the loss sees it: int32 ids and float32 log-probs. `sampler_log_probs[i]` belongs to `response_ids[i]`."""
 
-    prompt_ids: Sequence[int]
-    response_ids: Sequence[int]
-    sampler_log_probs: Sequence[float]
+    prompt_ids: Sequence[int] | npt.NDArray[np.int32]
+    response_ids: Sequence[int] | npt.NDArray[np.int32]
+    sampler_log_probs: Sequence[float] | npt.NDArray[np.float32]
     advantage: float
+
+    @property
+    def response_length(self) -> int:
+        return len(self.response_ids)
 
     @property
     def length(self) -> int:
@@ -30,16 +37,36 @@ class Sample:
         return len(self.prompt_ids) + len(self.response_ids) - 1
 
 
+@dataclass(frozen=True)
+class SampleElsewhere:
+    """A sample of the batch that other ranks train on. Lengths in tokens."""
+
+    prompt_length: int
+    response_length: int
+    advantage: float
+
+    @property
+    def length(self) -> int:
+        """As Sample.length."""
+        return self.prompt_length + self.response_length - 1
+
+
+def held(sample: Sample | SampleElsewhere) -> Sample:
+    """The sample, whose tokens this rank must have."""
+    assert isinstance(sample, Sample), "the plan of a batch asks for a sample that was dealt to other ranks"
+    return sample
+
+
 @dataclass
 class Batch:
-    """All samples of one step, the same on every rank.
+    """All samples of one step, with the same lengths and advantages on every rank.
 
     `old_log_probs_N` (set by Policy.prepare when there are several updates per step, or stale rollouts) holds the log-probs of all
     response tokens, sample after sample, under the policy before the first update; `old_version` counts the updates it had.
     `selected_N` (bool, set by Policy.update for one mini-batch): the tokens that Clip-Cov or KL-Cov act on.
     """
 
-    samples: list[Sample]
+    samples: Sequence[Sample | SampleElsewhere]
     old_log_probs_N: Tensor | None = None
     old_version: int | None = None
     selected_N: Tensor | None = None
@@ -47,15 +74,15 @@ class Batch:
 
     def __post_init__(self) -> None:
         for index, sample in enumerate(self.samples):
-            if not sample.prompt_ids or not sample.response_ids:
+            if not sample.response_length or sample.length < sample.response_length:
                 raise ValueError(f"sample {index} has an empty prompt or response; both need at least one token")
-            if len(sample.response_ids) != len(sample.sampler_log_probs):
+            if isinstance(sample, Sample) and len(sample.response_ids) != len(sample.sampler_log_probs):
                 raise ValueError(
                     f"sample {index} has {len(sample.response_ids)} response tokens but {len(sample.sampler_log_probs)} log-probs"
                 )
         self.offsets = [0]
         for sample in self.samples:
-            self.offsets.append(self.offsets[-1] + len(sample.response_ids))
+            self.offsets.append(self.offsets[-1] + sample.response_length)
 
     @property
     def response_tokens(self) -> int:
@@ -136,48 +163,56 @@ def build_micro_batch(batch: Batch, indices: Sequence[int], *, device: torch.dev
 
     An empty `indices` gives a micro-batch of padding only (its loss and token count are 0).
     """
-    tokens: list[int] = []
-    positions: list[int] = []
-    targets: list[int] = []
-    response_index: list[int] = []
-    advantages: list[float] = []
-    sampler: list[float] = []
-    borders = [0]
-    for index in indices:
-        sample = batch.samples[index]
-        ids = [*sample.prompt_ids, *sample.response_ids]
-        before, response = len(sample.prompt_ids) - 1, len(sample.response_ids)
-        tokens += ids[:-1]
-        targets += ids[1:]
-        positions += range(sample.length)
-        response_index += [-1] * before + list(range(batch.offsets[index], batch.offsets[index + 1]))
-        advantages += [0.0] * before + [sample.advantage] * response
-        sampler += [0.0] * before + list(sample.sampler_log_probs)
-        borders.append(borders[-1] + sample.length)
-    padding = -len(tokens) % pad_multiple if tokens else pad_multiple
+    samples = [held(batch.samples[index]) for index in indices]
+    used = sum(sample.length for sample in samples)
+    padding = -used % pad_multiple if used else pad_multiple
+    borders = list(itertools.accumulate([sample.length for sample in samples] + [padding] * bool(padding), initial=0))
+    columns = _Columns(borders[-1])
+    for index, sample, start in zip(indices, samples, borders, strict=False):
+        columns.fill(start, sample, batch.offsets[index])
     if padding:
-        for column in (tokens, targets):
-            column += [0] * padding
-        positions += range(padding)
-        response_index += [-1] * padding
-        for values in (advantages, sampler):
-            values += [0.0] * padding
-        borders.append(borders[-1] + padding)
-    response_index_T = torch.tensor(response_index, dtype=torch.int64, device=device)
+        columns.positions[used:] = np.arange(padding)
+
+    def moved(array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    response_index_T = moved(columns.response_index)
     mask_T = response_index_T >= 0
     return MicroBatch(
-        tokens_1T=torch.tensor([tokens], dtype=torch.int64, device=device),
-        positions_1T=torch.tensor([positions], dtype=torch.int64, device=device),
-        targets_T=torch.tensor(targets, dtype=torch.int64, device=device),
+        tokens_1T=moved(columns.tokens)[None],
+        positions_1T=moved(columns.positions)[None],
+        targets_T=moved(columns.targets),
         mask_T=mask_T,
         cu_seqlens=torch.tensor(borders, dtype=torch.int32, device=device),
         max_seqlen=max(stop - start for start, stop in itertools.pairwise(borders)),
-        advantages_T=torch.tensor(advantages, dtype=torch.float32, device=device),
-        sampler_log_probs_T=torch.tensor(sampler, dtype=torch.float32, device=device),
+        advantages_T=moved(columns.advantages),
+        sampler_log_probs_T=moved(columns.sampler),
         old_log_probs_T=_gather(batch.old_log_probs_N, response_index_T, mask_T),
         selected_T=_gather(batch.selected_N, response_index_T, mask_T),
         response_index_T=response_index_T,
     )
+
+
+class _Columns:
+    """The values of a micro-batch's T positions while it is packed: those of padding outside the mask, except positions."""
+
+    def __init__(self, length: int) -> None:
+        self.tokens, self.positions, self.targets = (np.zeros(length, dtype=np.int64) for _ in range(3))
+        self.response_index = np.full(length, -1, dtype=np.int64)
+        self.advantages, self.sampler = (np.zeros(length, dtype=np.float32) for _ in range(2))
+
+    def fill(self, start: int, sample: Sample, offset: int) -> None:
+        """Writes a sample to the positions from `start` on; its response begins at `offset` of the batch's response tokens."""
+        prompt, stop = len(sample.prompt_ids), start + sample.length
+        first = start + prompt - 1  # where the first response token is the target
+        self.tokens[start : start + prompt] = sample.prompt_ids
+        self.tokens[start + prompt : stop] = sample.response_ids[:-1]
+        self.targets[start:first] = sample.prompt_ids[1:]
+        self.targets[first:stop] = sample.response_ids
+        self.positions[start:stop] = np.arange(sample.length)
+        self.response_index[first:stop] = np.arange(offset, offset + sample.response_length)
+        self.advantages[first:stop] = sample.advantage
+        self.sampler[first:stop] = sample.sampler_log_probs
 
 
 def _gather(values_N: Tensor | None, response_index_T: Tensor, mask_T: Tensor) -> Tensor | None:

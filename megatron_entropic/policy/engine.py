@@ -5,7 +5,7 @@ Shapes: T packed positions of a micro-batch, H hidden size, N response tokens of
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -174,7 +174,7 @@ class Policy:
 
         Returns the globally reduced CONTROL_SUMS, SUMS and MAXIMA, and rank 0's `requested_target`.
         """
-        micro_batches = self._micro_batches(batch)
+        count, micro_batches = self._micro_batches(batch)
 
         def forward_step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
             micro_batch = next(iterator)
@@ -189,9 +189,9 @@ class Policy:
         with torch.set_grad_enabled(not forward_only):
             reported = get_forward_backward_func()(
                 forward_step_func=forward_step,
-                data_iterator=iter(micro_batches),
+                data_iterator=micro_batches,
                 model=[self.ddp],
-                num_microbatches=len(micro_batches),
+                num_microbatches=count,
                 seq_length=self.cfg.batch.max_tokens_per_micro_batch,
                 micro_batch_size=1,
                 forward_only=forward_only,
@@ -237,17 +237,17 @@ class Policy:
         clamped = None if stats.clamped_entropy is None else stats.clamped_entropy[:, 0]
         return TokenStatistics(stats.log_prob[:, 0], stats.entropy[:, 0], clamped)
 
-    def _micro_batches(self, batch: Batch) -> Sequence[MicroBatch]:
+    def _micro_batches(self, batch: Batch) -> tuple[int, Iterator[MicroBatch]]:
+        """How many micro-batches this rank has, and each, packed when it is asked for."""
         plan = plan_micro_batches(
             [sample.length for sample in batch.samples],
             data_parallel=self.parallel.dp_size,
             max_tokens=self.cfg.batch.max_tokens_per_micro_batch,
         )
         pad_multiple = self.parallel.tp_size if self.cfg.parallel.sequence else 1
-        return [
-            build_micro_batch(batch, indices, device=self.parallel.device, pad_multiple=pad_multiple)
-            for indices in plan[self.parallel.dp_rank]
-        ]
+        shares = plan[self.parallel.dp_rank]
+        device = self.parallel.device
+        return len(shares), (build_micro_batch(batch, indices, device=device, pad_multiple=pad_multiple) for indices in shares)
 
     # -- weights --------------------------------------------------------------------------------------------------
 

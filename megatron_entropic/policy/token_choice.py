@@ -5,12 +5,13 @@ Shapes: N response tokens of the mini-batch.
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_entropic.algorithms import clip_cov_selection, kl_cov_selection, ratio_clipped
 from megatron_entropic.config import Config
-from megatron_entropic.policy.batching import Batch
+from megatron_entropic.policy.batching import Batch, held
 from megatron_entropic.policy.loss import clip_range, old_log_probs
 
 CHOOSING_KINDS = ("clip_cov", "kl_cov")
@@ -21,16 +22,21 @@ def choose_tokens(cfg: Config, batch: Batch, current_N: Tensor, update: int) -> 
     """The tokens that `control.kind` acts on in one update: [tokens] bool, the same on every rank that holds the same numbers.
 
     Args:
-        batch: the whole mini-batch; without `old_log_probs_N` the ratios to the policy before the step are 1.
+        batch: the whole mini-batch, every sample of it held here for Clip-Cov. Without `old_log_probs_N` the ratios to the policy
+            before the step are 1.
         current_N: log-probs under the policy about to be updated, [tokens] float32, the same bits on every rank.
         update: number of updates so far; with trainer.seed it determines the draw of Clip-Cov.
     """
     control, device = cfg.control, current_N.device
-    advantage_N = torch.tensor([sample.advantage for sample in batch.samples for _ in sample.response_ids], device=device)
+    advantage_N = torch.repeat_interleave(
+        torch.tensor([sample.advantage for sample in batch.samples]), torch.tensor([sample.response_length for sample in batch.samples])
+    ).to(device)
     if control.kind == "kl_cov":
         return kl_cov_selection(current_N, advantage_N, share=control.cov_share)
     before_N = current_N if batch.old_log_probs_N is None else batch.old_log_probs_N.to(device)
-    sampler_N = torch.tensor([value for sample in batch.samples for value in sample.sampler_log_probs], device=device)
+    sampler_N = torch.from_numpy(
+        np.concatenate([np.asarray(held(sample).sampler_log_probs, dtype=np.float32) for sample in batch.samples])
+    ).to(device)
     ratio_N = (current_N - old_log_probs(cfg, before_N, sampler_N)).exp()
     return clip_cov_selection(
         current_N,

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.remote_server import find_servers, fleet_folder, trainer_lock
@@ -12,10 +14,13 @@ from megatron_entropic.rollout.sampling import Sampled, SamplingRequest, sample
 from megatron_entropic.rollout.server import VLLMServer, open_listeners
 from megatron_entropic.rollout.server_client import ServerClient
 from megatron_entropic.rollout.transports import make_transport
-from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import Finished, IntArray, NamedWeights, Prompt, Rollout, RolloutError
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.rollout.weight_sync import WeightSync, call_together
 from megatron_entropic.system.folder_lock import FolderLock
+
+_LATEST_S = 10.0
+"""A thread that waits for a server ends by itself within so much more than its limit."""
 
 
 class VLLMFleet:
@@ -77,6 +82,7 @@ class VLLMFleet:
         Raises RolloutError naming the server that died, was too slow or did not connect, and FolderOwnedError naming the trainer
         that uses announced servers already; this fleet's servers are ended then.
         """
+        deadline = time.monotonic() + self.cfg.startup_timeout_s
         try:
             if self.folder is not None:
                 self._claim = trainer_lock(self.folder)
@@ -84,7 +90,7 @@ class VLLMFleet:
                 self.servers = list(find_servers(self.folder, self.cfg.servers, self.cfg.startup_timeout_s))
             elif not self.servers:
                 self.launch()
-            self._wait_ready()
+            self._wait_ready(deadline)
             self._vocabulary = Vocabulary(load_tokenizer(self.model_dir))
             self._sync = WeightSync(self.servers, make_transport(self.cfg.tensor), self.cfg.sync_timeout_s)
             self._sync.connect()
@@ -94,10 +100,13 @@ class VLLMFleet:
             self.close()
             raise
 
-    def _wait_ready(self) -> None:
-        timeout_s = self.cfg.startup_timeout_s
+    def _wait_ready(self, deadline: float) -> None:
+        timeout_s = max(deadline - time.monotonic(), 1.0)
         waits = {server.name: _wait(server, timeout_s) for server in self.servers}
-        call_together(waits, time.monotonic() + timeout_s + 60.0)
+        late = call_together(waits, time.monotonic() + timeout_s + _LATEST_S)
+        if isinstance(late, list):
+            named = ", ".join(str(server) for server in self.servers if server.name in late)
+            raise RolloutError(f"not ready after {timeout_s:g} s (rollout.startup_timeout_s): {named}")
 
     def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
@@ -114,7 +123,8 @@ class VLLMFleet:
         )
 
         def accept(prompt: Prompt, server: ServerClient, samples: Sequence[Sampled]) -> list[Rollout]:
-            rollouts = [self._rollout(prompt, index, server, sampled) for index, sampled in enumerate(samples)]
+            prompt_ids = np.array(prompt.token_ids, dtype=np.int32)
+            rollouts = [self._rollout(prompt, prompt_ids, index, server, sampled) for index, sampled in enumerate(samples)]
             if finished is not None:
                 finished(rollouts)
             return rollouts
@@ -129,11 +139,11 @@ class VLLMFleet:
                 f"rollout.max_new_tokens={self.cfg.max_new_tokens} at most the servers' context of {self.max_model_len}"
             )
 
-    def _rollout(self, prompt: Prompt, index: int, server: ServerClient, sampled: Sampled) -> Rollout:
+    def _rollout(self, prompt: Prompt, prompt_ids: IntArray, index: int, server: ServerClient, sampled: Sampled) -> Rollout:
         return Rollout(
             prompt_index=prompt.index,
             sample_index=index,
-            prompt_ids=prompt.token_ids,
+            prompt_ids=prompt_ids,
             response_ids=sampled.token_ids,
             log_probs=sampled.log_probs,
             text=self._vocabulary.response_text(sampled.token_ids, sampled.finish_reason),

@@ -23,7 +23,7 @@ from megatron_entropic.config import RolloutConfig
 from megatron_entropic.platform import select_device
 from megatron_entropic.rollout.local_weights import copy_weights
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
-from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import Finished, FloatArray, IntArray, NamedWeights, Prompt, Rollout, RolloutError
 from megatron_entropic.rollout.vocabulary import Vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,12 +31,12 @@ MAX_SEQUENCES = 512
 """Sequences of one batch: bounds the memory of the KV cache and of the logits."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sampled:
     """A response: token ids, their log-probabilities (nats, at the sampling temperature), "stop" or "length"."""
 
-    ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
+    ids: IntArray
+    log_probs: FloatArray
     finish_reason: str
 
 
@@ -130,7 +130,7 @@ class LocalEngine:
         return Rollout(
             prompt_index=prompt.index,
             sample_index=sample,
-            prompt_ids=prompt.token_ids,
+            prompt_ids=np.array(prompt.token_ids, dtype=np.int32),
             response_ids=response.ids,
             log_probs=response.log_probs,
             text=self._vocabulary.response_text(response.ids, response.finish_reason),
@@ -236,11 +236,12 @@ def _check_finite(log_probs_A: Tensor) -> None:
 
 
 def _collect(ids_BT: Tensor, log_probs_BT: Tensor, eos_ids: set[int]) -> list[Sampled]:
+    lengths_B = (ids_BT >= 0).sum(1).tolist()  # -1 follows the last token
+    all_ids_BT, all_log_probs_BT = ids_BT.int().cpu().numpy(), log_probs_BT.cpu().numpy()
     responses = []
-    for row, log_probs in zip(ids_BT.tolist(), log_probs_BT.tolist(), strict=True):
-        length = row.index(-1) if -1 in row else len(row)
-        reason = "stop" if row[length - 1] in eos_ids else "length"
-        responses.append(Sampled(tuple(row[:length]), tuple(log_probs[:length]), reason))
+    for ids_T, log_probs_T, length in zip(all_ids_BT, all_log_probs_BT, lengths_B, strict=True):
+        reason = "stop" if int(ids_T[length - 1]) in eos_ids else "length"
+        responses.append(Sampled(ids_T[:length].copy(), log_probs_T[:length].copy(), reason))
     return responses
 
 

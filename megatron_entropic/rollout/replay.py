@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_entropic.rollout.recording import RecordedRollout, file_name, read_rollouts, recorded_steps
+from megatron_entropic.rollout.recording import RecordedRollout, file_name, read_rollouts, recorded_file, recorded_steps
 from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
 
 
@@ -76,20 +76,21 @@ class ReplayEngine:
         """Nothing is held between calls."""
 
     def _check(self, records: Sequence[RecordedRollout], prompts: Sequence[Prompt], samples_per_prompt: int) -> None:
-        where = self.path / file_name(self._next_step)
+        where = recorded_file(self.path, self._next_step)
         expected = [(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
         for row, ((prompt, sample), record) in enumerate(zip(expected, records, strict=False)):
             rollout = record.rollout
             found = (rollout.prompt_index, rollout.sample_index)
             if found != (prompt.index, sample):
                 raise RolloutError(
-                    f"{where}, line {row + 1}: recorded prompt_index {found[0]}, sample_index {found[1]}; "
+                    f"{where}, rollout {row + 1}: recorded prompt_index {found[0]}, sample_index {found[1]}; "
                     f"this run asks for prompt_index {prompt.index}, sample_index {sample}. "
                     "batch.* and trainer.seed must be those of the recorded run"
                 )
-            if rollout.prompt_ids != prompt.token_ids:
+            recorded_ids = tuple(rollout.prompt_ids.tolist())
+            if recorded_ids != prompt.token_ids:
                 raise RolloutError(
-                    f"{where}, line {row + 1}: prompt_index {prompt.index} {_first_difference(rollout.prompt_ids, prompt.token_ids)}. "
+                    f"{where}, rollout {row + 1}: prompt_index {prompt.index} {_first_difference(recorded_ids, prompt.token_ids)}. "
                     "task.*, trainer.seed and the tokenizer must be those of the recorded run"
                 )
         if len(records) != len(expected):

@@ -103,9 +103,15 @@ class ServerClient(ABC):
         return response.json() if response.content else None
 
     def failed(self, what: str, error: Exception) -> RolloutError:
-        """The RolloutError for a request that got no answer."""
+        """The RolloutError for a request that got no answer. May take a second: not to be called in an event loop."""
+        if isinstance(error, httpx.TimeoutException):  # it is alive, and silent
+            return RolloutError(f"{self} did not answer {what} in time ({type(error).__name__}){self.last_words()}")
         self._allow_exit()
         return RolloutError(f"{self} did not answer {what} ({type(error).__name__}: {error}){self.last_words()}")
+
+    def too_slow(self, what: str, limit_s: float, setting: str) -> RolloutError:
+        """The RolloutError for a request that was not answered within `setting`."""
+        return RolloutError(f"{self} did not answer {what} within {limit_s:g} s ({setting}){self.last_words()}")
 
     def _allow_exit(self) -> None:
         """A dying server drops connections a moment before it can be seen to be dead: gives it that moment."""

@@ -1,6 +1,7 @@
 """The command line and environment of a vLLM server: what a setting of a run becomes in vLLM's terms."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def server_environment(cfg: RolloutConfig, index: int, key: str) -> dict[str, st
         "PYTHONPATH": path,
         "VLLM_API_KEY": key,
         "VLLM_HOST_IP": cfg.host,  # else vLLM looks for the route to the internet, which a compute node may not have
+        # Its front end waits for its engine as long as we wait for both, and not 600 s whatever rollout.startup_timeout_s.
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(cfg.startup_timeout_s)),
         "VLLM_SERVER_DEV_MODE": "1",  # the endpoints that pause, update and resume; RequireKey guards them
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from megatron_entropic.config import Config
 from megatron_entropic.distributed.rank_zero import from_rank_zero, from_rank_zero_unless_stopped
+from megatron_entropic.errors import ReportedError
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.weights import weights_to_rank_zero
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class RolloutSource:
-    """Experience of each step, the same on every rank. Rank 0 owns the engine, scores, and records to run_dir/rollouts.
+    """Experience of each step. Rank 0 owns the engine, scores, and records to run_dir/rollouts.
 
     A context manager: leaving it ends the engine and every process it started.
     """
@@ -39,7 +40,10 @@ class RolloutSource:
         self.parallel = parallel
         self._pipeline: GenerationPipeline | None = None
         self._scorer: Scorer | None = None
+        self._writer: RolloutWriter | None = None
         self._score_metrics: dict[int, dict[str, float]] = {}
+        self._problems: dict[int, Mapping[int, Problem]] = {}
+        self._experience: dict[int, tuple[list[Rollout], list[float]]] = {}
 
     def __enter__(self) -> "RolloutSource":
         try:
@@ -50,14 +54,21 @@ class RolloutSource:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        try:
+            self.close()
+        except (ReportedError, ValueError):
+            if error is None:
+                raise
+            logger.exception("what was being recorded when the run ended:")
 
     def close(self) -> None:
-        """Ends the engine and every process it started."""
+        """Ends the engine and every process it started, once all that was generated is recorded. Raises what kept it from that."""
         if self._pipeline is not None:
             self._pipeline.close()
         if self._scorer is not None:
             self._scorer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _open(self) -> None:
         self._opened = time.monotonic()
@@ -74,9 +85,7 @@ class RolloutSource:
         self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step)
         vocabulary = Vocabulary(self.prompts.encoder.tokenizer)
         self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary)
-        self.writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
-        self._problems: dict[int, Mapping[int, Problem]] = {}
-        self._experience: dict[int, tuple[list[Rollout], list[float]]] = {}
+        self._writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
 
     @property
     def pipeline(self) -> GenerationPipeline:
@@ -89,6 +98,17 @@ class RolloutSource:
         """Rank 0's, once the source is open."""
         assert self._scorer is not None
         return self._scorer
+
+    @property
+    def writer(self) -> RolloutWriter:
+        """Rank 0's, once the source is open."""
+        assert self._writer is not None
+        return self._writer
+
+    def recorded(self) -> None:
+        """Returns once all that was collected and generated is on the disk. Raises on rank 0 what kept it from there; else no-op."""
+        if self._writer is not None:
+            self._writer.wait()
 
     def score_metrics(self, step: int) -> dict[str, float]:
         """What scoring `step` took and counted (observability/metrics.py), once; empty on other ranks and for a step read back."""
@@ -117,17 +137,17 @@ class RolloutSource:
             logger.info("servers ready after %.0f s", time.monotonic() - self._opened)
 
     def collect(self, step: int) -> tuple[list[Rollout], list[float]]:
-        """The rollouts of `step` (by prompt, then sample) and their rewards, on every rank, once only.
+        """The rollouts of `step` (by prompt, then sample) and their rewards, on rank 0, once only; nothing on the others.
 
         They come from weight version max(0, step - rollout.max_staleness). Raises RolloutError, and StopRequested on every
         rank when rank 0 is asked to stop meanwhile.
         """
-        return from_rank_zero_unless_stopped(self.parallel, self._collect, step, doing=f"the rollouts of step {step}")
+        from_rank_zero_unless_stopped(self.parallel, self._collect, step, doing=f"the rollouts of step {step}")
+        return self._experience.pop(step, ([], []))
 
-    def _collect(self, step: int) -> tuple[list[Rollout], list[float]]:
+    def _collect(self, step: int) -> None:
         if step not in self._experience:
             self._finish(step)
-        return self._experience.pop(step)
 
     def sync_weights(self, policy: Policy, version: int) -> None:
         """Makes the engine sample from the policy's present weights, as `version`. Collective over all ranks.
@@ -157,10 +177,10 @@ class RolloutSource:
             self.pipeline.request(step, prompts, partial(self.scorer.begin, problems=self._problems[step]))
 
     def _finish(self, step: int) -> None:
-        """Waits for the rollouts of `step` and their scores, and records them."""
+        """Waits for the rollouts of `step` and their scores, and has them recorded while training goes on."""
         rollouts, problems = self.pipeline.take(step), self._problems.pop(step)
         scores = self.scorer.finish(step, rollouts, problems)
-        self.writer.write(step, rollouts, problems, scores.rewards)
+        self.writer.begin(step, rollouts, problems, scores.rewards)
         self._experience[step] = (rollouts, scores.rewards)
         self._score_metrics[step] = scores.metrics
 

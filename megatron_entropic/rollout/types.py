@@ -1,15 +1,21 @@
-"""What travels between prompts, engines and the trainer: plain frozen records, JSON-able, no tensors."""
+"""What travels between prompts, engines and the trainer: plain frozen records, no tensors. Tokens are numpy arrays."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from megatron_entropic.errors import ReportedError
 
 NamedWeights = Iterable[tuple[str, Tensor]]
 """Hugging Face names with whole (unsharded) tensors, in a fixed order, produced lazily."""
+
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,9 @@ class Prompt:
     token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rollout:
-    """One sampled response.
+    """One sampled response. Token ids are int32 [tokens], log-probs float32 [tokens]; rollouts of a prompt may share its array.
 
     `log_probs[i]` is the sampler's log-probability (nats, at the sampling temperature) of `response_ids[i]`; the response
     includes the end-of-sequence token when one was sampled. `first_version <= last_version` are the weight versions that
@@ -32,14 +38,27 @@ class Rollout:
 
     prompt_index: int
     sample_index: int
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
+    prompt_ids: IntArray
+    response_ids: IntArray
+    log_probs: FloatArray
     text: str
     finish_reason: str
     first_version: int
     last_version: int
     server: str
+
+    def __eq__(self, other: object) -> bool:
+        """Whether every field is equal, arrays element by element."""
+        if not isinstance(other, Rollout):
+            return NotImplemented
+        return all(_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+
+    def __hash__(self) -> int:
+        return hash((self.prompt_index, self.sample_index, self.first_version, self.last_version, self.text))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return np.array_equal(one, other) if isinstance(one, np.ndarray) else bool(one == other)
 
 
 Finished = Callable[[Sequence[Rollout]], None]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_entropic.rollout.prompt_encoder import Tokenizer
-from megatron_entropic.rollout.types import Rollout
+from megatron_entropic.rollout.types import IntArray, Rollout
 
 NO_TOKEN = "\ufffd"
 """What an id that is no token reads as (the replacement character, which also stands for bytes that are no UTF-8)."""
@@ -26,7 +26,7 @@ class Vocabulary:
         self._is_token_V = np.zeros(max(ids) + 2, dtype=bool)
         self._is_token_V[ids] = True
 
-    def response_text(self, response_ids: Sequence[int], finish_reason: str) -> str:
+    def response_text(self, response_ids: Sequence[int] | IntArray, finish_reason: str) -> str:
         """The text of a response without the end-of-sequence token that stopped it; NO_TOKEN for each id that is no token.
 
         Special tokens stay in it, so that a verifier sees (and refuses) what the model really said.
@@ -42,12 +42,12 @@ class Vocabulary:
         """How many ids of the response are no token, apart from the end-of-sequence token that stopped it."""
         return int((~self._is_token(_without_end(rollout.response_ids, rollout.finish_reason))).sum())
 
-    def _is_token(self, ids: Sequence[int]) -> npt.NDArray[np.bool_]:
+    def _is_token(self, ids: Sequence[int] | IntArray) -> npt.NDArray[np.bool_]:
         return self._is_token_V.take(np.asarray(ids, dtype=np.int64), mode="clip")
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _decode(self, ids: Sequence[int] | IntArray) -> str:
+        return self.tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _without_end(response_ids: Sequence[int], finish_reason: str) -> Sequence[int]:
+def _without_end(response_ids: Sequence[int] | IntArray, finish_reason: str) -> Sequence[int] | IntArray:
     return response_ids[:-1] if finish_reason == "stop" else response_ids

@@ -97,9 +97,9 @@ def synthetic_rollouts(step: int, text: str = "3 + 4 = 7") -> tuple[list[Rollout
                 Rollout(
                     prompt_index=prompt_index,
                     sample_index=sample_index,
-                    prompt_ids=(5, 6, prompt_index),
-                    response_ids=(11, 12, sample_index, 2),
-                    log_probs=(-0.1, -1.0 / 3, -1e-7, -2.0000000000000004),
+                    prompt_ids=np.array([5, 6, prompt_index], dtype=np.int32),
+                    response_ids=np.array([11, 12, sample_index, 2], dtype=np.int32),
+                    log_probs=np.array([-0.1, -1.0 / 3, -1e-7, -2.0], dtype=np.float32),
                     text=text,
                     finish_reason="stop",
                     first_version=step,

@@ -138,10 +138,10 @@ def test_report_of_a_run_killed_before_its_first_step(make_run: MakeRun) -> None
 
 def test_an_unreadable_rollout_file_is_named_in_the_page(make_run: MakeRun) -> None:
     run_dir = make_run(steps=3, planned=3)
-    damaged = run_dir / "rollouts" / "step-000002.jsonl.zst"
+    damaged = run_dir / "rollouts" / "step-000002.safetensors.zst"
     damaged.write_bytes(damaged.read_bytes()[:-9])
     page = Page(write_report(run_dir))
-    assert "step-000002.jsonl.zst" in page.text
+    assert "step-000002.safetensors.zst" in page.text
     assert "Write 0 as a sum:" in page.text
 
 

@@ -61,7 +61,7 @@ def test_records_are_complete_and_ordered() -> None:
     assert [(r.prompt_index, r.sample_index) for r in rollouts] == [(p.index, s) for p in asked for s in range(3)]
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     for rollout, prompt in zip(rollouts, [p for p in asked for _ in range(3)], strict=True):
-        assert rollout.prompt_ids == prompt.token_ids
+        assert tuple(rollout.prompt_ids.tolist()) == prompt.token_ids
         assert len(rollout.log_probs) == len(rollout.response_ids) <= CONFIG.max_new_tokens
         assert (rollout.first_version, rollout.last_version, rollout.server) == (0, 0, "local")
         stopped = rollout.response_ids[-1] == EOS
@@ -90,13 +90,13 @@ def test_samples_of_a_prompt_do_not_depend_on_its_company() -> None:
     together = engine().generate(asked, 4)
     for place in (0, 4, 6):
         alone = engine().generate([asked[place]], 4)
-        assert [r.response_ids for r in alone] == [r.response_ids for r in together[4 * place : 4 * place + 4]]
-    assert [r.response_ids for r in engine().generate(asked[::-1], 2)][-2:] == [r.response_ids for r in together[:2]]
+        assert [r.response_ids.tolist() for r in alone] == [r.response_ids.tolist() for r in together[4 * place : 4 * place + 4]]
+    assert [r.response_ids.tolist() for r in engine().generate(asked[::-1], 2)][-2:] == [r.response_ids.tolist() for r in together[:2]]
 
 
 def test_randomness_is_keyed_by_seed_index_sample_and_version() -> None:
     def responses(local: LocalEngine, first: int = 0) -> list[tuple[int, ...]]:
-        return [r.response_ids for r in local.generate(prompts(["347="], first), 6)]
+        return [r.response_ids.tolist() for r in local.generate(prompts(["347="], first), 6)]
 
     base = responses(engine())
     assert len(set(base)) > 3
@@ -204,7 +204,7 @@ def test_tied_weights_that_differ_are_refused(tied_model: Path) -> None:
 
 def test_bfloat16_weights_sample_with_float32_log_probs() -> None:
     rollouts = engine(dtype="bfloat16").generate(prompts(["347="]), 16)
-    assert any(r.log_probs != tuple(torch.tensor(r.log_probs).bfloat16().tolist()) for r in rollouts)
+    assert any(r.log_probs.tolist() != torch.tensor(r.log_probs).bfloat16().tolist() for r in rollouts)
 
 
 def test_an_empty_batch_is_an_empty_list() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
+from tests.rollout.tokens import one_token_rollout
 
 
 class HeldEngine:
@@ -27,7 +28,7 @@ class HeldEngine:
         if self.closed.is_set() or prompts[0].text == "bad":
             raise RolloutError(f"engine failed at prompt {prompts[0].index}")
         asked = [(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
-        return [Rollout(prompt.index, sample, prompt.token_ids, (3,), (-1.0,), "", "stop", 0, 0, "") for prompt, sample in asked]
+        return [one_token_rollout(prompt.index, sample) for prompt, sample in asked]
 
     def sync_weights(self, weights: NamedWeights, version: int) -> None: ...
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from megatron_entropic.rollout.sampling import SamplingRequest, assign, first_seed, parse_choice, request_body
+from megatron_entropic.rollout.sampling import Choice, SamplingRequest, assign, first_seed, parse_choice, request_body
 from megatron_entropic.rollout.types import Prompt, RolloutError
 
 
@@ -43,6 +44,7 @@ def test_nothing_but_the_temperature_shapes_the_distribution() -> None:
 
 def choice(**changes: Any) -> dict[str, Any]:
     good = {
+        "index": 0,
         "token_ids": [5, 1],
         "logprobs": {"content": [{"token_id": 5, "logprob": -0.5}, {"token_id": 1, "logprob": -1.5}]},
         "finish_reason": "stop",
@@ -52,8 +54,8 @@ def choice(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_choice_is_read() -> None:
-    sampled = parse_choice(choice(), "here")
-    assert (sampled.token_ids, sampled.log_probs, sampled.finish_reason) == ((5, 1), (-0.5, -1.5), "stop")
+    sampled = parse_choice(msgspec.convert(choice(), Choice), "here")
+    assert (sampled.token_ids.tolist(), sampled.log_probs.tolist(), sampled.finish_reason) == ([5, 1], [-0.5, -1.5], "stop")
     assert (sampled.first_version, sampled.last_version) == (3, 4)
 
 
@@ -65,10 +67,10 @@ def test_a_choice_is_read() -> None:
         ({"logprobs": {"content": [{"token_id": 5, "logprob": -0.5}]}}, "log-probs of 1"),
         ({"logprobs": {"content": [{"token_id": 5, "logprob": -0.5}, {"token_id": 2, "logprob": -1.5}]}}, "log-probs"),
         ({"logprobs": {"content": [{"token_id": 5, "logprob": -9999.0}, {"token_id": 1, "logprob": -1.5}]}}, "token 0.*-9999"),
-        ({"logprobs": {"content": [{"token_id": 5, "logprob": -1}, {"token_id": 1, "logprob": float("nan")}]}}, "token 1.*nan"),
+        ({"logprobs": {"content": [{"token_id": 5, "logprob": -1.0}, {"token_id": 1, "logprob": float("nan")}]}}, "token 1.*nan"),
         ({"finish_reason": "abort"}, "'abort'"),
     ],
 )
 def test_an_answer_that_is_not_whole_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RolloutError, match=rf"^server 1, prompt 9: .*{message}"):
-        parse_choice(choice(**changes), "server 1, prompt 9")
+        parse_choice(msgspec.convert(choice(**changes), Choice), "server 1, prompt 9")

@@ -11,6 +11,7 @@ from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.tasks import FACTORIES, Problem, make_task
 from megatron_entropic.tasks.verification import VerifierError
+from tests.rollout.tokens import one_token_rollout
 from tests.tiny_models import TINY_DECOMPOSE
 
 PROBLEMS = {index: Problem("p", {"wanted": str(index), "line": 10 + index}) for index in range(4)}
@@ -30,7 +31,7 @@ def scorer_of(cfg: TaskConfig, **reward: object) -> Scorer:
 
 def rollouts(*texts: str) -> list[Rollout]:
     """Texts by prompt, then sample: two samples of each prompt."""
-    return [Rollout(i // 2, i % 2, (1,), (3,), (-1.0,), text, "stop", 0, 0, "s") for i, text in enumerate(texts)]
+    return [one_token_rollout(i // 2, i % 2, text) for i, text in enumerate(texts)]
 
 
 def test_rewards_come_in_order_and_what_went_wrong_is_counted_and_named(awkward: TaskConfig, caplog: pytest.LogCaptureFixture) -> None:

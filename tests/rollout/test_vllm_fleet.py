@@ -63,14 +63,14 @@ def test_rollouts_are_ordered_complete_and_repeatable(fleet: VLLMFleet) -> None:
         assert len(rollout.text) == len(rollout.response_ids) - stopped or "<" in rollout.text
     assert {r.finish_reason for r in rollouts} == {"stop", "length"}
     again = fleet.generate(PROMPTS, 4)
-    assert [r.response_ids for r in again] == [r.response_ids for r in rollouts]
+    assert [r.response_ids.tolist() for r in again] == [r.response_ids.tolist() for r in rollouts]
 
 
 def test_samples_differ_and_nothing_truncates_the_distribution(fleet: VLLMFleet) -> None:
     same = [Prompt(index, "", (7, 8, 9)) for index in range(40)]
     rollouts = fleet.generate(same, 8)
-    assert len({r.response_ids for r in rollouts}) > 250  # other seeds for every prompt and sample
-    assert len({r.response_ids[0] for r in rollouts}) > 10  # generation_config.json asks for top_k=3
+    assert len({tuple(r.response_ids.tolist()) for r in rollouts}) > 250  # other seeds for every prompt and sample
+    assert len({int(r.response_ids[0]) for r in rollouts}) > 10  # generation_config.json asks for top_k=3
 
 
 def test_log_probs_are_those_of_transformers_at_the_sampling_temperature(fleet: VLLMFleet, model: PreTrainedModel) -> None:
@@ -79,7 +79,7 @@ def test_log_probs_are_those_of_transformers_at_the_sampling_temperature(fleet: 
 
 def test_more_samples_than_one_request_may_ask_for(fleet: VLLMFleet) -> None:
     few, many = fleet.generate(PROMPTS[:1], 3), fleet.generate(PROMPTS[:1], 70)
-    assert [r.response_ids for r in many[:3]] == [r.response_ids for r in few]
+    assert [r.response_ids.tolist() for r in many[:3]] == [r.response_ids.tolist() for r in few]
     assert [r.sample_index for r in many] == list(range(70))
 
 
@@ -114,7 +114,7 @@ def test_servers_serve_exactly_the_weights_of_each_update(
         assert set(fleet.weight_checksums().values()) == {weights_checksum(weights)}
         assert {(r.first_version, r.last_version) for r in after} == {(version, version)}
         assert worst_log_prob_error(other, after) < 1e-4
-    assert [r.response_ids for r in after] == [r.response_ids for r in before]
+    assert [r.response_ids.tolist() for r in after] == [r.response_ids.tolist() for r in before]
 
 
 def test_updates_leave_the_callers_tensors_alone(fleet: VLLMFleet, model: PreTrainedModel) -> None:

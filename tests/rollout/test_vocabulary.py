@@ -1,9 +1,11 @@
 """Ids that are no token: they show in a text, are counted, and never make an answer right."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +17,7 @@ from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import Prompt, Rollout
 from megatron_entropic.rollout.vocabulary import NO_TOKEN, Vocabulary
 from megatron_entropic.tasks import make_task
+from tests.rollout.tokens import one_token_rollout
 from tests.tiny_models import TINY_DECOMPOSE, edit_config
 
 TOKENS = 99
@@ -31,7 +34,7 @@ def ids_of(vocabulary: Vocabulary, text: str) -> tuple[int, ...]:
 
 def rollout_of(vocabulary: Vocabulary, ids: tuple[int, ...], finish_reason: str = "stop") -> Rollout:
     text = vocabulary.response_text(ids, finish_reason)
-    return Rollout(0, 0, (5,), ids, (-1.0,) * len(ids), text, finish_reason, 0, 0, "s")
+    return dataclasses.replace(one_token_rollout(0, 0, text), response_ids=np.array(ids, dtype=np.int32), finish_reason=finish_reason)
 
 
 def test_an_id_that_is_no_token_shows_in_the_text(vocabulary: Vocabulary) -> None:
@@ -93,7 +96,7 @@ def test_the_local_engine_samples_them_with_their_exact_log_probs(vocabulary: Vo
     assert unknown
     for rollout in unknown:
         assert rollout.text.count(NO_TOKEN) == vocabulary.count_unknown(rollout)
-        ids = torch.tensor([rollout.prompt_ids + rollout.response_ids])
+        ids = torch.tensor([[*rollout.prompt_ids.tolist(), *rollout.response_ids.tolist()]])
         log_probs_TV = engine._open_model()(ids).logits[0, len(rollout.prompt_ids) - 1 : -1].log_softmax(-1)
-        expected_T = log_probs_TV.gather(1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
+        expected_T = log_probs_TV.gather(1, torch.tensor(rollout.response_ids.tolist())[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(rollout.log_probs), expected_T, rtol=0, atol=1e-4)

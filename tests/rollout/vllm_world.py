@@ -66,9 +66,9 @@ def worst_log_prob_error(model: PreTrainedModel, rollouts: Sequence[Rollout]) ->
     """The largest difference between the rollouts' log-probs and those of `model` at TEMPERATURE, in nats."""
     worst = 0.0
     for rollout in rollouts:
-        ids = torch.tensor([rollout.prompt_ids + rollout.response_ids])
+        ids = torch.tensor([[*rollout.prompt_ids.tolist(), *rollout.response_ids.tolist()]])
         log_probs_TV = (model(ids).logits[0, len(rollout.prompt_ids) - 1 : -1] / TEMPERATURE).log_softmax(-1)
-        expected_T = log_probs_TV.gather(1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
+        expected_T = log_probs_TV.gather(1, torch.tensor(rollout.response_ids.tolist())[:, None])[:, 0]
         worst = max(worst, float((expected_T - torch.tensor(rollout.log_probs)).abs().max()))
     return worst
 
