@@ -6,5 +6,6 @@ from megatron_entropic.control.controller import Controller, make_controller
 from megatron_entropic.control.entropic import EntroPIC
 from megatron_entropic.control.measurement import Measurement
 from megatron_entropic.control.measurement_guard import NonFiniteEntropyError
+from megatron_entropic.control.steering import Steering
 
-__all__ = ["AEnt", "Coefficients", "Controller", "EntroPIC", "Measurement", "NonFiniteEntropyError", "make_controller"]
+__all__ = ["AEnt", "Coefficients", "Controller", "EntroPIC", "Measurement", "NonFiniteEntropyError", "Steering", "make_controller"]

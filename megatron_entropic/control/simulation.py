@@ -146,6 +146,7 @@ class SimulatedPolicy:
             learning_rate=plant.learning_rate(self.updates),
             active_fraction=active if math.isfinite(noise) else math.nan,
             authority=unit / BONUS_UNIT * active,
+            bonus_authority=1.0,
         )
 
 

@@ -56,7 +56,8 @@ class Steering:
         self.executed = measured.executed
         self._unmeasured += [self.delivery.effort] * updates
         value = measured.entropy if self.cfg.steer_by == "entropy" else measured.clamped_entropy
-        assert value is not None
+        if value is None:
+            raise ValueError("control.steer_by=clamped_entropy: the measurement has no clamped_entropy")
         if not self._guard.accepts(value):
             return
         while len(self._unmeasured) > measured.executed - measured.version:

@@ -80,7 +80,7 @@ def test_every_documented_field_has_unit_and_description() -> None:
 def test_everything_a_controller_reports_is_documented() -> None:
     """After a measurement with authority: then all of it is known."""
     steering = make_controller(Config(control=ControlConfig(kind="entropic")))
-    steering.step(Measurement(0.5, executed=1, active_fraction=0.4, authority=0.1, bonus_authority=0.2))
+    steering.step(Measurement(0.5, version=0, executed=1, active_fraction=0.4, authority=0.1, bonus_authority=0.2))
     reported = {f"control/{name}" for name in steering.report()}
     assert len(reported) > 15
     assert reported <= {name for name, field in METRIC_FIELDS.items() if field.optional}

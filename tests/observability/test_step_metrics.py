@@ -19,7 +19,7 @@ TIMES = {"time/step_s": 4.0, "time/rollout_s": 2.0, "time/update_s": 1.0, "time/
 
 def stats(coefficients: Coefficients) -> UpdateStats:
     numbers = dict.fromkeys(UpdateStats.__dataclass_fields__, 0.5)
-    return UpdateStats(**numbers | {"measurement": Measurement(0.9, 0.7, executed=1), "coefficients": coefficients})  # type: ignore[arg-type]
+    return UpdateStats(**numbers | {"measurement": Measurement(0.9, 0.7, version=0, executed=1), "coefficients": coefficients})  # type: ignore[arg-type]
 
 
 def line_of(tmp_path: Path, control: ControlConfig) -> dict[str, float | None]:
