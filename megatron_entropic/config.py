@@ -4,7 +4,9 @@ A field's bounds and description live in the field itself, so the error for a ba
 all say the same. Unknown names are refused everywhere. How a Config is read, overridden and saved: config_loading.py.
 """
 
+import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -230,11 +232,18 @@ class RolloutConfig:
         return _expanded(path)
 
 
+TASKS = ("decompose", "addition", "reasoning_gym", "math")
+"""The tasks that come with the project (tasks/__init__.py makes them)."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class TaskConfig:
     """Prompts and the verifiable reward."""
 
-    name: Literal["decompose", "addition", "reasoning_gym", "math"] = Field(default="decompose", description="which task")
+    name: str = Field(
+        default="decompose",
+        description=f"which task: {', '.join(TASKS)}, or package.module:function that makes one of yours; docs/your_model_your_task.md",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
     chat_template: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
     overlong_prompts: Literal["refuse", "drop", "truncate"] = Field(
@@ -242,6 +251,15 @@ class TaskConfig:
         description="prompts that leave no room for rollout.max_new_tokens in the model's context or in a micro-batch: refused at the "
         "start, left out, or cut in their middle",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _known_or_importable(cls, name: str) -> str:
+        if name not in TASKS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+            near = difflib.get_close_matches(name, TASKS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"is none of {', '.join(TASKS)}, and no package.module:function{hint}")
+        return name
 
 
 @dataclass(frozen=True, config=STRICT)
