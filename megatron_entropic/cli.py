@@ -26,7 +26,7 @@ from megatron_entropic.system.folder_lock import TOKEN_VARIABLE, Fence, FolderLo
 from megatron_entropic.system.open_files import allow_open_files
 from megatron_entropic.system.shipped_files import version_text
 from megatron_entropic.whole_file import empty_folder
-from megatron_entropic.worker import ALLOW_FALLBACK, run_rank
+from megatron_entropic.worker import ALLOW_FALLBACK, EXIT_FAILED, run_rank
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -151,7 +151,8 @@ def _train(options: argparse.Namespace) -> int:
             )
         else:
             code = run_rank(cfg, flags)
-        Fence.of_this_run(cfg.run_dir).check()
+        if not Fence.of_this_run(cfg.run_dir).is_open():  # rank 0 has said who owns the run now
+            return code or EXIT_FAILED
         record_end(cfg.run_dir, code)
         if code != EXIT_STOPPED:  # then there is no time for a report
             _summarise(cfg)

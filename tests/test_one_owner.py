@@ -1,12 +1,13 @@
 """A run folder has one owner: whoever comes second is refused by name, and neither run takes harm."""
 
+import json
 import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from megatron_entropic.observability.metrics import read_metrics
+from megatron_entropic.whole_file import write_whole
 from tests.command_line import megatron_entropic
 from tests.running import Running
 from tests.tiny_models import TINY_DECOMPOSE
@@ -43,6 +44,15 @@ def test_a_second_train_resume_or_overwrite_is_refused_and_readers_are_not(tmp_p
         assert (folder / "config.yaml").read_bytes() == settings
         assert megatron_entropic("target", str(folder), "0.7").code == 0
         assert running.process.poll() is None
-        running.send(signal.SIGTERM)
-        running.wait()
+        give_away(folder)
+        steps = running.steps
+        assert running.wait() == 1, running.output
+    assert f"error: {folder} was taken over by pid 7 on n9" in running.output
+    assert running.steps - steps <= 1, "the line that was being written"
     assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == list(range(running.steps))
+
+
+def give_away(folder: Path) -> None:
+    """What another machine does that takes the run over."""
+    path = folder / ".owner.json"
+    write_whole(path, json.dumps(json.loads(path.read_text()) | {"host": "n9", "pid": 7, "token": "2-new", "generation": 2}).encode())

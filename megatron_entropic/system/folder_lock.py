@@ -223,6 +223,14 @@ class Fence:
             by = f"was taken over by {owner.process}" if owner else "was removed or replaced"
             raise FolderOwnedError(f"{self.folder} {by}: this process writes nothing more there")
 
+    def is_open(self) -> bool:
+        """Whether this process's owner still is the owner."""
+        try:
+            self.check()
+        except FolderOwnedError:
+            return False
+        return True
+
 
 def silence_s(sign: Path, probe: Path) -> float:
     """Seconds since the file `sign` was last touched, by the file server's clock: `probe`, another file there, is touched for it."""
