@@ -1,14 +1,18 @@
 """Servers that die: while starting, while generating, and with their owner. None may leave a process behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from megatron_entropic.rollout.server import GRACE_S
 from megatron_entropic.rollout.types import Prompt, RolloutError
 from tests.rollout.vllm_world import becomes_true, fleet_of, group_members, kill_group, write_model
 
@@ -43,8 +47,7 @@ def test_a_server_that_dies_at_start_up_tells_why(model_dir: Path, tmp_path: Pat
 
 
 def test_a_server_that_is_too_slow_is_ended(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch = Path(tempfile.mkdtemp(prefix="o", dir="/tmp"))  # short, so that it is used
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     fleet = fleet_of(model_dir, tmp_path, startup_timeout_s=0.5)
     fleet.launch()
@@ -53,7 +56,20 @@ def test_a_server_that_is_too_slow_is_ended(model_dir: Path, tmp_path: Path, mon
     with pytest.raises(RolloutError, match=r"rollout server 0 .*not ready after 0\.5 s \(rollout\.startup_timeout_s\)"):
         fleet.start()
     assert not group_members(group)
-    assert not list(scratch.iterdir())
+    scratch.rmdir()  # and so empty
+
+
+def test_hung_servers_are_ended_together(model_dir: Path, tmp_path: Path) -> None:
+    """Not one after the other: a run that is to end at once has less time than several of them would take."""
+    fleet = fleet_of(model_dir, tmp_path, servers=3)
+    fleet.launch()
+    groups = [server.pid for server in fleet.servers]
+    for group in groups:
+        kill_group(group, signal.SIGSTOP)
+    begin = time.monotonic()
+    fleet.close()
+    assert time.monotonic() - begin < 1.5 * GRACE_S
+    assert not any(group_members(group) for group in groups)
 
 
 def test_a_server_killed_while_generating_is_named_and_takes_its_engine_along(model_dir: Path, tmp_path: Path) -> None:
@@ -75,7 +91,8 @@ def test_a_server_killed_while_generating_is_named_and_takes_its_engine_along(mo
 
 def test_nothing_survives_an_owner_that_is_killed(model_dir: Path, tmp_path: Path) -> None:
     repository = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {"PYTHONPATH": repository}
+    scratch = Path(tempfile.mkdtemp(prefix="o", dir="/tmp"))  # short, so that it is used
+    environment = os.environ | {"PYTHONPATH": repository, "TMPDIR": str(scratch)}
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(model_dir), str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -87,8 +104,10 @@ def test_nothing_survives_an_owner_that_is_killed(model_dir: Path, tmp_path: Pat
         owner.kill()
         owner.wait()
         assert becomes_true(lambda: not group_members(group), 20.0), group_members(group)
+        assert not list(scratch.iterdir()), "nor a folder"
     finally:
         owner.kill()
         owner.wait()
         if group:
             kill_group(group, signal.SIGKILL)
+        shutil.rmtree(scratch)
