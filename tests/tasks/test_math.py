@@ -8,6 +8,7 @@ import pytest
 
 from megatron_entropic.config import TaskConfig
 from megatron_entropic.tasks import Problem, Task, make_task
+from megatron_entropic.tasks.math_checker import MathChecker
 
 LINES = [
     ("What is one half?", "\\frac{1}{2}"),
@@ -52,6 +53,18 @@ def asked(answer: str) -> Problem:
 )
 def test_answers_that_mean_the_same_are_right(task: Task, known: str, response: str, score: float) -> None:
     assert task.score(asked(known), response) == score
+
+
+def test_two_answers_are_compared_without_a_task() -> None:
+    pytest.importorskip("math_verify")
+    checker = MathChecker()
+    try:
+        assert checker.same("\\frac{1}{2}", " 0.5 ")
+        assert not checker.same("\\frac{1}{2}", "0.5} or \\boxed{2")
+        assert not checker.same("}", "}")
+        assert not checker.same("4", "9^{9^{9^{9}}}")
+    finally:
+        checker.close()
 
 
 @pytest.mark.slow

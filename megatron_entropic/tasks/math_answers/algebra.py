@@ -60,6 +60,11 @@ def decimal_value(text: str, digits: int) -> str | None:
     return str(value) if value.is_Float else None
 
 
+def forget() -> None:
+    """Drops what was parsed before: for benchmarks."""
+    _parsed.cache_clear()
+
+
 def _both(first: str, second: str) -> tuple[Any, Any]:
     complex_numbers = _IMAGINARY.search(first + " " + second) is not None
     return _parsed(first, complex_numbers), _parsed(second, complex_numbers)
