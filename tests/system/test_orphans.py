@@ -8,16 +8,20 @@ from pathlib import Path
 from megatron_entropic.system.orphans import SCRATCH_VARIABLE
 from tests.command_line import ROOT
 
-LAUNCHER = """
+LAUNCHER = '''
 import os, signal, subprocess, sys, time
 from pathlib import Path
 from megatron_entropic.system.orphans import SCRATCH_VARIABLE, end_orphaned_servers, inherit_orphans
 inherit_orphans()
 folder = sys.argv[1]
-rank = "import os, subprocess, sys\\n" \\
-    "start = lambda extra: subprocess.Popen(['sleep', '60'], env={**os.environ, **extra}, start_new_session=True, stdout=-3, stderr=-3).pid\\n" \\
-    f"print(start({{{SCRATCH_VARIABLE!r}: {folder!r}}}), start({{}}), flush=True)\\n" \\
-    "os.kill(os.getpid(), 9)"
+rank = f"""
+import os, subprocess
+def start(**extra):
+    quiet = {{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}}
+    return subprocess.Popen(["sleep", "60"], env={{**os.environ, **extra}}, **quiet).pid
+print(start({SCRATCH_VARIABLE}={folder!r}), start(), flush=True)
+os.kill(os.getpid(), 9)
+"""
 done = subprocess.run([sys.executable, "-c", rank], stdout=subprocess.PIPE, text=True)
 server, other = map(int, done.stdout.split())
 os.kill(server, signal.SIGSTOP)
@@ -29,7 +33,7 @@ assert not Path(f"/proc/{server}").exists()
 assert Path(f"/proc/{other}").exists()
 os.kill(other, signal.SIGKILL)
 print("well")
-"""
+'''
 
 
 def test_a_hung_server_of_a_killed_rank_is_ended_and_nothing_else(tmp_path: Path) -> None:
