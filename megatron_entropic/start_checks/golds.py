@@ -1,7 +1,6 @@
 """Whether a policy could be right at all: each known answer of a data file is given back to the verifier that will judge answers."""
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 
@@ -9,15 +8,13 @@ from megatron_entropic.config import Config
 from megatron_entropic.rollout.scoring import default_workers
 from megatron_entropic.tasks import verifier_spec
 from megatron_entropic.tasks.row_task import RowTask
-from megatron_entropic.tasks.rows import Row
+from megatron_entropic.tasks.rows import PLAIN_NUMBER, Row
 from megatron_entropic.tasks.verification import Limits, Verdict, VerifierPool
 
 logger = logging.getLogger(__name__)
 
 MOST = 20_000
 """Unlike answers that are given back; of more, evenly spread ones."""
-_PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?")
-"""What every verifier reads: not given back."""
 _SAYS_SO_S = 10.0
 
 
@@ -55,7 +52,7 @@ def _unlike(rows: Sequence[Row]) -> list[Row]:
     """The first row of each answer that is no plain number; at most MOST."""
     first: dict[str, Row] = {}
     for row in rows:
-        if not _PLAIN_NUMBER.fullmatch(row.answer):
+        if not PLAIN_NUMBER.fullmatch(row.answer):
             first.setdefault(row.answer, row)
     unlike = list(first.values())
     if len(unlike) <= MOST:

@@ -20,7 +20,7 @@ from megatron_entropic.tasks.math_checker import FACTORY, MathChecker
 from megatron_entropic.tasks.options import fraction, refuse_unknown, text
 from megatron_entropic.tasks.row_task import RowTask
 from megatron_entropic.tasks.row_values import BadRowError
-from megatron_entropic.tasks.rows import DataFile, read_rows
+from megatron_entropic.tasks.rows import PLAIN_NUMBER, DataFile, read_rows
 from megatron_entropic.tasks.task import Problem
 
 TEMPLATE = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
@@ -60,7 +60,7 @@ def known_answer(text: str) -> str:
     _, marked, after = text.rpartition("####")
     inside = boxed(text)
     answer = _THOUSANDS.sub("", after.strip()) if marked else text if inside is None else inside
-    if answer and (why := unreadable(answer)):
+    if answer and not PLAIN_NUMBER.fullmatch(answer) and (why := unreadable(answer)):
         raise BadRowError(f"the answer {answer[:60]!r} {why}")
     return answer
 

@@ -4,6 +4,7 @@ Fields are recognised by the names that data sets use, the same two in every row
 `answer_field` (`reward_model.ground_truth` is a field of a field).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ PROMPT_FIELDS = ("prompt", "question", "problem")
 """Names of the prompt's field, the first that a row has."""
 ANSWER_FIELDS = ("answer", "expected_answer", "final_answer", "ground_truth", "reward_model.ground_truth", "label", "solution")
 """The same for the known answer."""
+PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
+"""What every verifier reads."""
 LONGEST_ANSWER, MOST_WORDS = 1000, 40
 """Characters and words of a known answer; more is a worked solution."""
 _SHOWN = 5
