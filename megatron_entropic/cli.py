@@ -172,7 +172,7 @@ def _settings_of_run(options: argparse.Namespace) -> Config:
 
 def _check_start(cfg: Config, *, weights: bool = True) -> None:
     """Refuses a run that cannot work; `weights`: whether those of its base model are needed."""
-    from megatron_entropic.start_checks import check_start
+    from megatron_entropic.start_checks.start import check_start
 
     for remark in check_start(cfg, weights=weights):
         logging.info("%s", remark)

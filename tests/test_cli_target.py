@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,16 @@ def target(*arguments: str) -> int:
         cli.main(["target", *arguments])
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("nats", "message"), [("-0.5", "-0.5 nats: an entropy is never below 0"), ("9", "no policy .* more than 4.60")]
+)
+def test_a_target_that_no_policy_can_have_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], nats: str, message: str
+) -> None:
+    assert target(str(make_run_dir(tmp_path, steps=1)), nats) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_asking_showing_and_going_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

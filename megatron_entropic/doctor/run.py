@@ -2,7 +2,8 @@
 
 from megatron_entropic.config import Config
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.start_checks import check_data, check_learning
+from megatron_entropic.start_checks.data import check_data
+from megatron_entropic.start_checks.learning import check_learning
 
 
 def run_problems(cfg: Config) -> tuple[str, list[str]]:

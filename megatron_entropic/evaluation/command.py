@@ -44,7 +44,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     cfg, trained = _settings(model, options.recipe, _overrides(options))
 
     from megatron_entropic.evaluation.evaluate import evaluate
-    from megatron_entropic.start_checks import check_model
+    from megatron_entropic.start_checks.model import check_model
 
     check_model(cfg)
     evaluation = evaluate(cfg, options.prompts, trained)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from megatron_entropic.config import Config
 from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.types import Prompt
-from megatron_entropic.start_checks import check_data
+from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.row_task import RowTask
 from megatron_entropic.tasks.task import Problem, Task

@@ -176,8 +176,9 @@ def _directory_appearing_whole(out_dir: Path, replace: bool) -> Iterator[Path]:
     With `replace`, an earlier `out_dir` goes only then, and so does what a kill left behind.
     """
     if replace:
-        for leftover in out_dir.parent.glob(f".{out_dir.name}.*"):
-            shutil.rmtree(leftover)
+        for leftover in out_dir.parent.iterdir() if out_dir.parent.is_dir() else ():
+            if leftover.name.startswith(f".{out_dir.name}."):  # not a pattern: the name may hold [ or *
+                shutil.rmtree(leftover)
     elif out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise FileExistsError(f"{out_dir}: exists already; remove it or choose another directory")
     out_dir.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.policy.weights import weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout
-from megatron_entropic.start_checks import largest_entropy
+from megatron_entropic.start_checks.learning import largest_entropy
 from megatron_entropic.system.folder_lock import Fence
 
 logger = logging.getLogger(__name__)

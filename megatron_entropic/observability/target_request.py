@@ -7,8 +7,10 @@ from pathlib import Path
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
 from megatron_entropic.control import make_controller
+from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.observability.target_file import NAME, AskedTarget, TargetError, read_target, write_target
+from megatron_entropic.start_checks.learning import largest_entropy
 
 logger = logging.getLogger(__name__)
 
@@ -16,10 +18,12 @@ logger = logging.getLogger(__name__)
 def request_target(run_dir: Path, target: float | None) -> None:
     """Asks the run for `target` nats, or for its schedule's target again (None).
 
-    Raises TargetError for a folder that is no run, a run without an entropy target, or a target that is not finite; ConfigError
-    for unreadable settings. For a run that has done all of its steps it warns: nobody will read what was asked.
+    Raises TargetError for a folder that is no run, a run without an entropy target, or a target that no policy can have;
+    ConfigError for unreadable settings. For a run that has done all of its steps it warns: nobody will read what was asked.
     """
     cfg = _steered_run(run_dir)
+    if target is not None and math.isfinite(target):
+        _check_reachable(cfg, target)
     if len(_metrics(run_dir)) >= cfg.trainer.steps:
         logger.warning("warning: %s has done all of its %d steps; nothing reads the new target", run_dir, cfg.trainer.steps)
     write_target(run_dir, target)
@@ -38,6 +42,16 @@ def describe_target(run_dir: Path) -> str:
         f"entropy  {last[f'policy/{cfg.control.steer_by}']:.4g} nats",
     ]
     return "\n".join([*lines, *([_wish(asked, target)] if asked else [])])
+
+
+def _check_reachable(cfg: Config, target: float) -> None:
+    """Raises TargetError for what no entropy is: below 0, or above that of the uniform distribution where the model is there."""
+    if target < 0:
+        raise TargetError(f"{target:g} nats: an entropy is never below 0")
+    if (cfg.model.hf_dir / "config.json").is_file():
+        largest = largest_entropy(cfg, Architecture.from_hf(cfg.model.hf_dir).vocab_size)
+        if target > largest:
+            raise TargetError(f"{target:g} nats: no policy over this vocabulary has more than {largest:.2f} (its logarithm)")
 
 
 def _wish(asked: AskedTarget, target: float | None) -> str:

@@ -1,19 +1,1 @@
 """What can be known to be wrong with a run before anything is started: its model, its layout, its data, what it shall learn."""
-
-from megatron_entropic.config import Config
-from megatron_entropic.start_checks.data import check_data
-from megatron_entropic.start_checks.learning import check_learning, largest_entropy
-from megatron_entropic.start_checks.model import check_model
-
-
-def check_start(cfg: Config, *, weights: bool = True) -> list[str]:
-    """Raises ValueError, or OSError, naming what keeps the run from working; else remarks on its data, a line each.
-
-    `weights`: whether those of model.hf_path are needed, as they are unless a checkpoint is gone on from.
-    """
-    arch = check_model(cfg, weights=weights)
-    check_learning(cfg, arch.vocab_size)
-    return check_data(cfg)
-
-
-__all__ = ["check_data", "check_learning", "check_model", "check_start", "largest_entropy"]

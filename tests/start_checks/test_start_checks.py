@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from megatron_entropic.config_loading import load_config
-from megatron_entropic.start_checks import check_data, check_learning, check_start
+from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.start_checks.golds import MOST, _unlike
+from megatron_entropic.start_checks.learning import check_learning
+from megatron_entropic.start_checks.start import check_start
 from megatron_entropic.tasks.rows import Row
 from tests.command_line import megatron_entropic
 

@@ -1,0 +1,16 @@
+"""All checks of a run that can be made before anything is started."""
+
+from megatron_entropic.config import Config
+from megatron_entropic.start_checks.data import check_data
+from megatron_entropic.start_checks.learning import check_learning
+from megatron_entropic.start_checks.model import check_model
+
+
+def check_start(cfg: Config, *, weights: bool = True) -> list[str]:
+    """Raises ValueError, or OSError, naming what keeps the run from working; else remarks on its data, a line each.
+
+    `weights`: whether those of model.hf_path are needed, as they are unless a checkpoint is gone on from.
+    """
+    arch = check_model(cfg, weights=weights)
+    check_learning(cfg, arch.vocab_size)
+    return check_data(cfg)
