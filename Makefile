@@ -20,11 +20,13 @@ env: $(STAMP) ## the environment: pinned, a few minutes the first time, nothing 
 
 $(STAMP): requirements/cpu.lock setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or call make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "installing the pinned packages into $(VENV) (a few minutes, 4 GB)"
-	$(PYTHON) -m venv $(VENV)
+	@echo "1/3 making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2/3 installing the pinned packages (a few minutes, 4 GB)"
 	@# --no-deps: the lock file is complete; it leaves out what vLLM's CPU build names but cannot load (torchvision and friends).
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python requirements/install.py requirements/cpu.lock
+	@echo "3/3 installing this checkout"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 env-launch: $(LAUNCH)/.installed ## NeMo-Run's own environment, for `python -m recipes.launch`; two minutes the first time
@@ -34,7 +36,7 @@ $(LAUNCH)/.installed: requirements/launch.lock
 	@echo "installing NeMo-Run into $(LAUNCH) (two minutes, 600 MB)"
 	$(PYTHON) -m venv $(LAUNCH)
 	@# --no-deps: the lock file is complete. There is no torch in it: whoever submits jobs needs none.
-	$(LAUNCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/launch.lock
+	@$(LAUNCH)/bin/python requirements/install.py requirements/launch.lock
 	@# The checkout itself, which NeMo-Run's own commands import too.
 	@$(LAUNCH)/bin/python -c 'import site; open(site.getsitepackages()[0] + "/checkout.pth", "w").write("$(CURDIR)\n")'
 	@touch $@
@@ -57,7 +59,7 @@ bench: $(BENCH)/.installed ## token statistics beside verl, Liger-Kernel and Meg
 $(BENCH)/.installed: requirements/benchmarks.lock $(STAMP)
 	@echo "installing the pinned competitors into $(BENCH), outside the environment (300 MB)"
 	rm -rf $(BENCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(BENCH) -r requirements/benchmarks.lock
+	@$(BIN)/python requirements/install.py requirements/benchmarks.lock --target $(BENCH)
 	@touch $@
 
 lint: env ## ruff, mypy, import layers
