@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from megatron_entropic.rollout.buckets import weights_checksum
 from megatron_entropic.rollout.fleet import VLLMFleet
-from megatron_entropic.rollout.types import Prompt, RolloutError
+from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError
 from tests.rollout.vllm_world import (
     EOS,
     becomes_true,
@@ -62,8 +62,12 @@ def test_rollouts_are_ordered_complete_and_repeatable(fleet: VLLMFleet) -> None:
         assert stopped or len(rollout.response_ids) == 8
         assert len(rollout.text) == len(rollout.response_ids) - stopped or "<" in rollout.text
     assert {r.finish_reason for r in rollouts} == {"stop", "length"}
-    again = fleet.generate(PROMPTS, 4)
+    finished: list[Sequence[Rollout]] = []
+    again = fleet.generate(PROMPTS, 4, finished.append)
     assert [r.response_ids.tolist() for r in again] == [r.response_ids.tolist() for r in rollouts]
+    # Each prompt's rollouts, whole and as soon as they are there: verification runs beside the rest.
+    assert sorted(group[0].prompt_index for group in finished) == sorted(prompt.index for prompt in PROMPTS)
+    assert {id(rollout) for group in finished for rollout in group} == set(map(id, again))
 
 
 def test_samples_differ_and_nothing_truncates_the_distribution(fleet: VLLMFleet) -> None:

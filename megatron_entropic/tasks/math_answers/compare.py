@@ -53,8 +53,9 @@ def _same(gold: str, given: str, depth: int = 0) -> bool:
 def _form(text: str) -> Form:
     """form_of, with a value of both signs as the two it is."""
     form = form_of(text if compact(text) != r"\mathbb{R}" else r"(-\infty, \infty)")
-    if form.kind == "value" and text.count(r"\pm") == 1 and r"\mp" not in text:
-        return Form("bare", (text.replace(r"\pm", "+"), text.replace(r"\pm", "-")))
+    if form.kind in ("value", "set") and len(form.items) == text.count(r"\pm") == 1 and r"\mp" not in text:
+        value = form.items[0]
+        return Form("set" if form.kind == "set" else "bare", (value.replace(r"\pm", "+"), value.replace(r"\pm", "-")))
     return form
 
 
@@ -109,7 +110,7 @@ def _same_equation(gold: str, given: str, depth: int) -> bool:
     if len(known) > 2:
         known = [known[0], known[-1]]
     if len(known) == 1:
-        values = parts[1:] if is_name(parts[0]) else parts
+        values = parts[1:] if is_name(parts[0]) else parts[:-1] if is_name(parts[-1]) else parts
         return all(_same(gold, part, depth + 1) for part in values)
     if len(parts) == 1:
         return is_name(known[0]) and _same(known[1], given, depth + 1)

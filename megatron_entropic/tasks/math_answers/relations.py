@@ -9,7 +9,8 @@ from megatron_entropic.tasks.math_answers.structure import split
 _SIGNS = {r"\le": "<=", r"\ge": ">=", "<": "<", ">": ">"}
 _LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|sigma|rho|tau|epsilon))"
 _NAME = re.compile(
-    rf"(?:\\(?:angle|triangle|overline|vec|hat|bar)\s*\{{?\s*)?{_LETTER}+\}}?'*(?:_\{{?\w+\}}?)?(?:\^\{{-1\}})?'*(?:\([\w ,]+\))?"
+    rf"(?:(?:m\s*)?\\(?:angle|triangle|overline|vec|hat|bar)\s*\{{?\s*)?"
+    rf"{_LETTER}+\}}?'*(?:_\{{?\w+\}}?)?(?:\^\{{-1\}})?'*(?:\([\w ,]+\))?"
     rf"|\({_LETTER}(?:,\s*{_LETTER})+\)|\\text\{{[A-Za-z' ]+\}}(?:\([\w ,]+\))?"
 )
 

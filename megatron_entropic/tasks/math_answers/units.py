@@ -6,7 +6,7 @@ _MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillio
 _OTHER_WORDS = """
 or and not more less fewer than least most about maybe perhaps between to from mod if when for where otherwise approximately
 almost nearly around roughly rather but either neither nor over under above below only at is are was any all some no with by
-plus minus times divided half double twice dozen"""
+plus minus times divided half double twice dozen squared cubed factorial root"""
 _NOT_UNITS = frozenset(_OTHER_WORDS.split())
 """Words behind a number that say something else about it."""
 _KNOWN_UNITS = """
