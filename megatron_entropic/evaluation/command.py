@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import ConfigError, load_config, override
+from megatron_entropic.hf.architectures import Architecture
 
 
 def add_evaluate(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -74,16 +75,17 @@ def _settings(model: Path, recipe: str | None, overrides: Sequence[str]) -> tupl
     """The settings of the evaluation, and those of the run when `model` is one's folder. Raises ConfigError without a task."""
     saved = model / "config.yaml"
     trained = load_config(saved) if saved.is_file() else None
-    if trained is None and recipe is None and not any(word.startswith("task.name=") for word in overrides):
-        raise ConfigError(
-            f"{model}: on which task? It is no run folder, so name one: task.name=math task.options.path=FILE, task.name=decompose, "
-            "or --recipe RECIPE for all of a recipe's settings"
-        )
     source = saved if trained else recipe
     hf_path = model / "hf" if trained else model
     logs = model / "evaluation" if trained else Path("runs/evaluate")  # not the run's own: it may still be running
     own = [override("model.hf_path", hf_path), override("run.dir", logs)]
     cfg = load_config(source, [*overrides, *own])
+    Architecture.from_hf(cfg.model.hf_dir)  # a model that is not there is the first thing to say
+    if trained is None and recipe is None and not any(word.startswith("task.name=") for word in overrides):
+        raise ConfigError(
+            f"{model}: on which task? It is no run folder, so name one: task.name=math task.options.path=FILE, task.name=decompose, "
+            "or --recipe RECIPE for all of a recipe's settings"
+        )
     if cfg.model.is_distributed:
         raise ConfigError(
             f"{hf_path}: a distributed checkpoint; make it a model first: python -m checkpoint_tools export {hf_path} OUT_DIR"

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,10 +134,13 @@ def test_a_model_alone_gets_the_defaults_and_a_run_its_own_settings(tmp_path: Pa
     assert (cfg.task.name, cfg.rollout.max_new_tokens, cfg.model.hf_path, trained) == ("addition", 64, TINY_DECOMPOSE, None)
     run = tmp_path / "run #1"
     save_config(load_config("quickstart", ["trainer.seed=7"]), run / "config.yaml")
+    shutil.copytree(TINY_DECOMPOSE, run / "hf")
     cfg, trained = _settings(run, None, [])
-    assert (cfg.model.hf_path, cfg.run_dir, cfg.trainer.seed) == (run / "hf", run, 7)
+    assert (cfg.model.hf_path, cfg.run_dir, cfg.trainer.seed) == (run / "hf", run / "evaluation", 7)
     assert trained is not None
     with pytest.raises(ConfigError, match="on which task"):
+        _settings(run / "hf", None, [])
+    with pytest.raises(ValueError, match=r"exp #2/config\.json: no such file"):
         _settings(tmp_path / "exp #2", None, [])
 
 
