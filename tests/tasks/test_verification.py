@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_a_process_that_died_between_two_answers_is_replaced(worker: VerifierWor
     os.kill(worker._process.pid, signal.SIGKILL)
     worker._process.wait()
     assert worker.judge(ASKED, "print").score == 1.0
+
+
+def test_signals_that_ask_a_run_to_save_do_not_end_a_verification(worker: VerifierWorker) -> None:
+    assert worker.judge(ASKED, "print").score == 1.0
+    assert worker._process is not None
+    pid = worker._process.pid
+    sent = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
+    threads = [threading.Timer(0.1 * place, os.kill, (pid, signum)) for place, signum in enumerate(sent, start=1)]
+    for thread in threads:
+        thread.start()
+    assert worker.judge(ASKED, "wait 1.0").score == 1.0
+    assert worker._process.pid == pid
 
 
 def test_a_verifier_that_waits_meets_the_wall_clock_and_leaves_nothing_behind(tmp_path: Path) -> None:

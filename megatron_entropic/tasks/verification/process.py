@@ -33,6 +33,8 @@ def main() -> None:
     """Serves stdin and stdout until stdin ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also when it computes while its parent dies
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)  # a scheduler sends them to all of a job, whose ranks then save; it ends with them
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what a verifier prints belongs to the log, not into the replies
     settings = json.loads(sys.stdin.readline())
