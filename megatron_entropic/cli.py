@@ -153,12 +153,22 @@ def _train(options: argparse.Namespace) -> int:
             code = run_rank(cfg, flags)
         if not Fence.of_this_run(cfg.run_dir).is_open():  # rank 0 has said who owns the run now
             return code or EXIT_FAILED
+        _conclude(cfg, code)
+    return code
+
+
+def _conclude(cfg: Config, code: int) -> None:
+    """What is written and said about a run that ended with `code`."""
+    try:
         record_end(cfg.run_dir, code)
         if code != EXIT_STOPPED:  # then there is no time for a report
             _summarise(cfg)
-            if code and (lost := lost_steps(cfg.run_dir)):
-                print(lost, file=sys.stderr)
-    return code
+    except OSError as error:  # a full disk, which has ended the run already: its exit code stays
+        if not code:
+            raise
+        print(f"megatron-entropic: error: {error}", file=sys.stderr)
+    if code not in (0, EXIT_STOPPED) and (lost := lost_steps(cfg.run_dir)):
+        print(lost, file=sys.stderr)
 
 
 def _settings_of_run(options: argparse.Namespace) -> Config:

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,6 +98,15 @@ def _log_to(path: Path, rank: int) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
     logging.getLogger("megatron_entropic").setLevel(logging.DEBUG)
     logging.captureWarnings(capture=True)
+    threading.excepthook = _log_ended_thread
+
+
+def _log_ended_thread(ended: threading.ExceptHookArgs) -> None:
+    """One line instead of a traceback, which goes to the log file: what a thread failed at is raised again where it is waited for."""
+    name = ended.thread.name if ended.thread else "a thread"
+    logging.error("%s ended: %s", name, ended.exc_value or ended.exc_type.__name__)
+    trace = (ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback)
+    logging.getLogger(__name__).debug("where the error above comes from", exc_info=trace)
 
 
 class _LogFile(logging.FileHandler):

@@ -56,10 +56,10 @@ class RolloutSource:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             self.close()
-        except (ReportedError, ValueError):
+        except (ReportedError, ValueError) as lost:
             if error is None:
                 raise
-            logger.exception("what was being recorded when the run ended:")
+            logger.error("when the run ended: %s", lost)
 
     def close(self) -> None:
         """Ends the engine and every process it started, once all that was generated is recorded. Raises what kept it from that."""

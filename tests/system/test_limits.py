@@ -47,3 +47,16 @@ def test_a_full_disk_is_named_with_the_path(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
         metrics.log(0, {name: 0.0 for name in METRIC_FIELDS if name != "step"})
     metrics.close()
+
+
+def test_a_thread_that_ends_with_an_error_is_one_line_and_its_traceback_is_in_the_log(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, sys, threading; from megatron_entropic.worker import _log_to; _log_to(pathlib.Path(sys.argv[1]), 0)\n"
+        "def write(): raise OSError(28, 'No space left on device', 'events')\n"
+        "thread = threading.Thread(target=write, name='writer'); thread.start(); thread.join()"
+    )
+    log = tmp_path / "rank-0.log"
+    done = subprocess.run([sys.executable, "-c", script, str(log)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("[rank 0] writer ended: [Errno 28] No space left on device: 'events'\n")
+    assert "Traceback" not in done.stderr
+    assert "in write" in log.read_text()
