@@ -1,5 +1,6 @@
 """One vLLM server, as its owner sees it: its port, its processes and its key. How to speak to it: server_client.py."""
 
+import glob
 import os
 import secrets
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_entropic.config import RolloutConfig
@@ -63,11 +65,11 @@ class VLLMServer(ServerClient):
 
     def launch(self) -> None:
         """Starts the process and returns at once. Raises RolloutError when the log cannot be written."""
-        command = [sys.executable, "-m", "megatron_entropic.rollout.vllm_main", *self.arguments]
         try:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             self._scratch = scratch_folder(f"{self.name}_")  # vLLM leaves its sockets lying in TMPDIR
             folder, listener = self._scratch.name, self._listener.fileno()
+            command = [sys.executable, "-m", "megatron_entropic.rollout.vllm_main", *without_patterns(self.arguments, Path(folder))]
             environ = {"TMPDIR": folder, SCRATCH_VARIABLE: folder, LISTENER_VARIABLE: str(listener)}
             with self.log_path.open("wb") as log, self._listener:
                 self._process = subprocess.Popen(
@@ -119,6 +121,16 @@ class VLLMServer(ServerClient):
             process.stdin.close()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def without_patterns(arguments: Sequence[str], folder: Path) -> list[str]:
+    """The arguments, with the model reached by a link in `folder` where its path is a pattern: vLLM globs for its weights."""
+    model = arguments[arguments.index("--model") + 1]
+    if glob.escape(model) == model:
+        return list(arguments)
+    link = folder / "model"
+    link.symlink_to(Path(model).resolve())
+    return [str(link) if word == model else word for word in arguments]
 
 
 def open_listeners(cfg: RolloutConfig) -> list[socket.socket]:

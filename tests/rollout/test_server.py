@@ -1,6 +1,7 @@
 """Ports, command lines, environments and logs of servers: everything that needs no running server."""
 
 import contextlib
+import glob
 import http.server
 import os
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.config import RolloutConfig
-from megatron_entropic.rollout.server import VLLMServer, open_listeners
+from megatron_entropic.rollout.server import VLLMServer, open_listeners, without_patterns
 from megatron_entropic.rollout.server_client import log_tail
 from megatron_entropic.rollout.server_command import server_cores, server_environment
 from megatron_entropic.rollout.server_proof import CHALLENGE, PROOF, proof_of
@@ -167,3 +168,14 @@ def test_a_server_that_has_the_key_is_ready(tmp_path: Path) -> None:
     server = make_server(RolloutConfig(), tmp_path)
     with stranger_at(server._listener, server.key, server._listener.getsockname()[1]):
         server.wait_ready(5.0)
+
+
+def test_a_model_whose_folder_is_a_pattern_is_reached_by_a_link(tmp_path: Path) -> None:
+    plain = ["--model", "/models/a b #1", "--port", "1"]
+    assert without_patterns(plain, tmp_path) == plain
+    model = tmp_path / "run [1]*" / "hf"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").touch()
+    words = without_patterns(["--port", "1", "--model", str(model)], tmp_path)
+    assert words[:3] == ["--port", "1", "--model"]
+    assert glob.glob(os.path.join(words[3], "*.safetensors"))  # as vLLM looks for them
