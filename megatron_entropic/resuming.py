@@ -12,6 +12,7 @@ from megatron_entropic.config_loading import ConfigError, load_config, override,
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.directory import CONFIG_FILE, TOKENIZER_FILE, companion_files
+from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.manifest import damaged_files, read_manifest
 from megatron_entropic.observability.target_file import NAME, read_target, write_target
 from megatron_entropic.settings_difference import differences, refuse
@@ -95,6 +96,8 @@ def _changes(saved: Path, now: Path, *, chat_template: bool) -> Iterator[str]:
         before, after = getattr(was, field.name), getattr(is_, field.name)
         if before != after:
             yield f"{CONFIG_FILE}: {field.name} was {before}, is {after}"
+    if (before := stop_token_ids(saved)) != (after := stop_token_ids(now)):
+        yield f"the tokens that end a response were {before}, are {after}"
     names = {TOKENIZER_FILE, *(_templates(saved) | _templates(now) if chat_template else ())}
     for name in sorted(names):
         if _content(saved / name) != _content(now / name):

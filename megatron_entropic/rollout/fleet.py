@@ -1,6 +1,5 @@
 """The fleet of vLLM servers that one run samples from and keeps in step with its weights; usually it launches and owns them."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_entropic.config import Config, RolloutConfig
+from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.remote_server import find_servers, fleet_folder, trainer_lock
 from megatron_entropic.rollout.sampling import Sampled, SamplingRequest, sample
@@ -37,7 +38,7 @@ class VLLMFleet:
         self.cfg = cfg
         self.model_dir = model_dir
         self.dtype = dtype
-        self.max_model_len = min(max_model_len, _longest_context(model_dir))
+        self.max_model_len = min(max_model_len, Architecture.from_hf(model_dir).max_positions)
         self.seed = seed
         self.log_dir = log_dir
         self.first_index = first_index
@@ -45,6 +46,7 @@ class VLLMFleet:
         self.servers: list[ServerClient] = []
         self._sync: WeightSync | None = None
         self._broken: str | None = None
+        self._stop_token_ids = stop_token_ids(model_dir)
         self._claim: FolderLock | None = None
 
     def launch(self) -> None:
@@ -119,7 +121,12 @@ class VLLMFleet:
         for prompt in prompts:
             self._check_fits(prompt)
         request = SamplingRequest(
-            self.seed, samples_per_prompt, self.cfg.temperature, self.cfg.max_new_tokens, self.cfg.request_timeout_s
+            seed=self.seed,
+            samples=samples_per_prompt,
+            temperature=self.cfg.temperature,
+            max_new_tokens=self.cfg.max_new_tokens,
+            timeout_s=self.cfg.request_timeout_s,
+            stop_token_ids=self._stop_token_ids,
         )
 
         def accept(prompt: Prompt, server: ServerClient, samples: Sequence[Sampled]) -> list[Rollout]:
@@ -203,7 +210,7 @@ class VLLMFleet:
 
 
 def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
-    """The fleet that the settings of a run describe; nothing is launched yet. Raises RolloutError for a model without a context."""
+    """The fleet that the settings of a run describe; nothing is launched yet. Raises ValueError for a model that is none."""
     return VLLMFleet(
         cfg.rollout,
         model_dir=cfg.model.hf_dir,
@@ -217,14 +224,3 @@ def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
 
 def _wait(server: ServerClient, timeout_s: float) -> Callable[[], None]:
     return lambda: server.wait_ready(timeout_s)
-
-
-def _longest_context(model_dir: Path) -> int:
-    """max_position_embeddings of the checkpoint. Raises RolloutError when config.json cannot tell."""
-    path = model_dir / "config.json"
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["max_position_embeddings"])
-    except (OSError, ValueError, KeyError) as error:
-        raise RolloutError(
-            f"{path} does not give max_position_embeddings ({type(error).__name__}: {error}); model.hf_path must be a model"
-        ) from error

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from megatron_entropic.config import RolloutConfig
+from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.platform import select_device
 from megatron_entropic.rollout.local_weights import copy_weights
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
@@ -60,7 +61,7 @@ class LocalEngine:
         transformers_logging.disable_progress_bar()  # a bar per loaded model has no place among the step lines
         model = _read_model(model_dir, DTYPES[dtype])
         self._model: Any = model.to(select_device(0) if device is None else device).eval()
-        self._eos_ids = _eos_ids(model)
+        self._eos_ids = stop_token_ids(model_dir)
         self._max_length = int(model.config.max_position_embeddings)
 
     def start(self) -> None:
@@ -269,12 +270,3 @@ def _read_model(model_dir: Path, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True, use_safetensors=True)
     # Of a distributed checkpoint: the trainer sends the weights before the first prompt.
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir, local_files_only=True), dtype=dtype)
-
-
-def _eos_ids(model: Any) -> tuple[int, ...]:
-    """End-of-sequence ids of generation_config.json, else of config.json. Raises RolloutError when neither has one."""
-    found = model.generation_config.eos_token_id
-    found = model.config.eos_token_id if found is None else found
-    if found is None:
-        raise RolloutError("local engine: neither generation_config.json nor config.json of the model has an eos_token_id")
-    return (found,) if isinstance(found, int) else tuple(found)

@@ -37,6 +37,8 @@ class SamplingRequest:
     temperature: float
     max_new_tokens: int
     timeout_s: float
+    stop_token_ids: tuple[int, ...]
+    """Those that end a response; the server's own rule is not asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +174,8 @@ def request_body(prompt: Prompt, request: SamplingRequest, first: int, count: in
             "top_k": 0,
             "min_p": 0.0,
             "max_tokens": request.max_new_tokens,
+            "ignore_eos": True,  # the server's own rule, of other files than the other engines'
+            "stop_token_ids": list(request.stop_token_ids),
             "logprobs": 0,
             "detokenize": False,
         },

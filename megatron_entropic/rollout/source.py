@@ -18,6 +18,7 @@ from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts
 from megatron_entropic.rollout.remote_server import fleet_folder
 from megatron_entropic.rollout.replay import ReplayEngine
+from megatron_entropic.rollout.sampling_record import check_replay, record_sampling
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
 from megatron_entropic.rollout.vocabulary import Vocabulary
@@ -125,6 +126,7 @@ class RolloutSource:
         self.sync_weights(policy, version=first_step)
 
     def _wait_for_servers(self, first_step: int) -> None:
+        record_sampling(self.cfg, first_step)
         ahead = range(first_step, min(first_step + self.cfg.rollout.max_staleness, self.cfg.trainer.steps)) if first_step else range(0)
         for step in ahead:
             records = read_rollouts(self.writer.folder, step)
@@ -190,6 +192,7 @@ def make_engine(cfg: Config) -> RolloutEngine:
     rollout, model = cfg.rollout, cfg.model
     if rollout.engine == "replay":
         assert rollout.replay_path is not None
+        check_replay(cfg)
         return ReplayEngine(rollout.replay_path)
     if rollout.engine == "local":
         from megatron_entropic.rollout.local import LocalEngine  # brings transformers: seconds that other engines need not pay

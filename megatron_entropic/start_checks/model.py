@@ -5,6 +5,7 @@ from megatron_entropic.config_loading import ConfigError
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.check import check_companions, check_hf_dir
 from megatron_entropic.hf.layout import check_layout, check_serving
+from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.manifest import check as check_manifest
 
 
@@ -20,6 +21,7 @@ def check_model(cfg: Config, *, weights: bool = True) -> Architecture:
             raise ConfigError("\n".join(f"{cfg.model.hf_path}: {problem}" for problem in problems))
     else:
         check_hf_dir(cfg.model.hf_dir, arch)
+    stop_token_ids(cfg.model.hf_dir)
     problems = check_layout(arch, cfg)
     if cfg.rollout.engine == "vllm" and cfg.rollout.fleet_dir is None:
         problems += check_serving(arch)

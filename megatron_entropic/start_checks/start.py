@@ -1,6 +1,7 @@
 """All checks of a run that can be made before anything is started."""
 
 from megatron_entropic.config import Config
+from megatron_entropic.rollout.sampling_record import check_replay
 from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.start_checks.learning import check_learning
 from megatron_entropic.start_checks.model import check_model
@@ -12,5 +13,7 @@ def check_start(cfg: Config, *, weights: bool = True) -> list[str]:
     `weights`: whether those of model.hf_path are needed, as they are unless a checkpoint is gone on from.
     """
     arch = check_model(cfg, weights=weights)
+    if cfg.rollout.engine == "replay":
+        check_replay(cfg)
     check_learning(cfg, arch.vocab_size)
     return check_data(cfg)

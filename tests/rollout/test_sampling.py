@@ -34,12 +34,13 @@ def test_seeds_differ_between_prompts_samples_and_runs() -> None:
 
 
 def test_nothing_but_the_temperature_shapes_the_distribution() -> None:
-    body = request_body(prompt(4), SamplingRequest(0, 8, 0.7, 16, 1.0), 2, 3)
+    body = request_body(prompt(4), SamplingRequest(0, 8, 0.7, 16, 1.0, (1, 7)), 2, 3)
     params = body["sampling_params"]
     assert body["token_ids"] == [2, 3, 4]
     assert (params["n"], params["seed"]) == (3, first_seed(0, 4) + 2)
     assert (params["temperature"], params["top_p"], params["top_k"], params["min_p"], params["max_tokens"]) == (0.7, 1.0, 0, 0.0, 16)
-    assert not {"stop", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos"} & set(params)
+    assert not {"stop", "repetition_penalty", "presence_penalty", "frequency_penalty"} & set(params)
+    assert (params["stop_token_ids"], params["ignore_eos"]) == ([1, 7], True), "stops are ours, not those of the server's files"
 
 
 def choice(**changes: Any) -> dict[str, Any]:
