@@ -76,7 +76,7 @@
         if (current !== null) path += `${drawn ? "L" : "M"}${x(step).toFixed(1)} ${y(current).toFixed(1)}`;
         drawn = current !== null;
       });
-      if (run.steps.length === 1) path += "h0.01"; // a path of one point shows nothing
+      if (path && run.steps.length === 1) path += "h0.01"; // a path of one point shows nothing
       const dots = run.steps.length < 12 ? { "stroke-linecap": "round", "stroke-width": 4 } : { "stroke-width": 1.6 };
       draw("path", { d: path, fill: "none", stroke: colours[number % colours.length], "stroke-linejoin": "round", ...dots });
     });
