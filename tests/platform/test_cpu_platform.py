@@ -136,3 +136,23 @@ def test_a_single_process_needs_no_launcher_and_hears_no_warnings(tmp_path: Path
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2], env={})
     assert done.stdout == "1\n", done.stderr
     assert "not installed" not in done.stderr
+
+
+def norm_of_a_large_gradient() -> float:
+    from megatron.core.optimizer import clip_grads
+
+    parallel = initialize_parallel(ParallelConfig(), 0)
+    gradients = [
+        torch.randn(24_000_000, generator=torch.Generator().manual_seed(seed)) * scale for seed, scale in ((0, 1e-3), (1, 1e-2))
+    ]
+    exact = sum(float(gradient.double().square().sum()) for gradient in gradients) ** 0.5
+    norm = float(clip_grads.get_grad_norm_fp32(gradients, grad_stats_parallel_group=parallel.tp_group))
+    shutdown()
+    return norm / exact - 1
+
+
+@pytest.mark.distributed
+def test_the_norm_of_a_large_gradient_is_exact() -> None:
+    """An embedding of 49,152 tokens has 28 million entries: their squares, added up in float32, are too coarse to clip by."""
+    (error,) = run_ranks(norm_of_a_large_gradient, 1)
+    assert abs(error) <= 1e-7
