@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
@@ -176,7 +177,7 @@ def _settings_of_run(options: argparse.Namespace) -> Config:
     if options.resume:
         return resumed_config(source, options.overrides)
     if (source / "config.yaml").is_file():
-        raise ConfigError(f"{source} is the folder of a run; go on with it by `megatron-entropic train {source} --resume`")
+        raise ConfigError(f"{source} is the folder of a run; go on with it by `megatron-entropic train {quote(str(source))} --resume`")
     return load_config(options.source, options.overrides)
 
 
@@ -193,7 +194,7 @@ def _prepare_run_dir(cfg: Config, lock: FolderLock, *, overwrite: bool) -> None:
     if (run_dir / "config.yaml").exists():
         if not overwrite:
             raise ConfigError(
-                f"{run_dir} holds an earlier run; go on with it by `megatron-entropic train {run_dir} --resume`, "
+                f"{run_dir} holds an earlier run; go on with it by `megatron-entropic train {quote(str(run_dir))} --resume`, "
                 "choose another run.name or run.dir, or pass --overwrite to delete it"
             )
         empty_folder(run_dir, keep=lock.files)

@@ -1,5 +1,6 @@
 """Values as typed: names and paths never go through YAML, everything else reads back as it was written."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_entropic.cli import main
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import ConfigError, load_config, override, save_config
 from megatron_entropic.hf.directory import download_hint
+from megatron_entropic.resuming import resumed_config
 from megatron_entropic.setting_values import text_of, value_of
 
 AWKWARD = [
@@ -49,6 +52,23 @@ def test_an_override_made_here_says_what_it_means(name: str) -> None:
     assert load_config("quickstart", [override("run.dir", Path(f"/x/{name}"))]).run_dir == Path(f"/x/{name}")
     if name != "~x":
         assert load_config("quickstart", [override("run.dir", Path(name))]).run_dir == Path(name)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_the_run_that_is_named_is_gone_on_with_whatever_its_folder_is_called(tmp_path: Path, name: str) -> None:
+    for number, folder in enumerate(("exp", "named", name)):
+        save_config(load_config("quickstart", [f"trainer.seed={number}"]), tmp_path / folder / "config.yaml")
+    cfg = resumed_config(tmp_path / name, ["trainer.steps=2"])
+    assert (cfg.run_dir, cfg.trainer.seed) == (tmp_path / name, 2)
+
+
+def test_a_command_to_paste_names_the_folder_to_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "exp #2"
+    save_config(load_config("quickstart"), run / "config.yaml")
+    with pytest.raises(SystemExit):
+        main(["train", str(run)])
+    command = capsys.readouterr().err.partition("`")[2].partition("`")[0]
+    assert shlex.split(command, comments=True) == ["megatron-entropic", "train", str(run), "--resume"]
 
 
 def test_nothing_is_said_by_null_or_an_empty_value() -> None:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from megatron_entropic.config import Config
@@ -88,6 +89,7 @@ def _settings(model: Path, recipe: str | None, overrides: Sequence[str]) -> tupl
         )
     if cfg.model.is_distributed:
         raise ConfigError(
-            f"{hf_path}: a distributed checkpoint; make it a model first: python -m checkpoint_tools export {hf_path} OUT_DIR"
+            f"{hf_path}: a distributed checkpoint; make it a model first: "
+            f"python -m checkpoint_tools export {quote(str(hf_path))} OUT_DIR"
         )
     return cfg, trained

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 
 from megatron_entropic.hf.headers import CheckpointError
 
@@ -41,7 +42,7 @@ def download_hint(hf_dir: Path) -> str:
     The name of a model that a command here makes, a name on the hub, or a folder of models named as there.
     """
     if command := _MADE_BY.get(hf_dir.name):
-        return f"; `{command} {hf_dir}` makes it"
+        return f"; `{command} {quote(str(hf_dir))}` makes it"
     if hf_dir.exists() or not _HUB_ID.fullmatch(str(hf_dir)):
         return ""
     is_id = hf_dir.parent.name != "models" and not hf_dir.parent.is_dir()

@@ -1,6 +1,7 @@
 """What a run that ended without saving has lost, and how to go on with it."""
 
 from pathlib import Path
+from shlex import quote
 
 from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError, step_of
 
@@ -9,7 +10,7 @@ def lost_steps(run_dir: Path) -> str:
     """One line for the terminal; empty before the first step, when nothing was lost."""
     metrics = run_dir / "metrics.jsonl"
     done = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-    resume = f"megatron-entropic train {run_dir} --resume"
+    resume = f"megatron-entropic train {quote(str(run_dir))} --resume"
     try:
         latest = CheckpointStore(run_dir / "checkpoints").latest()
     except CheckpointStoreError as error:

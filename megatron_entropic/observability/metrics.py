@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from megatron_entropic.control.handoff import Phase
@@ -189,7 +190,7 @@ def _parsed_lines(path: Path) -> Iterator[_Line]:
             if fields["step"] <= last_step:
                 raise ValueError(
                     f"{path}, line {number}: step {fields['step']} does not follow step {last_step}: two runs wrote here at once; "
-                    f"`megatron-entropic repair {path.parent}` keeps the history that the latest checkpoint goes on from"
+                    f"`megatron-entropic repair {quote(str(path.parent))}` keeps the history that the latest checkpoint goes on from"
                 )
             last_step = fields["step"]
             yield _Line(fields, last_step, end)

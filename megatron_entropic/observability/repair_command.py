@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError, step_of
@@ -38,7 +39,7 @@ def _repair(options: argparse.Namespace) -> int:
         metrics = run_dir / "metrics.jsonl"
         if metrics.is_file():
             print(repair_metrics(metrics, step_of(name) if name else 0))
-    print(f"go on with: megatron-entropic train {run_dir} --resume")
+    print(f"go on with: megatron-entropic train {quote(str(run_dir))} --resume")
     return 0
 
 
