@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell script's background job: Ctrl-C's signal still means stop
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     flags = [flag for flag, given in ((ALLOW_FALLBACK, options.allow_fallback), (ALLOW_CHANGE, options.allow_change)) if given]
     if flags and not options.resume:
         raise ConfigError(f"{' and '.join(flags)} go with --resume: only a resumed run has a checkpoint")

@@ -310,7 +310,9 @@ class CheckpointConfig:
         default=True, description="write while training goes on: a step waits only until the state is copied to host memory"
     )
     grace_s: float = Field(
-        default=60.0, gt=0, description="after SIGTERM or SIGUSR1 the run saves and ends within this, or else ends without saving"
+        default=60.0,
+        gt=0,
+        description="after a signal to stop (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C) the run saves and ends within this, or else ends without saving",
     )
 
 

@@ -90,6 +90,7 @@ def launch_ranks(
         failed = _wait_for_first_failure(ranks, signals)
     finally:
         _end(ranks)
+        signals.restore()
     if signals.ended_by is not None:
         logger.error("ended by %s", signals.ended_by.name)
         return 128 + signals.ended_by
@@ -154,8 +155,12 @@ class _Signals:
         self._second: signal.Signals | None = None
         self._told = False
         self._grace_s = grace_s
-        for signum in [*asking_signals(), signal.SIGINT]:
-            signal.signal(signum, self._note)
+        self._before = {signum: signal.signal(signum, self._note) for signum in [*asking_signals(), signal.SIGINT]}
+
+    def restore(self) -> None:
+        """Gives the signals back the meaning that they had before."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     def check(self) -> None:
         """Passes a request to stop on and tells the user of it; ends ranks after a second one, or when they take too long."""
