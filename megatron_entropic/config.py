@@ -312,7 +312,7 @@ class CheckpointConfig:
     grace_s: float = Field(
         default=60.0,
         gt=0,
-        description="after a signal to stop (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C) the run saves and ends within this, or else ends without saving",
+        description="after SIGTERM, SIGUSR1, SIGHUP or Ctrl-C: time to save and end in, or else it ends without saving",
     )
 
 
