@@ -17,7 +17,7 @@ from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.tasks import verifier_spec
 from megatron_entropic.tasks.task import Problem, Task
-from megatron_entropic.tasks.verification import Limits, Verdict, VerifierError, VerifierPool
+from megatron_entropic.tasks.verification import Limits, Verdict, VerifierError, VerifierPool, judge
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Scorer:
         if self.vocabulary.count_unknown(rollout):
             return Verdict(0.0)
         if self._pool is None:
-            return Verdict(self.task.score(problem, rollout.text))
+            return judge(self.task, problem, rollout.text)
         return self._pending[rollout.prompt_index, rollout.text].result()
 
     def _warn_of_unknown(self, step: int, answers: int, of: int) -> None:

@@ -12,6 +12,7 @@ from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.tasks import FACTORIES, Problem, make_task
 from megatron_entropic.tasks.verification import VerifierError
 from tests.rollout.tokens import one_token_rollout
+from tests.tasks.awkward_verifiers import Awkward
 from tests.tiny_models import TINY_DECOMPOSE
 
 PROBLEMS = {index: Problem("p", {"wanted": str(index), "line": 10 + index}) for index in range(4)}
@@ -74,6 +75,14 @@ def test_a_task_of_microseconds_needs_no_process() -> None:
     problem = task.problem(0)
     scores = scorer.finish(0, rollouts(f"{problem.data['total']}+0", "x"), {0: problem})
     assert (scores.rewards, scores.metrics["reward/timeouts"]) == ([1.0, 0.0], 0)
+
+
+def test_a_verifier_that_is_called_directly_may_fail_too(awkward: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Awkward, "inline", True, raising=False)
+    scorer = scorer_of(awkward)
+    assert scorer._pool is None
+    scores = scorer.finish(0, rollouts("raise x", "return nan", "return half", "print"), PROBLEMS)
+    assert (scores.rewards, scores.metrics["reward/failures"]) == ([0.0, 0.0, 0.5, 1.0], 2)
 
 
 def test_the_wall_clock_limit_is_not_the_tighter_one() -> None:

@@ -1,7 +1,7 @@
 """The process of worker.py: makes one verifier, then answers one JSON line with one JSON line until its input ends.
 
 First line in: {"factory", "options", "seed", "cpu_s", "memory_bytes"}; out: {"ready": true}, or {"failed": text} and the end.
-Then in: {"prompt", "data", "response"}; out: {"score": number}, {"failed": text}, or {"limit": "memory"} and the end.
+Then in: {"prompt", "data", "response"}; out: the fields of a Verdict, or {"limit": "memory"} and the end.
 
 The CPU limit is a timer of the process's own CPU time whose signal keeps its default action, so it ends the process wherever it
 computes: in Python, in C, in a loop that swallows exceptions. CPU time, because a wall-clock limit would make rewards depend on
@@ -9,24 +9,20 @@ what else the machine does.
 """
 
 import ctypes
+import dataclasses
 import json
-import math
 import os
 import resource
 import signal
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
-from megatron_entropic.tasks.task import Problem
+from megatron_entropic.tasks.task import Problem, Verifier
+from megatron_entropic.tasks.verification.judging import described, judge
 
 _PR_SET_PDEATHSIG = 1
-_LONGEST_REASON = 500
-
-
-class _Verifier(Protocol):
-    def score(self, problem: Problem, response: str) -> float: ...
 
 
 def main() -> None:
@@ -43,40 +39,31 @@ def main() -> None:
     try:
         verifier = make_verifier(settings["factory"], settings["options"], settings["seed"])
     except Exception as error:  # noqa: BLE001 - reported to the parent, which names the task
-        print(json.dumps({"failed": _described(error)}), file=replies)
+        print(json.dumps({"failed": described(error)}), file=replies)
         return
     print(json.dumps({"ready": True}), file=replies)
     for line in sys.stdin:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, settings["cpu_s"])
-        reply = _judge(verifier, Problem(request["prompt"], request["data"]), request["response"])
+        reply = _reply(verifier, Problem(request["prompt"], request["data"]), request["response"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), file=replies)
         if "limit" in reply:
             return  # memory that ran out once may be in pieces
 
 
-def make_verifier(factory: str, options: Mapping[str, Any], seed: int) -> _Verifier:
+def make_verifier(factory: str, options: Mapping[str, Any], seed: int) -> Verifier:
     """The object that `factory` ("package.module:function") makes of (options, seed). Raises whatever importing or making raises."""
     module, _, function = factory.partition(":")
-    made: _Verifier = getattr(import_module(module), function)(options, seed)
+    made: Verifier = getattr(import_module(module), function)(options, seed)
     return made
 
 
-def _judge(verifier: _Verifier, problem: Problem, response: str) -> dict[str, Any]:
+def _reply(verifier: Verifier, problem: Problem, response: str) -> dict[str, Any]:
     try:
-        score = float(verifier.score(problem, response))
+        return dataclasses.asdict(judge(verifier, problem, response))
     except MemoryError:
         return {"limit": "memory"}
-    except Exception as error:  # noqa: BLE001 - a failure of one answer, which the parent scores by the run's policy
-        return {"failed": _described(error)}
-    if not (math.isfinite(score) and 0.0 <= score <= 1.0):
-        return {"failed": f"returned {score}, which is not a score in [0, 1]"}
-    return {"score": score}
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST_REASON]
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class VerifierWorker:
         if "limit" in reply:
             self.close()
             return Verdict(0.0, "limit", f"needed more memory than reward.memory_gb={self.limits.memory_bytes / 2**30:g}")
-        return Verdict(0.0, "failed", reply["failed"]) if "failed" in reply else Verdict(reply["score"])
+        return Verdict(**reply)
 
     def _verdict_on_end(self, code: int) -> Verdict:
         if code == -signal.SIGPROF:

@@ -1,0 +1,27 @@
+"""One answer before one verifier: whatever the verifier does short of ending the process becomes a verdict."""
+
+import math
+
+from megatron_entropic.tasks.task import Problem, Verifier
+from megatron_entropic.tasks.verification.records import Verdict
+
+_LONGEST_REASON = 500
+"""Characters of what a verifier's exception says."""
+
+
+def judge(verifier: Verifier, problem: Problem, response: str) -> Verdict:
+    """The verdict on `response`; "failed" when the verifier raises or returns no number in [0, 1]. Lets MemoryError through."""
+    try:
+        score = float(verifier.score(problem, response))
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a failure of one answer, which the run scores by its policy
+        return Verdict(0.0, "failed", described(error))
+    if not (math.isfinite(score) and 0.0 <= score <= 1.0):
+        return Verdict(0.0, "failed", f"returned {score}, which is not a score in [0, 1]")
+    return Verdict(score)
+
+
+def described(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST_REASON]
