@@ -104,11 +104,11 @@ class VLLMFleet:
 
     def _wait_ready(self, deadline: float) -> None:
         timeout_s = max(deadline - time.monotonic(), 1.0)
-        waits = {server.name: _wait(server, timeout_s) for server in self.servers}
+        waits = {server.name: _wait(server, timeout_s, self.cfg.startup_timeout_s) for server in self.servers}
         late = call_together(waits, time.monotonic() + timeout_s + _LATEST_S)
         if isinstance(late, list):
             named = ", ".join(str(server) for server in self.servers if server.name in late)
-            raise RolloutError(f"not ready after {timeout_s:g} s (rollout.startup_timeout_s): {named}")
+            raise RolloutError(f"not ready after {self.cfg.startup_timeout_s:g} s (rollout.startup_timeout_s): {named}")
 
     def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
@@ -222,5 +222,5 @@ def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
     )
 
 
-def _wait(server: ServerClient, timeout_s: float) -> Callable[[], None]:
-    return lambda: server.wait_ready(timeout_s)
+def _wait(server: ServerClient, timeout_s: float, limit_s: float) -> Callable[[], None]:
+    return lambda: server.wait_ready(timeout_s, limit_s)

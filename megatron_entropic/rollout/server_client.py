@@ -66,10 +66,11 @@ class ServerClient(ABC):
             self._client.close()
             self._client = None
 
-    def wait_ready(self, timeout_s: float) -> None:
+    def wait_ready(self, timeout_s: float, limit_s: float | None = None) -> None:
         """Returns once the server answers and has proved that it has the key, which nobody is sent before.
 
-        Raises RolloutError when it dies first, when another program answers in its place, or after `timeout_s` seconds.
+        Raises RolloutError when it dies first, when another program answers in its place, or after `timeout_s` seconds: what is
+        left of `limit_s`, which the error names.
         """
         deadline = time.monotonic() + timeout_s
         with httpx.Client(base_url=self.url, trust_env=False) as without_key:
@@ -78,7 +79,8 @@ class ServerClient(ABC):
                     if self._is_ready(without_key):
                         return
                 if time.monotonic() > deadline:
-                    raise RolloutError(f"{self} was not ready after {timeout_s:g} s (rollout.startup_timeout_s){self.last_words()}")
+                    limit_s = timeout_s if limit_s is None else limit_s
+                    raise RolloutError(f"{self} was not ready after {limit_s:g} s (rollout.startup_timeout_s){self.last_words()}")
                 time.sleep(POLL_S)
         raise RolloutError(f"{self} died while starting{self.last_words()}")
 
