@@ -14,7 +14,7 @@ BENCH := build/benchmarks
 
 .PHONY: help env env-launch quickstart smollm2 test test-fast bench lint docs clean
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 env: $(STAMP) ## the environment: pinned, a few minutes the first time, nothing afterwards
 
