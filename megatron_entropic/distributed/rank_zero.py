@@ -44,7 +44,8 @@ def from_rank_zero(parallel: Ranked, function: Callable[..., T], *args: object, 
         value = function(*args)
         line.receive(f"all ranks to meet after {doing}")
     except Exception as error:
-        line.send(_FAILED, f"{type(error).__name__}: {error}".encode()[:_LONGEST_REASON])
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]  # rank 0 shows the rest
+        line.send(_FAILED, reason.encode()[:_LONGEST_REASON])
         raise
     line.send(_NOTHING if value is None else _VALUE)
     return value if value is None else _broadcast(value)

@@ -5,7 +5,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from megatron_entropic.rollout.sampling import Choice, SamplingRequest, assign, first_seed, parse_choice, request_body
+from megatron_entropic.rollout.sampling import (
+    Choice,
+    SamplingRequest,
+    assign,
+    concurrent_requests,
+    first_seed,
+    parse_choice,
+    request_body,
+)
 from megatron_entropic.rollout.types import Prompt, RolloutError
 
 
@@ -75,3 +83,8 @@ def test_a_choice_is_read() -> None:
 def test_an_answer_that_is_not_whole_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RolloutError, match=rf"^server 1, prompt 9: .*{message}"):
         parse_choice(msgspec.convert(choice(**changes), Choice), "server 1, prompt 9")
+
+
+@pytest.mark.parametrize(("samples", "requests"), [(1, 64), (8, 40), (16, 20), (64, 5), (1000, 5)])
+def test_a_server_is_kept_busy_and_its_queue_short(samples: int, requests: int) -> None:
+    assert concurrent_requests(samples) == requests

@@ -73,7 +73,8 @@ def test_a_server_does_not_take_its_owners_rank(monkeypatch: pytest.MonkeyPatch)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TRITON_INTERPRET"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("KEPT", "yes")
-    environment = server_environment(RolloutConfig(), 0, "key")
+    environment = server_environment(RolloutConfig(startup_timeout_s=1800.5), 0, "key")
+    assert environment["VLLM_ENGINE_READY_TIMEOUT_S"] == "1801"
     assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TRITON_INTERPRET"} & set(
         environment
     )
