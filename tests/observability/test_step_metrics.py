@@ -19,7 +19,8 @@ TIMES = {"time/step_s": 4.0, "time/rollout_s": 2.0, "time/update_s": 1.0, "time/
 
 def stats(coefficients: Coefficients) -> UpdateStats:
     numbers = dict.fromkeys(UpdateStats.__dataclass_fields__, 0.5)
-    return UpdateStats(**numbers | {"measurement": Measurement(0.9, 0.7, version=0, executed=1), "coefficients": coefficients})  # type: ignore[arg-type]
+    measured = Measurement(0.9, 0.7, version=0, executed=1, active_fraction=0.5, authority=0.1, pressure=0.0, bonus_authority=0.2)
+    return UpdateStats(**numbers | {"measurement": measured, "coefficients": coefficients})  # type: ignore[arg-type]
 
 
 def line_of(tmp_path: Path, control: ControlConfig) -> dict[str, float | None]:
