@@ -18,12 +18,17 @@ TEMPERATURE = 0.7
 CHARACTERS = ["<pad>", "<eos>", *(chr(code) for code in range(32, 127)), "\n", "§"]
 
 
-def write_model(folder: Path, *, tie_word_embeddings: bool = False) -> Path:
-    """A random Qwen3 of 99 tokens in `folder`, whose generation_config.json asks for top-k sampling that must not happen."""
+def write_tokenizer(folder: Path) -> None:
+    """One token a character."""
     tokenizer = Tokenizer(models.WordLevel({text: index for index, text in enumerate(CHARACTERS)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+
+
+def write_model(folder: Path) -> Path:
+    """A random Qwen3 of 99 tokens in `folder`, whose generation_config.json asks for top-k sampling that must not happen."""
+    write_tokenizer(folder)
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=len(CHARACTERS),
@@ -34,7 +39,7 @@ def write_model(folder: Path, *, tie_word_embeddings: bool = False) -> Path:
         num_key_value_heads=1,
         head_dim=32,
         max_position_embeddings=512,
-        tie_word_embeddings=tie_word_embeddings,
+        tie_word_embeddings=False,
         eos_token_id=EOS,
         bos_token_id=None,
         pad_token_id=0,
