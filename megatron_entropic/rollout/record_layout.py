@@ -9,7 +9,8 @@ Shapes: R rollouts (by prompt, then sample), P prompts, N response tokens. Texts
     problems                                                   uint8: JSON, a list of P objects with prompt and data
     response_offsets, response_ids, log_probs                  int64 [R + 1], int32 [N], float32 [N]
     text_offsets, text                                         int64 [R + 1], uint8
-    metadata                                                   format, step, servers, finish_reasons
+    metadata                                                   format, step, servers, finish_reasons, counts (JSON: what scoring
+                                                               counted, by metric)
 """
 
 import itertools
@@ -58,7 +59,11 @@ class RecordedRollout:
 
 
 def encoded(
-    step: int, rollouts: Sequence[Rollout], problems: Mapping[int, Problem], rewards: Sequence[float]
+    step: int,
+    rollouts: Sequence[Rollout],
+    problems: Mapping[int, Problem],
+    rewards: Sequence[float],
+    counts: Mapping[str, int] | None = None,
 ) -> tuple[int, Iterator[bytes | memoryview]]:
     """(bytes in all, the bytes piece by piece) of a step's file. The arrays of the rollouts are handed out, not copied.
 
@@ -89,6 +94,7 @@ def encoded(
         "text": texts,
     }
     metadata = {"format": FORMAT, "step": str(step), "servers": json.dumps(servers), "finish_reasons": json.dumps(reasons)}
+    metadata["counts"] = json.dumps(dict(counts or {}))
     header, size = _header(pieces, metadata)
     return len(header) + size, _in_order(header, pieces)
 
@@ -174,9 +180,25 @@ def decoded(where: str, content: bytes) -> list[RecordedRollout]:
     return records
 
 
+def decoded_counts(where: str, content: bytes) -> dict[str, int]:
+    """What scoring counted, by metric, of a file's bytes. Raises ValueError starting with `where`."""
+    try:
+        counts = json.loads(_entries(content)["__metadata__"].get("counts", "{}"))
+        return {str(name): int(count) for name, count in counts.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ValueError(f"{where}: not a record of rollouts ({type(error).__name__}: {error})") from error
+
+
+def _entries(content: bytes) -> dict[str, Any]:
+    """safetensors' header."""
+    (length,) = struct.unpack_from("<Q", content)
+    entries: dict[str, Any] = json.loads(content[8 : 8 + length])
+    return entries
+
+
 def _read_arrays(content: bytes) -> tuple[dict[str, Array], dict[str, str]]:
     (length,) = struct.unpack_from("<Q", content)
-    entries = json.loads(content[8 : 8 + length])
+    entries = _entries(content)
     metadata: dict[str, str] = entries["__metadata__"]
     if metadata["format"] != FORMAT:
         raise ValueError(f"format {metadata['format']!r}; this version reads {FORMAT!r}")

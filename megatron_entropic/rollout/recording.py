@@ -17,7 +17,7 @@ import zstandard
 
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.rollout.record_layout import RecordedRollout as RecordedRollout
-from megatron_entropic.rollout.record_layout import decoded, encoded
+from megatron_entropic.rollout.record_layout import decoded, decoded_counts, encoded
 from megatron_entropic.rollout.recording_jsonl import read_jsonl
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.system.folder_lock import Fence
@@ -42,10 +42,17 @@ class RolloutWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording")
         self._writing: Future[Path] | None = None
 
-    def begin(self, step: int, rollouts: Sequence[Rollout], problems: Mapping[int, Problem], rewards: Sequence[float]) -> None:
+    def begin(
+        self,
+        step: int,
+        rollouts: Sequence[Rollout],
+        problems: Mapping[int, Problem],
+        rewards: Sequence[float],
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
         """Has `write` done in a thread, once the step before is written. Raises what went wrong with that one."""
         self.wait()
-        self._writing = self._thread.submit(self.write, step, rollouts, problems, rewards)
+        self._writing = self._thread.submit(self.write, step, rollouts, problems, rewards, counts)
 
     def wait(self) -> None:
         """Returns once everything begun is on the disk. Raises what went wrong with it, once."""
@@ -60,19 +67,26 @@ class RolloutWriter:
         finally:
             self._thread.shutdown()
 
-    def write(self, step: int, rollouts: Sequence[Rollout], problems: Mapping[int, Problem], rewards: Sequence[float]) -> Path:
+    def write(
+        self,
+        step: int,
+        rollouts: Sequence[Rollout],
+        problems: Mapping[int, Problem],
+        rewards: Sequence[float],
+        counts: Mapping[str, int] | None = None,
+    ) -> Path:
         """Writes the file of `step` whole or not at all, replacing an earlier one (a resumed run does its step again).
 
-        `problems` maps prompt_index to its problem; `rewards[i]` belongs to `rollouts[i]`. Log-probs and rewards are
-        written so that they read back bit for bit. Raises ValueError naming the row for what could not be replayed, RecordingError
-        naming the file for what the disk refuses.
+        `problems` maps prompt_index to its problem; `rewards[i]` belongs to `rollouts[i]`; `counts` is what scoring them
+        counted, by metric. Log-probs and rewards are written so that they read back bit for bit. Raises ValueError naming the row
+        for what could not be replayed, RecordingError naming the file for what the disk refuses.
         """
         self.fence.check()
         if len(rollouts) != len(rewards):
             raise ValueError(f"step {step}: {len(rollouts)} rollouts but {len(rewards)} rewards")
         path = self.folder / file_name(step)
         temporary = path.with_name(f".{path.name}.tmp")
-        size, pieces = encoded(step, rollouts, problems, rewards)
+        size, pieces = encoded(step, rollouts, problems, rewards, counts)
         try:
             with temporary.open("wb") as file:
                 compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
@@ -128,6 +142,15 @@ def read_rollouts(folder: str | os.PathLike[str], step: int) -> list[RecordedRol
         if record.step != step:
             raise ValueError(f"{path}, line {number}: field step is {record.step}, the file's name says {step}")
     return records
+
+
+def read_counts(folder: str | os.PathLike[str], step: int) -> dict[str, int]:
+    """What scoring the recorded rollouts of `step` counted, by metric; nothing for what earlier versions recorded.
+
+    Raises as read_rollouts.
+    """
+    path = recorded_file(folder, step)
+    return {} if path.name == _old_name(step) else decoded_counts(str(path), _decompressed(path))
 
 
 def _decompressed(path: Path) -> bytes:

@@ -27,10 +27,16 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards in the order of the rollouts, and the step's metrics of verification (observability/metrics.py)."""
+    """Rewards in the order of the rollouts, what verifying them counted, by metric (observability/metrics.py), and seconds taken."""
 
     rewards: list[float]
-    metrics: dict[str, float]
+    counts: dict[str, int]
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All that the step's metrics say of it."""
+        return {**self.counts, "time/score_s": self.seconds}
 
 
 class Scorer:
@@ -79,11 +85,11 @@ class Scorer:
         return Scores(
             [verdict.score for verdict in verdicts],
             {
-                "time/score_s": time.monotonic() - started,
                 "reward/timeouts": sum(verdict.outcome == "limit" for verdict in verdicts),
                 "reward/failures": sum(verdict.outcome == "failed" for verdict in verdicts),
                 "rollout/unknown_tokens": sum(unknown),
             },
+            time.monotonic() - started,
         )
 
     def close(self) -> None:

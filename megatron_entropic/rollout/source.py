@@ -15,7 +15,7 @@ from megatron_entropic.policy.weights import weights_to_rank_zero
 from megatron_entropic.rollout.fleet import make_fleet
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import make_stream
-from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts
+from megatron_entropic.rollout.recording import RolloutWriter, read_counts, read_rollouts
 from megatron_entropic.rollout.remote_server import fleet_folder
 from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.sampling_record import check_replay, record_sampling
@@ -112,7 +112,10 @@ class RolloutSource:
             self._writer.wait()
 
     def score_metrics(self, step: int) -> dict[str, float]:
-        """What scoring `step` took and counted (observability/metrics.py), once; empty on other ranks and for a step read back."""
+        """What scoring `step` took and counted (observability/metrics.py), once; empty on other ranks.
+
+        Of a step that was read back, as a resumed run does, only what it counted.
+        """
         return self._score_metrics.pop(step, {})
 
     def start(self, policy: Policy, first_step: int = 0) -> None:
@@ -131,6 +134,7 @@ class RolloutSource:
         for step in ahead:
             records = read_rollouts(self.writer.folder, step)
             self._experience[step] = [record.rollout for record in records], [record.reward for record in records]
+            self._score_metrics[step] = dict(read_counts(self.writer.folder, step))
         engine = self.pipeline.engine
         if isinstance(engine, ReplayEngine) and first_step:
             engine.seek(first_step + len(ahead))
@@ -182,7 +186,7 @@ class RolloutSource:
         """Waits for the rollouts of `step` and their scores, and has them recorded while training goes on."""
         rollouts, problems = self.pipeline.take(step), self._problems.pop(step)
         scores = self.scorer.finish(step, rollouts, problems)
-        self.writer.begin(step, rollouts, problems, scores.rewards)
+        self.writer.begin(step, rollouts, problems, scores.rewards, scores.counts)
         self._experience[step] = (rollouts, scores.rewards)
         self._score_metrics[step] = scores.metrics
 

@@ -1,5 +1,6 @@
 """Recorded rollouts read back exactly or not at all, and replay refuses a run that is not the recorded one."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,7 +16,14 @@ import safetensors.numpy
 import torch
 import zstandard
 
-from megatron_entropic.rollout.recording import RecordedRollout, RecordingError, RolloutWriter, read_rollouts, recorded_steps
+from megatron_entropic.rollout.recording import (
+    RecordedRollout,
+    RecordingError,
+    RolloutWriter,
+    read_counts,
+    read_rollouts,
+    recorded_steps,
+)
 from megatron_entropic.rollout.replay import ReplayEngine
 from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError
 from megatron_entropic.tasks.task import Problem
@@ -55,6 +63,15 @@ def recorded(tmp_path: Path) -> Path:
     for step in range(4):
         writer.write(step, *_step(step))
     return tmp_path / "rollouts"
+
+
+def test_what_scoring_counted_is_read_back(tmp_path: Path) -> None:
+    with contextlib.closing(RolloutWriter(tmp_path)) as writer:
+        writer.write(0, *_step(0), {"reward/timeouts": 3, "rollout/unknown_tokens": 0})
+        writer.write(1, *_step(1))
+    assert read_counts(tmp_path, 0) == {"reward/timeouts": 3, "rollout/unknown_tokens": 0}
+    assert read_counts(tmp_path, 1) == {}
+    assert len(read_rollouts(tmp_path, 0)) == len(_step(0)[0])
 
 
 def test_rollouts_read_back_exactly(recorded: Path) -> None:
