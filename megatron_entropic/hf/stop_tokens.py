@@ -30,7 +30,10 @@ def stop_token_ids(hf_dir: Path) -> tuple[int, ...]:
         found = Tokenizer.from_file(str(hf_dir / TOKENIZER_FILE)).token_to_id(text)
         if found is not None:
             return _checked(hf_dir, "tokenizer_config.json", found)
-    raise CheckpointError(f"{hf_dir}: no {_FIELD} in generation_config.json or {CONFIG_FILE}, and no eos_token of the tokenizer")
+    raise CheckpointError(
+        f"{hf_dir}: no {_FIELD} in generation_config.json or {CONFIG_FILE}, and no eos_token of the tokenizer, so no response would "
+        "ever end; write the id that ends one into generation_config.json"
+    )
 
 
 def _checked(hf_dir: Path, name: str, found: Any) -> tuple[int, ...]:

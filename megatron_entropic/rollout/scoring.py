@@ -110,7 +110,7 @@ class Scorer:
             logger.warning(
                 "step %d: %d of %d answers hold ids that the tokenizer has no token for, the model's vocabulary being longer; scored 0 "
                 "(said once; rollout/unknown_tokens counts them)",
-                step,
+                step + 1,
                 answers,
                 of,
             )

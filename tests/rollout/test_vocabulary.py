@@ -80,7 +80,7 @@ def test_a_right_answer_with_such_an_id_scores_0_and_is_counted(
             assert scores.metrics["rollout/unknown_tokens"] == 4
     finally:
         scorer.close()
-    assert [record.getMessage()[:24] for record in caplog.records] == ["step 0: 3 of 4 answers h"]
+    assert [record.getMessage()[:24] for record in caplog.records] == ["step 1: 3 of 4 answers h"]
 
 
 def test_the_local_engine_samples_them_with_their_exact_log_probs(vocabulary: Vocabulary, tmp_path: Path) -> None:
