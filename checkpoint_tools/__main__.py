@@ -1,6 +1,7 @@
 """The command line of checkpoint_tools."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("source", type=Path, metavar="CKPT_OR_RUN_DIR")
     exporting.add_argument("out", type=Path, metavar="OUT_DIR", help="new directory; appears when complete")
     exporting.add_argument("--like", type=Path, metavar="HF_DIR", help="take config and tokenizer from here, not from the checkpoint")
-    exporting.add_argument("--shard-gb", type=float, default=5.0, metavar="GB", help="largest weight file, GiB; 5")
+    exporting.add_argument("--shard-gb", type=_gibibytes, default=5.0, metavar="GB", help="largest weight file, GiB; 5")
     _conversion_options(exporting, "as they were trained; float32 takes the optimizer's masters where the checkpoint has them")
     exporting.set_defaults(run=_export)
 
@@ -151,6 +152,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def _gibibytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no size; give one above 0")
     return value
 
 

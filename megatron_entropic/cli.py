@@ -17,7 +17,7 @@ from megatron_entropic.evaluation.command import add_evaluate
 from megatron_entropic.launcher import given_rank, launch_ranks
 from megatron_entropic.machine_commands import add_doctor, add_serve, add_slurm_files
 from megatron_entropic.observability.history import record_end, record_start
-from megatron_entropic.observability.lost_steps import lost_steps
+from megatron_entropic.observability.lost_steps import last_written, lost_steps
 from megatron_entropic.observability.repair_command import add_repair_command
 from megatron_entropic.planning.command import add_plan_command
 from megatron_entropic.resuming import prepare_resume, resumed_config
@@ -144,6 +144,7 @@ def _train(options: argparse.Namespace) -> int:
             _prepare_run_dir(cfg, lock, overwrite=options.overwrite)
         os.environ[TOKEN_VARIABLE] = lock.token
         record_start(cfg.run_dir, sys.argv[1:])
+        before = last_written(cfg.run_dir)
         if rank is None:
             code = launch_ranks(
                 cfg.run_dir / "config.yaml",
@@ -157,14 +158,16 @@ def _train(options: argparse.Namespace) -> int:
             code = run_rank(cfg, flags)
         if not Fence.of_this_run(cfg.run_dir).is_open():  # rank 0 has said who owns the run now
             return code or EXIT_FAILED
-        _conclude(cfg, code)
+        _conclude(cfg, code, trained=last_written(cfg.run_dir) != before)
     return code
 
 
-def _conclude(cfg: Config, code: int) -> None:
-    """What is written and said about a run that ended with `code`."""
+def _conclude(cfg: Config, code: int, *, trained: bool) -> None:
+    """What is written and said about a run that ended with `code`; nothing of an earlier start when this one `trained` nothing."""
     try:
         record_end(cfg.run_dir, code)
+        if code and not trained:
+            return
         if code != EXIT_STOPPED:  # then there is no time for a report
             _summarise(cfg)
     except OSError as error:  # a full disk, which has ended the run already: its exit code stays

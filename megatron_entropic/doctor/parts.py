@@ -11,8 +11,8 @@ def importable(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def chosen_paths(gpus: list[GPU]) -> dict[str, str]:
-    """By part of a run, what it will use here and what that depends on."""
+def chosen_paths(gpus: list[GPU], rollout_engine: str = "vllm") -> dict[str, str]:
+    """By part of a run with that `rollout.engine`, what it will use here and what that depends on."""
     gpu = bool(gpus)
     engine, apex = importable("transformer_engine"), importable("apex")
     return {
@@ -24,9 +24,18 @@ def chosen_paths(gpus: list[GPU]) -> dict[str, str]:
         "token statistics": "Triton kernels"
         if gpu and importable("triton")
         else f"torch ({_why(gpu, importable('triton'), 'Triton')})",
-        "rollouts": _vllm(gpu),
-        "weight transfer": "NCCL, trainer to servers" if gpu else "gloo, trainer to servers",
+        **(_served(gpu) if rollout_engine == "vllm" else _WITHOUT_SERVERS[rollout_engine]),
     }
+
+
+_WITHOUT_SERVERS = {
+    "local": {"rollouts": "transformers, in the trainer's process", "weight transfer": "a copy within the process"},
+    "replay": {"rollouts": "those of a recorded run", "weight transfer": "none"},
+}
+
+
+def _served(gpu: bool) -> dict[str, str]:
+    return {"rollouts": _vllm(gpu), "weight transfer": "NCCL, trainer to servers" if gpu else "gloo, trainer to servers"}
 
 
 def _why(gpu: bool, there: bool, what: str) -> str:

@@ -54,7 +54,7 @@ def diagnose(cfg: Config | None = None) -> Diagnosis:
         "interfaces": {name: ", ".join(addresses) for name, addresses in interfaces().items()},
         "SLURM": {"version": slurm_version() or "not found", "allocation": allocation() or "none: not in a job"},
         "free space": _space(cfg, problems),
-        "each part will use": chosen_paths(gpus),
+        "each part will use": chosen_paths(gpus, cfg.rollout.engine if cfg else "vllm"),
     }
     if cfg is not None:
         problem = model_problem(cfg.model.hf_path)

@@ -6,6 +6,12 @@ from shlex import quote
 from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError, step_of
 
 
+def last_written(run_dir: Path) -> tuple[int, int] | None:
+    """What changes whenever a run writes metrics; None before the first. A start that came no further than its checks leaves it."""
+    metrics = run_dir / "metrics.jsonl"
+    return (metrics.stat().st_mtime_ns, metrics.stat().st_size) if metrics.exists() else None
+
+
 def lost_steps(run_dir: Path) -> str:
     """One line for the terminal; empty before the first step, when nothing was lost."""
     metrics = run_dir / "metrics.jsonl"

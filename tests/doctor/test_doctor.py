@@ -72,6 +72,9 @@ def test_each_part_says_which_path_it_takes() -> None:
     assert "Transformer Engine is not installed" in there["layers"]
     assert "does not fit this machine" in there["rollouts"]
     assert here.keys() == there.keys()
+    alone = chosen_paths([], "local")
+    assert (alone["rollouts"], alone["weight transfer"]) == ("transformers, in the trainer's process", "a copy within the process")
+    assert alone.keys() == here.keys()
 
 
 # Disk and model

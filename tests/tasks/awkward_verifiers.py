@@ -45,7 +45,7 @@ class Awkward:
             Path(problem.data["pid_file"]).write_text(str(child.pid))
             time.sleep(600)
         if word == "return":
-            return {"none": None, "two": 2.0, "nan": float("nan"), "true": True, "half": 0.5}[value]
+            return {"none": None, "two": 2.0, "nan": float("nan"), "true": True, "half": 0.5, "text": "1.0"}[value]
         if word == "echo":
             return float(problem.data["wanted"] == value and problem.prompt == self.options["prompt"] and self.seed == 7)
         return float(os.getpid() == int(value))

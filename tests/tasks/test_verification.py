@@ -56,6 +56,7 @@ def all_gone(*pids: int) -> bool:
         ("raise thing", 0.0, "failed", "KeyError: 'no\\nsuch thing'"),
         ("return none", 0.0, "failed", "TypeError: float() argument must be a string or a real number, not 'NoneType'"),
         ("return two", 0.0, "failed", "returned 2.0, which is not a score in [0, 1]"),
+        ("return text", 0.0, "failed", "returned the text '1.0', not a number in [0, 1]"),
         ("return nan", 0.0, "failed", "returned nan, which is not a score in [0, 1]"),
         ("exit 3", 0.0, "failed", "its process ended with exit code 3"),
         ("crash", 0.0, "failed", "its process was ended by SIGSEGV"),

@@ -1,6 +1,7 @@
 """One answer before one verifier: whatever the verifier does short of ending the process becomes a verdict."""
 
 import math
+from typing import Any
 
 from megatron_entropic.tasks.task import Problem, Verifier
 from megatron_entropic.tasks.verification.records import Verdict
@@ -12,7 +13,10 @@ _LONGEST_REASON = 500
 def judge(verifier: Verifier, problem: Problem, response: str) -> Verdict:
     """The verdict on `response`; "failed" when the verifier raises or returns no number in [0, 1]. Lets MemoryError through."""
     try:
-        score = float(verifier.score(problem, response))
+        returned: Any = verifier.score(problem, response)
+        if isinstance(returned, str | bytes):  # float() would take it
+            return Verdict(0.0, "failed", f"returned the text {returned[:40]!r}, not a number in [0, 1]")
+        score = float(returned)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a failure of one answer, which the run scores by its policy
