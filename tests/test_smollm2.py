@@ -70,12 +70,12 @@ def test_responses_are_to_the_chat_template_end_with_its_token_and_are_scored_by
     records = [record for step in range(3) for record in rollouts(run_dir, step)]
     stopped = [record.rollout for record in records if record.rollout.finish_reason == "stop"]
     assert 0 < len(stopped) < len(records)
-    assert all(rollout.response_ids.index(EOS) == len(rollout.response_ids) - 1 for rollout in stopped)
+    assert all(rollout.response_ids.tolist().index(EOS) == len(rollout.response_ids) - 1 for rollout in stopped)
     for record in records:
         message = {"role": "user", "content": task.problem(record.rollout.prompt_index).prompt}
         asked = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         assert tokenizer.decode(record.rollout.prompt_ids) == asked
-        assert record.rollout.text == tokenizer.decode([token for token in record.rollout.response_ids if token != EOS])
+        assert record.rollout.text == tokenizer.decode([token for token in record.rollout.response_ids.tolist() if token != EOS])
         assert record.reward == task.score(record.problem, record.rollout.text)
     assert 0 < sum(record.reward for record in records) < len(records)
 
