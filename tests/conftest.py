@@ -30,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: _place(str(item.get_closest_marker("xdist_group").args[0]), item.path in slow))  # type: ignore[union-attr]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuses to go on where pytest-xdist does not group: servers and clusters would run side by side, on the same ports."""
+    grouped = all("@" in item.nodeid for item in session.items)
+    if "PYTEST_XDIST_WORKER" in os.environ and session.config.getoption("loadgroup") and not grouped:
+        raise pytest.UsageError(f"pytest-xdist does not group tests with pytest {pytest.__version__}; see requirements/cpu.lock")
+
+
 def _group(item: pytest.Item) -> str:
     """`vllm` for what starts servers, which take every core; `slurm` for what shares the cluster; else the file, for its fixtures."""
     if "slurm" in item.path.parent.parts:

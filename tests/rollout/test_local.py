@@ -96,7 +96,7 @@ def test_samples_of_a_prompt_do_not_depend_on_its_company() -> None:
 
 def test_randomness_is_keyed_by_seed_index_sample_and_version() -> None:
     def responses(local: LocalEngine, first: int = 0) -> list[tuple[int, ...]]:
-        return [r.response_ids.tolist() for r in local.generate(prompts(["347="], first), 6)]
+        return [tuple(r.response_ids.tolist()) for r in local.generate(prompts(["347="], first), 6)]
 
     base = responses(engine())
     assert len(set(base)) > 3
