@@ -105,8 +105,10 @@ def test_three_tensor_ranks_train_the_same(run_dir: Path, tmp_path: Path) -> Non
     cfg = load_config("smollm2_135m", [*SMALL, *replay, "parallel.tensor=3", "checkpoint.every=0", f"run.dir={tmp_path / 'run'}"])
     run_ranks(train_rank, 3, cfg, timeout=300.0)
     theirs, ours = read_metrics(run_dir / "metrics.jsonl"), read_metrics(tmp_path / "run" / "metrics.jsonl")
-    for step in range(2):
-        assert ours[step]["rollout/logprob_gap"] <= 1e-4
+    # Adam's first update is lr times the gradient's sign: where a gradient is nearly 0 its rounding moves the weight by up to 2 lr, and
+    # a token's log-prob, of which this is the largest gap, by more than the means below.
+    for step, gap in ((0, 1e-4), (1, 1e-3)):
+        assert ours[step]["rollout/logprob_gap"] <= gap
         for field in COMPARED:
             assert ours[step][field] == pytest.approx(theirs[step][field], rel=1e-5, abs=2e-6), (step, field)
 
