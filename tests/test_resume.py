@@ -236,7 +236,7 @@ def test_old_checkpoints_go_and_a_torn_one_is_never_latest(tmp_path: Path) -> No
     assert store.latest() == "step-000006"
     assert store.state("step-000006") == {"step": 6}
     store.begin(8, {}, {})
-    assert [path.name for path in tmp_path.glob(".step-*")] == [".step-000008.partial"]
+    assert [path.name for path in tmp_path.glob(".step-*")] == [".step-000008.0.partial"]
 
 
 def test_what_a_fallback_left_behind_is_neither_counted_nor_removed(tmp_path: Path) -> None:

@@ -210,6 +210,7 @@ def test_a_lost_terminal_does_not_keep_a_run_from_saving(tmp_path: Path) -> None
     script = f"exec {sys.executable} -m megatron_entropic.cli train quickstart {' '.join(settings)}"
     pid, terminal = pty.fork()
     if not pid:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when the suite itself runs under nohup
         os.chdir(ROOT)
         os.execvp("sh", ["sh", "-c", script])
     try:

@@ -73,7 +73,7 @@ def ask(servers: Sequence[ServerClient], prompts: int) -> tuple[str, float]:
         raise AssertionError("nobody answered")
 
     with pytest.raises(RolloutError) as raised:
-        sample(servers, asked, SamplingRequest(0, 1, 1.0, 4, LIMIT_S), accept)
+        sample(servers, asked, SamplingRequest(0, 1, 1.0, 4, LIMIT_S, (1,)), accept)
     return str(raised.value), time.monotonic() - start
 
 
