@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 ControlKind = Literal["entropic", "aent", "entropic+aent", "entropy_bonus", "nsr", "aec", "clip_cov", "kl_cov", "none"]
-Actuator = Literal["high_prob", "surprisal", "signed"]
+Actuator = Literal["high_prob", "surprisal", "signed", "exact"]
 AntiWindup = Literal["conditional", "back_calculation", "off"]
 
 STEERED_KINDS = ("entropic", "entropic+aent")
@@ -68,7 +68,7 @@ class ControlConfig:
     )
     # -- the actuator
     actuator: Actuator = Field(
-        default="signed", description="which tokens alpha re-weights; docs/entropy_control.md says how they differ"
+        default="signed", description="which tokens alpha re-weights, and with which sign; docs/entropy_control.md says how they differ"
     )
     high_prob_threshold: float = Field(default=0.95, gt=0, lt=1, description="tau of the high_prob actuator")
     denominator: Literal["response_tokens", "high_prob_tokens"] = Field(
@@ -110,6 +110,11 @@ class ControlConfig:
     def needs_clamped_entropy(self) -> bool:
         """Whether the clamped entropy is measured in every update (a handed-over bonus asks for it only while it acts)."""
         return self.kind in ("aent", "entropic+aent") or (self.steered and self.steer_by == "clamped_entropy")
+
+    @property
+    def needs_mean_lowering(self) -> bool:
+        """Whether the actuator weighs tokens by the exact response of the entropy."""
+        return self.actuator == "exact"
 
     @model_validator(mode="after")
     def _ordered_bounds(self) -> "ControlConfig":

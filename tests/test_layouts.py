@@ -77,7 +77,7 @@ MIXTURE_LAYOUTS = {
 }
 VARIANTS = {
     "on-policy": [],
-    "off-policy": ["batch.mini_batches=2", "control.actuator=signed", "control.denominator=high_prob_tokens"],
+    "off-policy": ["batch.mini_batches=2", "control.actuator=exact", "control.denominator=high_prob_tokens"],
 }
 Recorded = tuple[list[str], tuple[list[dict[str, Any]], dict[str, np.ndarray]]]
 

@@ -4,6 +4,7 @@ Shapes: T tokens. Nothing here carries a gradient: an actuator is a mask, not a 
 """
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +13,14 @@ from megatron_entropic.config_control import Actuator
 
 
 @torch.no_grad()
-def actuator_mask(kind: Actuator, log_prob_T: Tensor, entropy_T: Tensor, *, high_prob_threshold: float = 0.95) -> Tensor:
+def actuator_mask(
+    kind: Actuator,
+    log_prob_T: Tensor,
+    entropy_T: Tensor,
+    *,
+    mean_lowering_T: Tensor | None = None,
+    high_prob_threshold: float = 0.95,
+) -> Tensor:
     """m_t of L_adjust, from the current policy.
 
     To first order raising the logit of the sampled token y changes the entropy of its distribution by
@@ -21,12 +29,16 @@ def actuator_mask(kind: Actuator, log_prob_T: Tensor, entropy_T: Tensor, *, high
     * "high_prob":  1[pi(y) > tau]            EntroPIC as released: a corner of the set below
     * "surprisal":  1[log pi(y) + H > 0]      every token whose raise lowers H
     * "signed":     sign(log pi(y) + H)       and its mirror image: raising the others raises H, so they are weighted oppositely
+    * "exact":      sign(Phi(y))              raising log pi(y) by a gradient step lowers the other logits too: entropy_lowering
 
     Args:
         log_prob_T: log pi(y_t), [tokens], nats.
         entropy_T: H_t, [tokens], nats.
+        mean_lowering_T: TokenStatistics.mean_lowering, [tokens], nats; "exact" needs it.
     Returns:
-        [tokens] in log_prob's dtype, values in {-1, 0, 1}.
+        [tokens] in log_prob's dtype, values in {-1, 0, 1}; of "exact" 0 where Phi is nothing but rounding, as of certain tokens.
+    Raises:
+        ValueError: an unknown kind, or "exact" without mean_lowering_T.
     """
     if kind == "high_prob":
         return (log_prob_T > math.log(high_prob_threshold)).to(log_prob_T.dtype)
@@ -35,18 +47,34 @@ def actuator_mask(kind: Actuator, log_prob_T: Tensor, entropy_T: Tensor, *, high
         return (below_entropy_T > 0).to(log_prob_T.dtype)
     if kind == "signed":
         return torch.sign(below_entropy_T)
-    raise ValueError(f"control.actuator={kind!r} is not one of high_prob, surprisal, signed")
+    if kind == "exact":
+        return _sign_of_exact(log_prob_T, entropy_T, mean_lowering_T)
+    raise ValueError(f"control.actuator={kind!r} is not one of {', '.join(get_args(Actuator))}")
+
+
+def _sign_of_exact(log_prob_T: Tensor, entropy_T: Tensor, mean_lowering_T: Tensor | None) -> Tensor:
+    """sign(Phi), 0 within the rounding of its terms: the sign of noise would differ from layout to layout."""
+    if mean_lowering_T is None:
+        raise ValueError("control.actuator='exact' needs mean_lowering: token_statistics(..., mean_lowering=True)")
+    lowers_T, probability_T = entropy_lowering(log_prob_T, entropy_T, mean_lowering_T), log_prob_T.exp()
+    size_T = probability_T * entropy_T + torch.special.entr(probability_T) + mean_lowering_T.abs()
+    return torch.where(lowers_T.abs() > 4 * torch.finfo(lowers_T.dtype).eps * size_T, torch.sign(lowers_T), 0.0)
 
 
 @torch.no_grad()
-def entropy_lowering(log_prob_T: Tensor, entropy_T: Tensor) -> Tensor:
+def entropy_lowering(log_prob_T: Tensor, entropy_T: Tensor, mean_lowering_T: Tensor | None = None) -> Tensor:
     """-dH/dz_y = pi(y) (log pi(y) + H): by how much raising the sampled token's logit lowers the entropy of its distribution.
+
+    With `mean_lowering_T` the whole first-order response to a gradient step on log pi(y), which moves every logit,
+    dz = eta (e_y - pi): dH = -eta Phi(y), Phi(y) = pi(y) (log pi(y) + H) - E_{v~pi}[pi(v) (log pi(v) + H)]; E_{y~pi}[Phi] = 0.
 
     Args:
         log_prob_T: log pi(y_t), [tokens], nats.
         entropy_T: H_t, [tokens], nats.
+        mean_lowering_T: the expectation in Phi, TokenStatistics.mean_lowering, [tokens], nats.
     Returns:
-        [tokens], nats per unit of logit; 0 for a token of probability 0.
+        [tokens], nats per unit of logit (Phi: of eta); a token of probability 0 has 0 as its first term.
     """
     probability_T = log_prob_T.exp()
-    return torch.where(probability_T > 0, probability_T * (log_prob_T + entropy_T), 0.0)
+    own_T = torch.where(probability_T > 0, probability_T * (log_prob_T + entropy_T), 0.0)
+    return own_T if mean_lowering_T is None else own_T - mean_lowering_T

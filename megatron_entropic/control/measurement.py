@@ -20,6 +20,7 @@ class Measurement:
     authority: mean of |A| m pi (log pi + H): by how much one unit of alpha moves the entropy, to first order and up to the
         step size. 0 when the actuator has no tokens, or these have no advantage.
     pressure: mean of A pi (log pi + H): by how much the policy loss alone lowers it, in the same unit.
+        With control.actuator=exact both have Phi (algorithms/actuators.py) in the place of pi (log pi + H).
     bonus_authority: mean of pi (log pi + H)^2, an unbiased estimate of |dH/dz|^2: the same for one unit of entropy bonus.
 
     Raises ValueError unless 0 <= version <= executed.

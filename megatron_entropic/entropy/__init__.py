@@ -3,7 +3,8 @@
 shard.py             which vocabulary columns and which rows this rank works on; the collectives over the tensor ranks
 block_workers.py     blocks of rows shared out among threads
 selection.py         the K largest logits of a row over all tensor ranks, exactly (radix select)
-row_math.py          the formulas: moments of one rank's columns, how ranks combine, the gradient of the logits
+row_math.py          the formulas: moments of one rank's columns, the gradient of the logits
+moments.py           how the moments of pieces and ranks combine, and what they say
 checks.py            arguments and rows that are errors
 token_statistics.py  the operation on logits
 device_path.py       kernels on a GPU, plain torch elsewhere

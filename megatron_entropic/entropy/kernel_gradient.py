@@ -14,7 +14,8 @@ from torch import Tensor
 
 from megatron_entropic.entropy import kernel_rows
 from megatron_entropic.entropy.kernel_rows import LN_2, LOG2_E, LOWEST, RowSource, is_kept, number_of_key, power_of_2, row_pointer
-from megatron_entropic.entropy.row_math import TokenScalars, UpstreamGradients
+from megatron_entropic.entropy.moments import TokenScalars
+from megatron_entropic.entropy.row_math import UpstreamGradients
 from megatron_entropic.entropy.selection import Threshold
 from megatron_entropic.entropy.shard import ShardRows
 

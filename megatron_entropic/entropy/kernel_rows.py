@@ -11,7 +11,7 @@ columns, two 16-byte loads in bfloat16 and four in float32; at up to 64 register
 multiprocessor: 32 KB in flight, 64 KB in float32. The other bound is the instructions: at 1.75 GHz a column of bfloat16 has 13
 of them while it is read at that rate, 26 while it is read and written, so the kernels count theirs.
 SPAN = 32,768 cuts a vocabulary of 152k into five programs: 2048 rows make ten waves instead of two, so the last, partly
-filled wave costs little, and 64 rows still reach every multiprocessor. The partial results are 24 bytes for each 64 KB read.
+filled wave costs little, and 64 rows still reach every multiprocessor. The partial results are at most 32 bytes for each 64 KB read.
 The span depends on the vocabulary alone, never on the number of rows: a row's bits do not depend on the rows beside it.
 
 Shapes: T rows inside the mask, N all rows.

@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Triton kernel for row_math.py's `local_moments`: the same sums, with one read of the logits.
 
-Bytes moved for a row of V logits of b bytes: b V; everything else is per token. Instructions a column: 11, 15 with a clamp, one
-of them the exponential (powers of 2; the factor log2(e) goes with the temperature's). kernel_rows.py has the bounds.
+Bytes moved for a row of V logits of b bytes: b V; everything else is per token. Instructions a column: 11, 15 with a clamp, 3 more
+for the squares, one of them the exponential (powers of 2; the factor log2(e) goes with the temperature's). kernel_rows.py has the
+bounds.
 
 Accumulators are float32, one set for every 16 bytes of a block, so that each thread keeps its own maximum and sums: the loop
 over the blocks has no reduction over threads and no barrier, and rescales once in 8 columns (4 in float32). They meet when the
@@ -18,20 +19,27 @@ from torch import Tensor
 
 from megatron_entropic.entropy import kernel_rows
 from megatron_entropic.entropy.kernel_rows import LN_2, LOG2_E, LOWEST, RowSource, number_of_key, power_of_2, row_pointer
-from megatron_entropic.entropy.row_math import Moments
+from megatron_entropic.entropy.moments import Moments
 from megatron_entropic.entropy.selection import Threshold
 from megatron_entropic.entropy.shard import ShardRows
 
 
 def local_moments(
-    rows: ShardRows, column_T: Tensor, temperature: float, threshold: Threshold | None, *, entropy: bool = True
+    rows: ShardRows,
+    column_T: Tensor,
+    temperature: float,
+    threshold: Threshold | None,
+    *,
+    entropy: bool = True,
+    squares: bool = False,
 ) -> Moments:
     """row_math.local_moments, reading the logits once; without `entropy`, sum d exp(d) is left out and stays 0."""
     count, sums = len(rows), 3 if threshold is None else 5
 
     def moments_of(parts: int) -> Moments:
         max_P = torch.full((parts,), -torch.inf, dtype=torch.float32, device=rows.logits.device)
-        return Moments(max_P, torch.zeros(sums, parts, dtype=torch.float32, device=rows.logits.device))
+        sums_KP = torch.zeros(sums, parts, dtype=torch.float32, device=rows.logits.device)
+        return Moments(max_P, sums_KP, torch.zeros_like(sums_KP[:2]) if squares else None)
 
     if rows.columns == 0 or count == 0:
         return moments_of(count)
@@ -75,6 +83,7 @@ def _moments(
     tie_end_ptr,
     max_ptr,
     sums_ptr,
+    squares_ptr,
     columns,
     span,
     splits,
@@ -102,17 +111,47 @@ def _moments(
     offset = tl.arange(0, BLOCK // PER)[:, None] * PER + tl.arange(0, PER)[None, :]
     top = tl.full((BLOCK // PER,), float("-inf"), tl.float32)
     exp_sum = tl.zeros((BLOCK // PER,), tl.float32)
-    dexp_sum, kept_sum, kept_dexp_sum = exp_sum, exp_sum, exp_sum
+    dexp_sum, kept_sum, kept_dexp_sum, square_sum, dsquare_sum = exp_sum, exp_sum, exp_sum, exp_sum, exp_sum
     for start in range(first, whole, BLOCK):
         x = tl.load(row_ptr + (start + offset).to(tl.int64) * column_stride).to(tl.float32)
-        top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum = _add_block(
-            x, start, scale, cut, above_cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, key_ptr is not None, ENTROPY
+        top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, square_sum, dsquare_sum = _add_block(
+            x,
+            start,
+            scale,
+            cut,
+            above_cut,
+            tie_end,
+            top,
+            exp_sum,
+            dexp_sum,
+            kept_sum,
+            kept_dexp_sum,
+            square_sum,
+            dsquare_sum,
+            key_ptr is not None,
+            ENTROPY,
+            squares_ptr is not None,
         )
     if whole < end:
         column = whole + offset
         x = tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=column < end, other=float("-inf")).to(tl.float32)
-        top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum = _add_block(
-            x, whole, scale, cut, above_cut, tie_end, top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, key_ptr is not None, ENTROPY
+        top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, square_sum, dsquare_sum = _add_block(
+            x,
+            whole,
+            scale,
+            cut,
+            above_cut,
+            tie_end,
+            top,
+            exp_sum,
+            dexp_sum,
+            kept_sum,
+            kept_dexp_sum,
+            square_sum,
+            dsquare_sum,
+            key_ptr is not None,
+            ENTROPY,
+            squares_ptr is not None,
         )
     span_top = tl.max(top)
     shift = _shift(top, span_top, scale)
@@ -135,6 +174,9 @@ def _moments(
     if ENTROPY:
         tl.store(sums_ptr + programs + program, tl.sum(weight * (dexp_sum + shift * exp_sum)) * LN_2)
     tl.store(sums_ptr + 2 * programs + program, target_d)
+    if squares_ptr is not None:
+        tl.store(squares_ptr + program, tl.sum(weight * weight * square_sum))
+        tl.store(squares_ptr + programs + program, tl.sum(weight * weight * (dsquare_sum + shift * square_sum)) * LN_2)
     if key_ptr is not None:
         # the columns left of tie_end in its group of PER, which _add_block could not tell apart from those right of it
         column = tie_end // PER * PER + tl.arange(0, PER)
@@ -162,8 +204,11 @@ def _add_block(
     dexp_sum,
     kept_sum,
     kept_dexp_sum,
+    square_sum,
+    dsquare_sum,
     CLAMPS: tl.constexpr,
     ENTROPY: tl.constexpr,
+    SQUARES: tl.constexpr,
 ):
     """Every group's online maximum and sums (in powers of 2: d log2(e)) with its PER columns of one more block."""
     new_top = tl.maximum(top, tl.max(x, axis=1))
@@ -174,6 +219,9 @@ def _add_block(
     weight = power_of_2(shift)
     if ENTROPY:
         dexp_sum = weight * (dexp_sum + shift * exp_sum) + tl.sum(d * e, axis=1)
+    if SQUARES:
+        dsquare_sum = weight * weight * (dsquare_sum + shift * square_sum) + tl.sum(d * e * e, axis=1)
+        square_sum = weight * weight * square_sum + tl.sum(e * e, axis=1)
     exp_sum = weight * exp_sum + tl.sum(e, axis=1)
     if CLAMPS:
         # One comparison a column: a group left of tie_end keeps its ties, one right of it or across it does not.
@@ -182,7 +230,7 @@ def _add_block(
         kept = tl.where(x >= least[:, None], e, 0.0)
         kept_dexp_sum = weight * (kept_dexp_sum + shift * kept_sum) + tl.sum(d * kept, axis=1)
         kept_sum = weight * kept_sum + tl.sum(kept, axis=1)
-    return new_top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum
+    return new_top, exp_sum, dexp_sum, kept_sum, kept_dexp_sum, square_sum, dsquare_sum
 
 
 @triton.jit
@@ -202,9 +250,11 @@ def _origin(top):
 def _join_spans(
     part_max_ptr,
     part_sums_ptr,
+    part_squares_ptr,
     target_ptr,
     max_ptr,
     sums_ptr,
+    squares_ptr,
     span,
     splits,
     programs,
@@ -214,7 +264,7 @@ def _join_spans(
     ENTROPY: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """One row's spans, about the row's maximum; reads 16 to 24 bytes a span."""
+    """One row's spans, about the row's maximum; reads 16 to 32 bytes a span."""
     row = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
     exists = split < splits
@@ -234,4 +284,9 @@ def _join_spans(
         tl.store(sums_ptr + first * rows + row, tl.sum(scale * exp_sum))
         if ENTROPY or first > 0:
             tl.store(sums_ptr + (first + 1) * rows + row, tl.sum(scale * (dexp_sum + shift * exp_sum)))
+    if squares_ptr is not None:
+        square_sum = tl.load(part_squares_ptr + part, mask=exists, other=0.0)
+        dsquare_sum = tl.load(part_squares_ptr + programs + part, mask=exists, other=0.0)
+        tl.store(squares_ptr + row, tl.sum(scale * scale * square_sum))
+        tl.store(squares_ptr + rows + row, tl.sum(scale * scale * (dsquare_sum + shift * square_sum)))
     tl.store(max_ptr + row, top)

@@ -20,6 +20,7 @@ from megatron_entropic.entropy.token_statistics import (
     TokenStatistics,
     gather_upstream,
     kept_count,
+    without_gradient,
 )
 
 
@@ -33,6 +34,7 @@ def linear_token_statistics(
     temperature: float = 1.0,
     clamp: float | None = None,
     mask: Tensor | None = None,
+    mean_lowering: bool = False,
     sequence_parallel: bool = False,
     chunk_tokens: int | None = None,
     validate: bool = True,
@@ -50,7 +52,7 @@ def linear_token_statistics(
         accumulate_main_grad: Megatron's gradient accumulation fusion: backward adds weight's gradient to `weight.main_grad` (made
             by Megatron's DistributedDataParallel), sets `weight.grad_added_to_main_grad` and gives autograd a placeholder: zeros
             where `weight.zero_out_wgrad` says that an embedding adds its own gradient through autograd.
-        tp_group, vocab_size, temperature, clamp, validate: as in `token_statistics`.
+        tp_group, vocab_size, temperature, clamp, mean_lowering, validate: as in `token_statistics`.
 
     Returns:
         TokenStatistics of the whole sequence on every rank, differentiable in hidden and weight. Each rank's gradient of
@@ -75,7 +77,8 @@ def linear_token_statistics(
             without main_grad where it is asked for.
     """
     kept = kept_count(vocab_size, clamp)
-    request = Request(VocabShard.of(weight.shape[0], vocab_size, tp_group), temperature, kept, validate)
+    shard = VocabShard.of(weight.shape[0], vocab_size, tp_group)
+    request = Request(shard, temperature, kept, validate, mean_lowering=mean_lowering)
     return _statistics(hidden, weight, targets, mask, request, clamp, sequence_parallel, chunk_tokens, accumulate_main_grad)
 
 
@@ -153,7 +156,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.head = head
         ctx.parameter = weight if head.accumulate_main_grad else None  # the object with main_grad, whatever saving does to tensors
-        return measured.spread(rows_T, head.rows.lead_shape)
+        return without_gradient(ctx, measured.spread(rows_T, head.rows.lead_shape))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:

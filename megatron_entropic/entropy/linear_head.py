@@ -17,15 +17,9 @@ import torch
 from torch import Tensor
 
 from megatron_entropic.entropy.hidden_rows import HiddenGradient, HiddenRows
+from megatron_entropic.entropy.moments import Moments, TokenScalars, merge_moments
 from megatron_entropic.entropy.product_sum import ProductSum, added_to_main_grad, main_grad
-from megatron_entropic.entropy.row_math import (
-    Moments,
-    TokenScalars,
-    UpstreamGradients,
-    local_moments,
-    merge_moments,
-    write_logits_gradient,
-)
+from megatron_entropic.entropy.row_math import UpstreamGradients, local_moments, write_logits_gradient
 from megatron_entropic.entropy.selection import Threshold, select_largest
 from megatron_entropic.entropy.shard import ShardRows, statistics_dtype
 from megatron_entropic.entropy.token_statistics import Measured, Request, conclude
@@ -100,10 +94,12 @@ class Head:
             for chunk, hidden_TH in self.rows.each(hidden):
                 moments.append(self._measure_chunk(hidden_TH, weight, targets_T[chunk.rows], thresholds))
         if moments:
-            local = Moments(torch.cat([m.max_T for m in moments]), torch.cat([m.sums_KT for m in moments], 1))
+            squares = [m.squares_2T for m in moments if m.squares_2T is not None]
+            sums_KT = torch.cat([m.sums_KT for m in moments], 1)
+            local = Moments(torch.cat([m.max_T for m in moments]), sums_KT, torch.cat(squares, 1) if squares else None)
         else:
             empty = torch.zeros(3, 0, dtype=statistics_dtype(hidden.dtype), device=hidden.device)
-            local = Moments(empty[0], empty)
+            local = Moments(empty[0], empty, empty[:2] if self.request.mean_lowering else None)
         threshold = Threshold(*(torch.cat(parts) for parts in zip(*thresholds, strict=True))) if thresholds else None
         return conclude(local, threshold, targets_T, self.rows.rows_T, self.rows.lead_shape, self.request)
 
@@ -115,6 +111,7 @@ class Head:
         # Made at once: small tensors left behind tile by tile would lie where the tiles' buffers were, and these then go elsewhere.
         max_PT = torch.empty(tiles, tokens, dtype=dtype, device=hidden_TH.device)
         sums_PKT = torch.empty(tiles, 5 if request.selects else 3, tokens, dtype=dtype, device=hidden_TH.device)
+        squares_P2T = torch.empty(tiles, 2, tokens, dtype=dtype, device=hidden_TH.device) if request.mean_lowering else None
         targets_PT = torch.empty(tiles, tokens, dtype=torch.int32, device=hidden_TH.device)
         for piece, tile in enumerate(self.tiles(hidden_TH, weight, targets_T)):
             place = 0 if self.splits_tokens else piece
@@ -122,12 +119,17 @@ class Head:
             if request.kept and request.selects:
                 threshold = select_largest(tile.logits, request.kept, request.shard)
                 thresholds.append(threshold)
-            moments = local_moments(tile.logits, tile.target_R, request.temperature, threshold, entropy=request.entropy)
-            max_PT[place, tile.rows], sums_PKT[place, :, tile.rows] = moments
+            options = {"entropy": request.entropy, "squares": request.mean_lowering}
+            moments = local_moments(tile.logits, tile.target_R, request.temperature, threshold, **options)
+            max_PT[place, tile.rows], sums_PKT[place, :, tile.rows] = moments.max_T, moments.sums_KT
+            if squares_P2T is not None and moments.squares_2T is not None:
+                squares_P2T[place, :, tile.rows] = moments.squares_2T
             targets_PT[place, tile.rows] = tile.target_R
+        pieces = [
+            Moments(max_PT[place], sums_PKT[place], None if squares_P2T is None else squares_P2T[place]) for place in range(tiles)
+        ]
         if self.splits_tokens:
-            return Moments(max_PT[0], sums_PKT[0])
-        pieces = [Moments(max_T, sums_KT) for max_T, sums_KT in zip(max_PT, sums_PKT, strict=True)]
+            return pieces[0]
         return merge_moments(pieces, list(targets_PT), request.temperature)
 
     def gradients(

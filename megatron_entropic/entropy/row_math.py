@@ -2,7 +2,8 @@
 
 With d = (x - max x) / temperature, S = sum exp(d), M = sum d exp(d):   log p_i = d_i - log S,   H = log S - M / S.
 M <= 0 <= log S, so nothing cancels, whatever the offset of the logits: moments are of d, never of x. The subtraction comes
-before the division, so float32 logits of 1e4 lose nothing to it.
+before the division, so float32 logits of 1e4 lose nothing to it. On request also Q = sum exp(2d), N = sum d exp(2d):
+    E_{v~p}[p_v (log p_v + H)] = sum p_v^2 (log p_v + H) = (N - Q M / S) / S^2.
 
 Shapes: T rows inside the mask, B rows of a block, V this rank's real columns, K = 3 sums (5 with a clamp).
 """
@@ -10,48 +11,13 @@ Shapes: T rows inside the mask, B rows of a block, V this rank's real columns, K
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.entropy.block_workers import for_each_block
 from megatron_entropic.entropy.device_path import runs_kernels
+from megatron_entropic.entropy.moments import LOWEST, Moments, TokenScalars
 from megatron_entropic.entropy.selection import Threshold, keys_below, numbers_of_keys
-from megatron_entropic.entropy.shard import ShardRows, VocabShard, statistics_dtype
-
-LOWEST = -1e4
-"""exp of this is 0 in float32 and float64: raising d to it changes no sum, and keeps 0 * -inf from making a NaN."""
-
-
-class Moments(NamedTuple):
-    """One rank's columns of each row, relative to that rank's own maximum.
-
-    Attributes:
-        max_T: largest logit as given (not divided by the temperature); -inf when the rank holds no finite logit.
-        sums_KT: sum exp(d), sum d exp(d), the target's d (0 when another rank holds it); then the first two over the
-            K largest logits when there is a clamp.
-    """
-
-    max_T: Tensor
-    sums_KT: Tensor
-
-
-class TokenScalars(NamedTuple):
-    """Per-token results, equal on all tensor ranks, and all that the gradient needs beside the logits.
-
-    Attributes:
-        max_T: global maximum of the logits as given.
-        log_sum_T, entropy_T: log S about that maximum; H in nats.
-        kept_log_sum_T, kept_entropy_T: the same over the K largest logits; None without a selection.
-    """
-
-    max_T: Tensor
-    log_sum_T: Tensor
-    entropy_T: Tensor
-    kept_log_sum_T: Tensor | None
-    kept_entropy_T: Tensor | None
-
-    def at(self, block: slice) -> "TokenScalars":
-        return TokenScalars(*(None if x_T is None else x_T[block] for x_T in self))  # type: ignore[arg-type]
+from megatron_entropic.entropy.shard import ShardRows, statistics_dtype
 
 
 class UpstreamGradients(NamedTuple):
@@ -66,22 +32,29 @@ class UpstreamGradients(NamedTuple):
 
 
 def local_moments(
-    rows: ShardRows, column_T: Tensor, temperature: float, threshold: Threshold | None, *, entropy: bool = True
+    rows: ShardRows,
+    column_T: Tensor,
+    temperature: float,
+    threshold: Threshold | None,
+    *,
+    entropy: bool = True,
+    squares: bool = False,
 ) -> Moments:
     """Moments of this rank's columns; `column_T` is the target's column here or -1. No collective.
 
     Memory is read once: a block's rows stay in cache for all that is done with them. Without `entropy` sum d exp(d) is left
-    out, and stays 0.
+    out, and stays 0; `squares`, which need it, are left out unless asked for.
     """
     if runs_kernels(rows.logits):
         from megatron_entropic.entropy import kernels  # imports Triton
 
-        return kernels.local_moments(rows, column_T, temperature, threshold, entropy=entropy)
+        return kernels.local_moments(rows, column_T, temperature, threshold, entropy=entropy, squares=squares)
     dtype, device = statistics_dtype(rows.logits.dtype), rows.logits.device
     max_T = torch.full((len(rows),), -torch.inf, dtype=dtype, device=device)
     sums_KT = torch.zeros(3 if threshold is None else 5, len(rows), dtype=dtype, device=device)
+    squares_2T = torch.zeros_like(sums_KT[:2]) if squares else None
     if rows.columns == 0 or len(rows) == 0:
-        return Moments(max_T, sums_KT)
+        return Moments(max_T, sums_KT, squares_2T)
     cut = None if threshold is None else Cut.of(threshold, rows)
 
     def measure(block: slice, raw_BV: Tensor, buffers_BV: list[Tensor]) -> None:
@@ -98,10 +71,13 @@ def local_moments(
             sums_KT[3, block] = kept_BV.mul_(exp_BV).sum(1)
             sums_KT[4, block] = kept_BV.mul_(d_BV).sum(1)
         if entropy:
-            sums_KT[1, block] = exp_BV.mul_(d_BV).sum(1)
+            sums_KT[1, block] = d_BV.mul_(exp_BV).sum(1)
+        if squares_2T is not None:
+            squares_2T[1, block] = d_BV.mul_(exp_BV).sum(1)
+            squares_2T[0, block] = exp_BV.mul_(exp_BV).sum(1)
 
     for_each_block(rows, 2 if cut is None else 4, measure)
-    return Moments(max_T, sums_KT)
+    return Moments(max_T, sums_KT, squares_2T)
 
 
 def _scaled_distance(x_BV: Tensor, origin_B1: Tensor, temperature: float, out_BV: Tensor) -> None:
@@ -156,46 +132,6 @@ class Cut(NamedTuple):
                 tie_BV.mul_(self.column_V < self.end_T1)
             out_BV[:, left].add_(tie_BV)
         return out_BV
-
-
-def combine_moments(local: Moments, max_T: Tensor, column_T: Tensor, temperature: float, shard: VocabShard) -> Tensor:
-    """Sums over all ranks relative to the global maximum `max_T`; one all-reduce [K, T]. Returns sums_KT."""
-    return shard.all_reduce(_relative_sums(local, max_T, column_T, temperature), dist.ReduceOp.SUM)
-
-
-def merge_moments(parts: list[Moments], columns: list[Tensor], temperature: float) -> Moments:
-    """Moments of several pieces of one rank's columns as if they had been one; `columns`: the target's column in each, or -1."""
-    max_T = torch.stack([part.max_T for part in parts]).amax(0)
-    sums = [_relative_sums(part, max_T, column_T, temperature) for part, column_T in zip(parts, columns, strict=True)]
-    return Moments(max_T, torch.stack(sums).sum(0))
-
-
-def _relative_sums(local: Moments, max_T: Tensor, column_T: Tensor, temperature: float) -> Tensor:
-    """`local.sums_KT` as they are relative to `max_T` instead of the maximum they come with."""
-    shift_T = torch.where(local.max_T == -torch.inf, 0, (local.max_T - max_T) / temperature)
-    target_T = torch.where(column_T >= 0, local.sums_KT[2] + shift_T, 0)
-    shift_T = shift_T.clamp(min=LOWEST)
-    scale_T = shift_T.exp()
-
-    def rescaled(exp_T: Tensor, dexp_T: Tensor) -> list[Tensor]:
-        return [scale_T * exp_T, scale_T * (dexp_T + shift_T * exp_T)]
-
-    sums = [*rescaled(local.sums_KT[0], local.sums_KT[1]), target_T]
-    if local.sums_KT.shape[0] == 5:
-        sums += rescaled(local.sums_KT[3], local.sums_KT[4])
-    return torch.stack(sums)
-
-
-def finish(max_T: Tensor, sums_KT: Tensor) -> tuple[Tensor, TokenScalars]:
-    """(log_prob_T, the other scalars) from the global sums."""
-    log_sum_T = sums_KT[0].log()
-    entropy_T = log_sum_T - sums_KT[1] / sums_KT[0]
-    log_prob_T = sums_KT[2] - log_sum_T
-    if sums_KT.shape[0] == 3:
-        return log_prob_T, TokenScalars(max_T, log_sum_T, entropy_T, None, None)
-    kept_log_sum_T = sums_KT[3].log()
-    kept_entropy_T = kept_log_sum_T - sums_KT[4] / sums_KT[3]
-    return log_prob_T, TokenScalars(max_T, log_sum_T, entropy_T, kept_log_sum_T, kept_entropy_T)
 
 
 def write_logits_gradient(

@@ -13,15 +13,8 @@ from torch import Tensor
 
 from megatron_entropic.entropy.checks import check_arguments, check_rows, refuse_second_derivative
 from megatron_entropic.entropy.device_path import runs_kernels
-from megatron_entropic.entropy.row_math import (
-    Moments,
-    TokenScalars,
-    UpstreamGradients,
-    combine_moments,
-    finish,
-    local_moments,
-    write_logits_gradient,
-)
+from megatron_entropic.entropy.moments import Moments, TokenScalars, combine_moments, finish, mean_lowering
+from megatron_entropic.entropy.row_math import UpstreamGradients, local_moments, write_logits_gradient
 from megatron_entropic.entropy.selection import Threshold, select_largest
 from megatron_entropic.entropy.shard import ShardRows, VocabShard
 
@@ -33,11 +26,14 @@ class TokenStatistics(NamedTuple):
         log_prob: [...] log-probability of the target.
         entropy: [...] entropy of the distribution over the whole vocabulary.
         clamped_entropy: [...] entropy of the distribution re-normalised over the K largest logits; None without a clamp.
+        mean_lowering: [...] E_{v~p}[p_v (log p_v + H)] = sum p_v^2 (log p_v + H): by how much, in the policy's mean, raising a
+            token's logit by 1 lowers H to first order. Has no gradient. None unless asked for.
     """
 
     log_prob: Tensor
     entropy: Tensor
     clamped_entropy: Tensor | None
+    mean_lowering: Tensor | None = None
 
 
 def token_statistics(
@@ -49,6 +45,7 @@ def token_statistics(
     temperature: float = 1.0,
     clamp: float | None = None,
     mask: Tensor | None = None,
+    mean_lowering: bool = False,
     validate: bool = True,
 ) -> TokenStatistics:
     """Token statistics of softmax(logits / temperature) over the true vocabulary V.
@@ -66,15 +63,16 @@ def token_statistics(
         temperature: the sampling temperature, > 0.
         clamp: share of the vocabulary left out, in [0, 1); None leaves the clamped entropy out.
         mask: [...] bool, the same on all ranks; None is all rows. Rows outside it are 0, have no gradient and cost nothing.
+        mean_lowering: give TokenStatistics.mean_lowering too: two more sums in the same pass and in the same all-reduce.
         validate: check every row inside the mask; costs one all-reduce of one number, and the wait for it. Without it the
             statistics of a bad row are NaN.
 
     Returns:
         TokenStatistics. A target whose logit is -inf has log_prob -inf; its gradient is still 1[i = target] - p_i.
 
-    Collectives over tp_group (T rows inside the mask): forward 2 all-reduces [T] and [3, T] ([5, T] with a clamp); with
-    0 < clamp, one all-reduce [T, 256] int32 per byte of the logits' dtype and one all-gather [T] int32 besides. Backward
-    none. No row inside the mask: none at all.
+    Collectives over tp_group (T rows inside the mask): forward 2 all-reduces [T] and [3, T] (2 rows more with a clamp, and 2 with
+    mean_lowering); with 0 < clamp, one all-reduce [T, 256] int32 per byte of the logits' dtype and one all-gather [T] int32
+    besides. Backward none. No row inside the mask: none at all.
 
     Saved for backward: the logits as given, and a few scalars a token. Nothing when no gradient is needed. The gradient has
     the logits' dtype; it cannot be differentiated again.
@@ -86,7 +84,8 @@ def token_statistics(
     """
     shard = VocabShard.of(logits.shape[-1], vocab_size, tp_group)
     check_arguments(logits.shape[:-1], targets, mask, shard, temperature, clamp)
-    return _statistics(logits, targets, mask, Request(shard, temperature, kept_count(vocab_size, clamp), validate))
+    request = Request(shard, temperature, kept_count(vocab_size, clamp), validate, mean_lowering=mean_lowering)
+    return _statistics(logits, targets, mask, request)
 
 
 def token_log_probs(
@@ -126,6 +125,7 @@ class Request:
     kept: int | None
     validate: bool
     entropy: bool = True
+    mean_lowering: bool = False
 
     @property
     def selects(self) -> bool:
@@ -151,6 +151,7 @@ class Measured:
     """Results of the rows inside the mask, and what the backward pass needs."""
 
     log_prob_T: Tensor
+    mean_lowering_T: Tensor | None
     scalars: TokenScalars
     threshold: Threshold | None
     request: Request
@@ -167,7 +168,8 @@ class Measured:
             return out
 
         clamped = None if self.request.kept is None else full(clamped_T)
-        return TokenStatistics(full(self.log_prob_T), full(self.scalars.entropy_T), clamped)
+        lowering = None if self.mean_lowering_T is None else full(self.mean_lowering_T)
+        return TokenStatistics(full(self.log_prob_T), full(self.scalars.entropy_T), clamped, lowering)
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The per-token tensors to save for backward, in the order `restored` takes them."""
@@ -182,38 +184,45 @@ class Measured:
 def conclude(
     local: Moments, threshold: Threshold | None, targets_T: Tensor, rows_T: Tensor | None, lead_shape: torch.Size, request: Request
 ) -> Measured:
-    """From one rank's moments to the results: all-reduces [T] and [3 or 5, T], and one of a single number to validate."""
+    """From one rank's moments to the results: all-reduces [T] and [3 to 7, T], and one of a single number to validate."""
     shard = request.shard
     column_T = shard.local_columns(targets_T)
-    max_T = local.max_T.clone()
+    max_T, moments = local.max_T.clone(), local
     if len(targets_T) > 0:
         shard.all_reduce(max_T, dist.ReduceOp.MAX)
         if request.validate:
             check_rows(local.max_T, max_T, targets_T, rows_T, lead_shape, shard)
-        sums_KT = combine_moments(local, max_T, column_T, request.temperature, shard)
-    else:
-        sums_KT = local.sums_KT
-    log_prob_T, scalars = finish(max_T, sums_KT)
+        moments = combine_moments(local, max_T, column_T, request.temperature, shard)
+    log_prob_T, scalars = finish(moments)
     is_token_T = (targets_T >= 0) & (targets_T < shard.vocab_size)
-    return Measured(torch.where(is_token_T, log_prob_T, torch.nan), scalars, threshold, request)
+    return Measured(torch.where(is_token_T, log_prob_T, torch.nan), mean_lowering(moments), scalars, threshold, request)
 
 
 def gather_upstream(
     grads: tuple[Tensor | None, ...], rows_T: Tensor | None, scalars: TokenScalars, request: Request
 ) -> UpstreamGradients:
-    """The gradients of the three results at the rows inside the mask, in the statistics' dtype."""
-    flat = [None if g is None else g.reshape(-1).to(scalars.max_T.dtype) for g in grads]
+    """The gradients of the three results that have one at the rows inside the mask, in the statistics' dtype."""
+    flat = [None if g is None else g.reshape(-1).to(scalars.max_T.dtype) for g in grads[:3]]
     log_prob_T, entropy_T, kept_T = (g if g is None or rows_T is None else g[rows_T] for g in flat)
     if request.selects or kept_T is None:
         return UpstreamGradients(log_prob_T, entropy_T, kept_T)
     return UpstreamGradients(log_prob_T, kept_T if entropy_T is None else entropy_T + kept_T, None)
 
 
+def without_gradient(ctx: Any, statistics: TokenStatistics) -> TokenStatistics:
+    """`statistics`, and autograd told which of them it is not to differentiate."""
+    if statistics.mean_lowering is not None:
+        ctx.mark_non_differentiable(statistics.mean_lowering)
+    return statistics
+
+
 def _measure(logits: Tensor, targets_T: Tensor, rows_T: Tensor | None, request: Request) -> Measured:
     shard = request.shard
     rows = ShardRows(logits, rows_T, shard.columns)
     threshold = select_largest(rows, request.kept, shard) if request.kept and request.selects and len(rows) > 0 else None
-    local = local_moments(rows, shard.local_columns(targets_T), request.temperature, threshold, entropy=request.entropy)
+    column_T = shard.local_columns(targets_T)
+    options = {"entropy": request.entropy, "squares": request.mean_lowering}
+    local = local_moments(rows, column_T, request.temperature, threshold, **options)
     return conclude(local, threshold, targets_T, rows_T, logits.shape[:-1], request)
 
 
@@ -226,7 +235,7 @@ class _TokenStatistics(torch.autograd.Function):
         ctx.save_for_backward(logits, targets_T, rows_T, *measured.tensors())
         ctx.set_materialize_grads(False)
         ctx.request = request
-        return measured.spread(rows_T, logits.shape[:-1])
+        return without_gradient(ctx, measured.spread(rows_T, logits.shape[:-1]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:

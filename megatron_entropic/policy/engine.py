@@ -230,12 +230,13 @@ class Policy:
             temperature=temperature,
             clamp=self.cfg.control.clamp if needs_clamped else None,
             mask=micro_batch.mask_T[:, None],
+            mean_lowering=self.cfg.control.needs_mean_lowering,
             sequence_parallel=self.cfg.parallel.sequence,
             validate=False,
             accumulate_main_grad=True,
         )
-        clamped = None if stats.clamped_entropy is None else stats.clamped_entropy[:, 0]
-        return TokenStatistics(stats.log_prob[:, 0], stats.entropy[:, 0], clamped)
+        clamped, lowering = (None if x is None else x[:, 0] for x in (stats.clamped_entropy, stats.mean_lowering))
+        return TokenStatistics(stats.log_prob[:, 0], stats.entropy[:, 0], clamped, lowering)
 
     def _micro_batches(self, batch: Batch) -> tuple[int, Iterator[MicroBatch]]:
         """How many micro-batches this rank has, and each, packed when it is asked for."""

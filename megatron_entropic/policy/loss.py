@@ -71,7 +71,8 @@ class Objective:
         before_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
         old_T = old_log_probs(self.cfg, before_T, batch.sampler_log_probs_T)
         log_ratio_T = stats.log_prob - old_T
-        actuator_T = actuator_mask(control.actuator, current_T, entropy_T, high_prob_threshold=control.high_prob_threshold)
+        tau, mean_T = control.high_prob_threshold, stats.mean_lowering  # the mean only where the actuator is exact
+        actuator_T = actuator_mask(control.actuator, current_T, entropy_T, mean_lowering_T=mean_T, high_prob_threshold=tau)
         policy_T, total_T = self._terms(stats, batch, log_ratio_T, old_T, actuator_T)
 
         def total(values_T: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class Objective:
 
         measured = measured or stats
         clamped_T = torch.zeros_like(entropy_T) if measured.clamped_entropy is None else measured.clamped_entropy
-        lowers_T = entropy_lowering(current_T, entropy_T)
+        lowers_T, own_T = entropy_lowering(current_T, entropy_T, mean_T), entropy_lowering(current_T, entropy_T)
         clipped_T = ratio_clipped(log_ratio_T.exp(), advantage_T, **clip_range(self.cfg))
         gap_T = torch.where(mask_T, (before_T - batch.sampler_log_probs_T).abs(), 0.0)
         sums = {
@@ -89,13 +90,13 @@ class Objective:
             "active": total(advantage_T != 0),
             "authority": total(advantage_T.abs() * actuator_T * lowers_T),
             "pressure": total(advantage_T * lowers_T),
-            "bonus_authority": total(lowers_T * (current_T + entropy_T)),
+            "bonus_authority": total(own_T * (current_T + entropy_T)),
             "policy_loss": total(policy_T),
             "total_loss": total(total_T),
             "clipped": total(clipped_T),
             "actuated": total(actuator_T.abs()),
             "selected": total(torch.zeros_like(mask_T) if batch.selected_T is None else batch.selected_T),
-            "high_prob": total(current_T > math.log(control.high_prob_threshold)),
+            "high_prob": total(current_T > math.log(tau)),
             "gap": total(gap_T),
             "kl_old": total(old_T - current_T),
             "gap_max": gap_T.max().double(),

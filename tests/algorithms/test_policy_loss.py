@@ -11,10 +11,12 @@ from megatron_entropic.algorithms import (
     actuator_mask,
     clipped_policy_loss,
     entropic_adjustment,
+    entropy_lowering,
     group_advantages,
     leave_one_out_advantages,
     truncated_importance_weight,
 )
+from megatron_entropic.entropy import token_statistics
 
 
 def test_group_advantages_by_hand() -> None:
@@ -67,6 +69,53 @@ def test_surprisal_tells_which_raise_lowers_entropy(seed: int) -> None:
     assert torch.equal(signed_V, -torch.sign(gradient_V))
     surprisal_V = actuator_mask("surprisal", log_prob_V.detach(), entropy.detach().expand(7))
     assert torch.equal(surprisal_V, (gradient_V < 0).double())
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 4.0), st.sampled_from([1.0, -0.7]))
+def test_exact_lowering_is_what_a_small_step_does(seed: int, sharpness: float, advantage: float) -> None:
+    """A finite step dz = eta A (e_y - pi) on the logits changes H by -eta A Phi(y), up to order eta^2."""
+    logits_V = torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * sharpness
+    eta, log_prob_V = 1e-5, logits_V.log_softmax(0)
+    entropy_V = entropy_of(logits_V).expand(7)
+    mean_V = (log_prob_V.exp() ** 2 * (log_prob_V + entropy_V)).sum().expand(7)
+    phi_V = entropy_lowering(log_prob_V, entropy_V, mean_V)
+    assert abs(float((log_prob_V.exp() * phi_V).sum())) < 1e-14
+    step_VV = eta * advantage * (torch.eye(7, dtype=torch.float64) - log_prob_V.exp())  # a row: the step on that token
+    change_V = (entropy_of(logits_V + step_VV) - entropy_of(logits_V - step_VV)) / 2  # of odd order alone
+    assert torch.allclose(change_V, -eta * advantage * phi_V, rtol=1e-6, atol=1e-14)
+    sign_V = actuator_mask("exact", log_prob_V, entropy_V, mean_lowering_T=mean_V)
+    clear_V = phi_V.abs() > 1e-6
+    assert torch.equal(sign_V[clear_V], -torch.sign(change_V * advantage)[clear_V])
+
+
+def entropy_of(logits_V: torch.Tensor) -> torch.Tensor:
+    log_prob_V = logits_V.log_softmax(-1)
+    return -(log_prob_V.exp() * log_prob_V).sum(-1)
+
+
+def test_exact_differs_from_signed_where_the_other_logits_matter() -> None:
+    """One token of 0.5, fifty of 0.01: raising a rare one lowers the common one too, more than `signed` sees."""
+    logits_V = torch.cat([torch.tensor([0.5]), torch.full((50,), 0.01)]).log()
+    statistics = token_statistics(logits_V.expand(51, 51), torch.arange(51), vocab_size=51, mean_lowering=True)
+    lowering_V = entropy_lowering(statistics.log_prob, statistics.entropy, statistics.mean_lowering)
+    assert abs(float(statistics.log_prob.exp() @ lowering_V)) < 1e-7
+    exact_V = actuator_mask("exact", statistics.log_prob, statistics.entropy, mean_lowering_T=statistics.mean_lowering)
+    assert exact_V.tolist() == [1.0] + [-1.0] * 50
+
+
+@pytest.mark.parametrize("others", [-40.0, -1e4, -math.inf, 3.0])
+def test_exact_leaves_alone_what_is_only_rounding(others: float) -> None:
+    """Certain tokens (an impossible one beside them) and equal ones: Phi is 0."""
+    logits_V = torch.tensor([3.0, others, others, others])
+    statistics = token_statistics(logits_V.expand(2, 4), torch.tensor([0, 1]), vocab_size=4, mean_lowering=True)
+    mask_T = actuator_mask("exact", statistics.log_prob, statistics.entropy, mean_lowering_T=statistics.mean_lowering)
+    assert mask_T.tolist()[0] == 0
+    assert mask_T.isfinite().all()
+
+
+def test_exact_without_its_mean_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"needs mean_lowering: token_statistics\(\.\.\., mean_lowering=True\)"):
+        actuator_mask("exact", torch.zeros(1), torch.zeros(1))
 
 
 def test_importance_weight_is_truncated_and_carries_no_gradient() -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_entropic.entropy import linear_token_statistics, row_math, selection, token_statistics
+from megatron_entropic.entropy import linear_token_statistics, moments, row_math, selection, token_statistics
 from megatron_entropic.entropy.row_math import UpstreamGradients
 from megatron_entropic.entropy.shard import ShardRows, VocabShard
 from tests.distributed import run_ranks
@@ -71,7 +71,7 @@ def check_problem(problem: Problem, layout: str = "contiguous") -> None:
             assert actual.dtype == torch.float32
             assert_close(actual.reshape(-1).cpu(), reference, 5e-6, what=name)
     total = sum(
-        ((v.reshape(-1) * w_N).sum() for v, w_N in zip(statistics, problem.weights_3N.to(DEVICE), strict=True) if v is not None),
+        ((v.reshape(-1) * w_N).sum() for v, w_N in zip(statistics[:3], problem.weights_3N.to(DEVICE), strict=True) if v is not None),
         torch.zeros((), device=DEVICE),
     )
     total.backward()  # type: ignore[no-untyped-call]
@@ -133,11 +133,14 @@ def check_equal_to_plain_torch() -> None:
         for with_cut in (False, True):
             one, two = (cut, device_cut) if with_cut else (None, None)
             with plain_torch():
-                moments = row_math.local_moments(plain, columns_T, 0.7, one)
-            ours = row_math.local_moments(rows, columns_T.to(DEVICE), 0.7, two)
-            assert torch.equal(moments.max_T, ours.max_T.cpu())
-            assert_close(ours.sums_KT.cpu(), moments.sums_KT, 1e-6, what="moments")
-            _, scalars = row_math.finish(*moments)
+                theirs = row_math.local_moments(plain, columns_T, 0.7, one, squares=True)
+            ours = row_math.local_moments(rows, columns_T.to(DEVICE), 0.7, two, squares=True)
+            assert torch.equal(theirs.max_T, ours.max_T.cpu())
+            assert_close(ours.sums_KT.cpu(), theirs.sums_KT, 1e-6, what="moments")
+            assert theirs.squares_2T is not None
+            assert ours.squares_2T is not None
+            assert_close(ours.squares_2T.cpu(), theirs.squares_2T, 1e-6, what="squares")
+            _, scalars = moments.finish(theirs)
             upstream = UpstreamGradients(*(torch.randn(len(columns_T), generator=generator) for _ in range(3)))
             if not with_cut:
                 upstream = upstream._replace(kept_entropy_T=None)
@@ -159,14 +162,14 @@ def check_rows_outside_the_mask_are_not_read() -> None:
     logits_NV.requires_grad_()
     mask_N = torch.tensor([True, False, True], device=DEVICE)
     targets_N = torch.tensor([0, -100, 8], device=DEVICE)
-    statistics = token_statistics(logits_NV, targets_N, vocab_size=290, clamp=0.4, mask=mask_N)
+    statistics = token_statistics(logits_NV, targets_N, vocab_size=290, clamp=0.4, mask=mask_N, mean_lowering=True)
     assert all(x is not None and x[1] == 0 and (x[[0, 2]] != 0).all() for x in statistics)
     sum(x.sum() for x in statistics if x is not None).backward()  # type: ignore[union-attr]
     assert logits_NV.grad is not None
     assert (logits_NV.grad[1] == 0).all()
     assert (logits_NV.grad[:, 290:] == 0).all()
     assert logits_NV.grad.isfinite().all()
-    nobody = token_statistics(logits_NV, targets_N, vocab_size=290, clamp=0.4, mask=torch.zeros_like(mask_N))
+    nobody = token_statistics(logits_NV, targets_N, vocab_size=290, clamp=0.4, mask=torch.zeros_like(mask_N), mean_lowering=True)
     (grad_NV,) = torch.autograd.grad(nobody.log_prob.sum(), logits_NV)
     assert (grad_NV == 0).all()
 
@@ -185,7 +188,7 @@ def check_bad_rows_are_named() -> None:
         except ValueError as error:
             message = str(error)
         assert f"row 5 (index (2, 1) of (3, 2)): {reason}" in message, (reason, message)
-        statistics = token_statistics(logits, targets, vocab_size=300, clamp=0.4, validate=False)
+        statistics = token_statistics(logits, targets, vocab_size=300, clamp=0.4, mean_lowering=True, validate=False)
         assert all(x is not None and x[2, 1].isnan() and x.isnan().sum() == 1 for x in statistics), reason
 
 
@@ -193,11 +196,11 @@ def check_a_row_has_the_same_bits_in_any_company() -> None:
     """Alone, among others, behind a mask, transposed: nothing about a row's result depends on the rows beside it."""
     logits_NV = torch.randn(6, 700, device=DEVICE).bfloat16()
     targets_N = torch.arange(6, device=DEVICE)
-    whole = token_statistics(logits_NV, targets_N, vocab_size=700, clamp=0.4)
+    whole = token_statistics(logits_NV, targets_N, vocab_size=700, clamp=0.4, mean_lowering=True)
     mask_N = torch.tensor([False, True, False, False, True, True], device=DEVICE)
-    masked = token_statistics(logits_NV, targets_N, vocab_size=700, clamp=0.4, mask=mask_N)
-    turned = token_statistics(lay_out(logits_NV, "transposed"), targets_N.view(2, 3), vocab_size=700, clamp=0.4)
-    alone = token_statistics(logits_NV[4:5], targets_N[4:5], vocab_size=700, clamp=0.4)
+    masked = token_statistics(logits_NV, targets_N, vocab_size=700, clamp=0.4, mask=mask_N, mean_lowering=True)
+    turned = token_statistics(lay_out(logits_NV, "transposed"), targets_N.view(2, 3), vocab_size=700, clamp=0.4, mean_lowering=True)
+    alone = token_statistics(logits_NV[4:5], targets_N[4:5], vocab_size=700, clamp=0.4, mean_lowering=True)
     for of_whole, of_masked, of_turned, of_alone in zip(whole, masked, turned, alone, strict=True):
         assert of_whole is not None
         assert of_masked is not None
@@ -219,7 +222,7 @@ def check_repeated_upstream_gradients() -> None:
 
 
 def check_log_prob_alone() -> None:
-    """Without the entropy, sum d exp(d) is left out and stays 0."""
+    """Without the entropy, sum d exp(d) is left out and stays 0; with the squares, the other sums keep their bits."""
     from megatron_entropic.entropy import kernels
 
     rows = ShardRows(torch.randn(3, 700, device=DEVICE), None, 700)
@@ -229,15 +232,20 @@ def check_log_prob_alone() -> None:
     assert torch.equal(with_entropy.max_T, without.max_T)
     assert torch.equal(with_entropy.sums_KT[[0, 2]], without.sums_KT[[0, 2]])
     assert (without.sums_KT[1] == 0).all()
+    assert with_entropy.squares_2T is None
+    with_squares = kernels.local_moments(rows, column_T, 0.7, None, squares=True)
+    assert_close(with_squares.sums_KT.cpu(), with_entropy.sums_KT.cpu(), 1e-7)
 
 
 def check_columns_that_are_all_padding() -> None:
     """A rank that holds padding only has empty sums and a gradient of zeros."""
     rows = ShardRows(torch.full((3, 64), math.nan, device=DEVICE), None, 0)
     nowhere_T = torch.full((3,), -1, device=DEVICE)
-    moments = row_math.local_moments(rows, nowhere_T, 1.0, None)
-    assert (moments.max_T == -math.inf).all()
-    assert (moments.sums_KT == 0).all()
+    empty = row_math.local_moments(rows, nowhere_T, 1.0, None, squares=True)
+    assert (empty.max_T == -math.inf).all()
+    assert (empty.sums_KT == 0).all()
+    assert empty.squares_2T is not None
+    assert (empty.squares_2T == 0).all()
 
 
 def check_the_fused_head() -> None:
@@ -249,10 +257,11 @@ def check_the_fused_head() -> None:
     results = []
     for chunk_tokens in (None, 3):
         hidden, weight = (x.clone().to(DEVICE).requires_grad_() for x in (hidden_NH, weight_VH))
-        statistics = linear_token_statistics(hidden, weight, targets_N.to(DEVICE), vocab_size=290, clamp=0.4, chunk_tokens=chunk_tokens)
+        options = {"vocab_size": 290, "clamp": 0.4, "mean_lowering": True, "chunk_tokens": chunk_tokens}
+        statistics = linear_token_statistics(hidden, weight, targets_N.to(DEVICE), **options)  # type: ignore[arg-type]
         weighted_sum(tuple(None if x is None else x.cpu() for x in statistics), weights_3N).backward()  # type: ignore[no-untyped-call]
         results.append([*statistics, hidden.grad, weight.grad])
-    whole = Problem(hidden_NH @ weight_VH.T, targets_N, 290, clamp=0.4, weights_3N=weights_3N)
+    whole = Problem(hidden_NH @ weight_VH.T, targets_N, 290, clamp=0.4, mean_lowering=True, weights_3N=weights_3N)
     values, grad_NP = expected(whole)
     references = [*values, grad_NP @ weight_VH.double(), grad_NP.T @ hidden_NH.double()]
     for of_call in results:
@@ -271,7 +280,7 @@ def check_gradient_in_the_logits_own_memory() -> None:
     logits_NV = torch.randn(4, 70_000, device=DEVICE).bfloat16()
     column_T = torch.zeros(4, dtype=torch.int64, device=DEVICE)
     rows = ShardRows(logits_NV, None, 70_000)
-    _, scalars = row_math.finish(*row_math.local_moments(rows, column_T, 1.0, None))
+    _, scalars = moments.finish(row_math.local_moments(rows, column_T, 1.0, None))
     upstream = UpstreamGradients(torch.ones(4, device=DEVICE), torch.ones(4, device=DEVICE), None)
     elsewhere_NV = torch.empty_like(logits_NV)
     kernel_gradient.write_logits_gradient(rows, column_T, 1.0, scalars, None, upstream, elsewhere_NV)

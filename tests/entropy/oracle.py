@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-NAMES = ("log_prob", "entropy", "clamped_entropy")
+NAMES = ("log_prob", "entropy", "clamped_entropy", "mean_lowering")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CLAMPS = (None, 0.0, 1e-9, 0.1, 0.4, 0.999)
 
 
 @dataclass
 class Problem:
-    """One call: logits_NP as given, and everything else `token_statistics` takes; weights_3N is the upstream gradient."""
+    """One call: logits_NP as given, and everything else `token_statistics` takes; weights_3N: gradients of the first three."""
 
     logits_NP: Tensor
     targets_N: Tensor
@@ -24,6 +24,7 @@ class Problem:
     temperature: float = 1.0
     clamp: float | None = None
     mask_N: Tensor | None = None
+    mean_lowering: bool = False
     weights_3N: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def arguments(self) -> dict[str, object]:
@@ -32,13 +33,14 @@ class Problem:
             "temperature": self.temperature,
             "clamp": self.clamp,
             "mask": self.mask_N,
+            "mean_lowering": self.mean_lowering,
         }
 
 
 def expected(problem: Problem) -> tuple[list[Tensor | None], Tensor]:
-    """([log_prob, entropy, clamped entropy], gradient_NP of the weighted sum of the finite ones), float64."""
+    """([log_prob, entropy, clamped entropy, mean lowering], gradient_NP of the finite ones' weighted sum), float64."""
     logits_NP = problem.logits_NP.detach().double()
-    results = torch.zeros(3, len(logits_NP), dtype=torch.float64)
+    results = torch.zeros(4, len(logits_NP), dtype=torch.float64)
     grad_NP = torch.zeros_like(logits_NP)
     for row in range(len(logits_NP)):
         if problem.mask_N is not None and not problem.mask_N[row]:
@@ -51,7 +53,8 @@ def expected(problem: Problem) -> tuple[list[Tensor | None], Tensor]:
         log_prob = log_p[ids.index(target)] if target in possible else torch.tensor(-math.inf, dtype=torch.float64)
         kept = [i for i in kept_ids(x_V.tolist(), problem.clamp or 0.0) if i in possible]
         values = [log_prob, entropy_of(log_p), entropy_of((x_V[kept] / problem.temperature).log_softmax(0))]
-        results[:, row] = torch.stack(values).detach()
+        lowering = (log_p.exp() ** 2 * (log_p + values[1])).sum()
+        results[:, row] = torch.stack([*values, lowering]).detach()
         if problem.clamp is None:
             values = values[:2]
         weights = problem.weights_3N[:, row].double()
@@ -61,7 +64,8 @@ def expected(problem: Problem) -> tuple[list[Tensor | None], Tensor]:
         total = sum(weight * value for weight, value in zip(weights, values, strict=False))
         assert isinstance(total, Tensor)
         grad_NP[row, : problem.vocab_size] += torch.autograd.grad(total, x_V)[0]
-    return [results[0], results[1], None if problem.clamp is None else results[2]], grad_NP
+    clamped_N, lowering_N = None if problem.clamp is None else results[2], results[3] if problem.mean_lowering else None
+    return [results[0], results[1], clamped_N, lowering_N], grad_NP
 
 
 def kept_ids(logits: list[float], clamp: float) -> list[int]:
@@ -100,6 +104,7 @@ def random_problem(seed: int, rows: int, vocab_size: int, padding: int, dtype: t
         temperature=pick((0.3, 0.6, 1.0, 1.0, 2.5)),
         clamp=CLAMPS[int(torch.randint(len(CLAMPS), (), generator=generator))],
         mask_N=mask,
+        mean_lowering=bool(seed % 2),
         weights_3N=torch.randn(3, rows, generator=generator),
     )
 
@@ -123,7 +128,7 @@ def gradient_rounding(dtype: torch.dtype) -> float:
 def weighted_sum(statistics: tuple[Tensor | None, ...], weights_3N: Tensor) -> Tensor:
     """The scalar whose gradient is checked; infinite log-probs (targets that are ruled out) count by their gradient alone."""
     total = torch.zeros(())
-    for value, weight_N in zip(statistics, weights_3N, strict=True):
+    for value, weight_N in zip(statistics[:3], weights_3N, strict=True):
         if value is not None:
             total = total + (value.reshape(-1) * weight_N).sum()
     return total

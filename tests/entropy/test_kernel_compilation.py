@@ -7,7 +7,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-FLOATS = "max sums log_sum entropy kept_log_sum kept_entropy for_log_prob for_entropy for_kept part_max part_sums"
+FLOATS = "max sums squares part_squares log_sum entropy kept_log_sum kept_entropy for_log_prob for_entropy for_kept part_max part_sums"
 INTEGERS = "tie_end counts quota ties local wanted position"
 KEY_TYPES = {"bf16": "*i16", "fp16": "*i16", "fp32": "*i32"}
 ALIGNED = ("row_stride", "span", "width")
@@ -50,8 +50,8 @@ def test_kernels_compile_with_16_byte_accesses(dtype: str, block: int, tmp_path:
     sizes = {"BLOCK": block, "PER": 4 if dtype == "fp32" else 8, "column_stride": 1}
     plain = {**sizes, **dict.fromkeys(CLAMP_POINTERS), "index_ptr": None, "position_ptr": None}
     for constants in (plain, sizes):
-        for entropy in (True, False):
-            moments = ptx_of(kernels._moments, dtype, {**constants, "ENTROPY": entropy}, options)
+        for without in ({"ENTROPY": True}, {"ENTROPY": True, "squares_ptr": None}, {"ENTROPY": False, "squares_ptr": None}):
+            moments = ptx_of(kernels._moments, dtype, {**constants, **without}, options)
             assert "ex2.approx.ftz.f32" in moments
             if block == 4096:
                 assert "ld.global.v4.b32" in moments
@@ -65,4 +65,5 @@ def test_kernels_compile_with_16_byte_accesses(dtype: str, block: int, tmp_path:
             assert "ld.global.v4.b32" in count
         ptx_of(kernel_selection._walk_down, dtype, {"FIRST": first}, {"num_warps": 1})
     ptx_of(kernel_selection._find_tie_end, dtype, sizes, options)
-    ptx_of(kernels._join_spans, dtype, {"SUMS": 5, "SPLITS": 8, "ENTROPY": True}, {"num_warps": 1})
+    for without in ({}, {"part_squares_ptr": None, "squares_ptr": None}):
+        ptx_of(kernels._join_spans, dtype, {"SUMS": 5, "SPLITS": 8, "ENTROPY": True, **without}, {"num_warps": 1})

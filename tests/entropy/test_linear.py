@@ -27,6 +27,7 @@ class Case:
         self.weights_3N = torch.randn(3, SEQUENCE * BATCH, generator=generator)
         mask = torch.rand(SEQUENCE, BATCH, generator=generator) < 0.6 if masked else None
         self.arguments: dict[str, Any] = {"vocab_size": VOCAB, "temperature": 0.8, "clamp": clamp, "mask": mask}
+        self.arguments["mean_lowering"] = not masked
 
     def reference(self) -> tuple[tuple[Tensor | None, ...], Tensor, Tensor]:
         """Results and gradients of hidden and weight through whole logits on one rank."""
@@ -212,7 +213,9 @@ def test_autocast_changes_nothing() -> None:
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0), (2, 1, 3)])
 def test_any_leading_shape(shape: tuple[int, ...]) -> None:
     hidden, weight = torch.randn(*shape, 5, requires_grad=True), torch.randn(9, 5, requires_grad=True)
-    statistics = linear_token_statistics(hidden, weight, torch.zeros(shape, dtype=torch.int64), vocab_size=9, clamp=0.4)
+    statistics = linear_token_statistics(
+        hidden, weight, torch.zeros(shape, dtype=torch.int64), vocab_size=9, clamp=0.4, mean_lowering=True
+    )
     assert all(x is not None and x.shape == shape for x in statistics)
     weighted_sum(statistics, torch.ones(3, math.prod(shape))).backward()
     assert hidden.grad is not None

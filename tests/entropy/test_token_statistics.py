@@ -66,7 +66,7 @@ def test_large_vocabulary_stays_accurate(offset: float, scale: float, temperatur
     generator = torch.Generator().manual_seed(int(scale))
     logits_NV = torch.randn(3, 5000, generator=generator) * scale + offset
     targets_N = torch.stack([logits_NV[0].argmax(), logits_NV[1].argmin(), torch.tensor(17)])
-    check(Problem(logits_NV, targets_N, 5000, temperature, 0.4, weights_3N=torch.randn(3, 3, generator=generator)))
+    check(Problem(logits_NV, targets_N, 5000, temperature, 0.4, None, True, torch.randn(3, 3, generator=generator)))
 
 
 def test_rows_are_worked_on_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_rows_are_worked_on_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_leading_shape(shape: tuple[int, ...], step: int) -> None:
     logits = torch.randn(*shape, 11 * step)[..., ::step].requires_grad_()
     targets = torch.zeros(shape, dtype=torch.int64)
-    statistics = token_statistics(logits, targets, vocab_size=11, clamp=0.4)
+    statistics = token_statistics(logits, targets, vocab_size=11, clamp=0.4, mean_lowering=True)
     assert all(x is not None and x.shape == shape for x in statistics)
     weighted_sum(statistics, torch.ones(3, math.prod(shape))).backward()
     assert logits.grad is not None
@@ -92,12 +92,35 @@ def test_without_a_clamp_there_is_no_clamped_entropy() -> None:
     assert token_statistics(torch.randn(2, 4), torch.zeros(2, dtype=torch.int64), vocab_size=4).clamped_entropy is None
 
 
+def test_mean_lowering_only_on_request_and_without_gradient() -> None:
+    logits_NV, targets_N = torch.randn(2, 4, requires_grad=True), torch.zeros(2, dtype=torch.int64)
+    plain = token_statistics(logits_NV, targets_N, vocab_size=4)
+    asked = token_statistics(logits_NV, targets_N, vocab_size=4, mean_lowering=True)
+    assert plain.mean_lowering is None
+    assert asked.mean_lowering is not None
+    assert not asked.mean_lowering.requires_grad
+    assert asked.entropy.requires_grad
+    assert torch.equal(asked.entropy, plain.entropy)
+    assert torch.equal(asked.log_prob, plain.log_prob)
+
+
+@pytest.mark.parametrize("rest", [-math.inf, -1e30, -200.0])
+def test_mean_lowering_of_a_certain_token_and_of_equal_ones_is_zero(rest: float) -> None:
+    logits_NV = torch.full((2, 1000), rest)
+    logits_NV[0, 3] = 1e4
+    logits_NV[1, ::2] = 5.0
+    lowering_N = token_statistics(logits_NV, torch.tensor([3, 0]), vocab_size=1000, mean_lowering=True).mean_lowering
+    assert lowering_N is not None
+    assert lowering_N[0] == 0
+    assert abs(float(lowering_N[1])) < 1e-9  # each of 500 equal tokens has log p + H = 0
+
+
 def test_rows_outside_the_mask_may_hold_anything() -> None:
     logits_NV = torch.randn(3, 9)
     logits_NV[1] = math.nan
     logits_NV.requires_grad_()
     statistics = token_statistics(
-        logits_NV, torch.tensor([0, -100, 8]), vocab_size=9, clamp=0.4, mask=torch.tensor([True, False, True])
+        logits_NV, torch.tensor([0, -100, 8]), vocab_size=9, clamp=0.4, mask=torch.tensor([True, False, True]), mean_lowering=True
     )
     assert all(x is not None and x[1] == 0 and (x[[0, 2]] != 0).all() for x in statistics)
     weighted_sum(statistics, torch.ones(3, 3)).backward()
@@ -233,7 +256,8 @@ def test_bad_rows_are_named(reason: str, masked: bool) -> None:
         mask = torch.tensor([[False, True], [False, False], [True, True]])
     with pytest.raises(ValueError, match=rf"row 5 \(index \(2, 1\) of \(3, 2\)\): {reason}"):
         token_statistics(logits, torch.zeros(3, 2, dtype=torch.int64), vocab_size=8, clamp=0.4, mask=mask)
-    statistics = token_statistics(logits, torch.zeros(3, 2, dtype=torch.int64), vocab_size=8, clamp=0.4, validate=False)
+    options = {"clamp": 0.4, "mean_lowering": True, "validate": False}
+    statistics = token_statistics(logits, torch.zeros(3, 2, dtype=torch.int64), vocab_size=8, **options)  # type: ignore[arg-type]
     assert all(x is not None and x[2, 1].isnan() and x.isnan().sum() == 1 for x in statistics)
 
 

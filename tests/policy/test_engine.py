@@ -65,13 +65,14 @@ def reference(cfg: Config, model_dir: Path) -> dict[str, Any]:
     """method: L = (1/N) sum [-min(r A, clip(r) A)] + alpha (1/D) sum [-m r |A|] - c (1/N) sum Hc, in float64."""
     model = AutoModelForCausalLM.from_pretrained(model_dir).double()
     batch = Batch(make_samples())
-    log_probs, entropies, clamped, advantages = [], [], [], []
+    log_probs, entropies, clamped, mean_lowerings, advantages = [], [], [], [], []
     for sample in batch.samples:
         ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
         logits_RV = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / TEMPERATURE
         log_p_RV = logits_RV.log_softmax(-1)
         log_probs.append(log_p_RV.gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0])
         entropies.append(-(log_p_RV.exp() * log_p_RV).sum(-1))
+        mean_lowerings.append((log_p_RV.exp() ** 2 * (log_p_RV + entropies[-1][:, None])).sum(-1))
         kept = 99 - math.floor(CLAMP * 99)
         log_q_RK = logits_RV.topk(kept, dim=-1).values.log_softmax(-1)
         clamped.append(-(log_q_RK.exp() * log_q_RK).sum(-1))
@@ -84,7 +85,10 @@ def reference(cfg: Config, model_dir: Path) -> dict[str, Any]:
     clipped_N = ratio_N.clamp(1 - cfg.algorithm.clip_low, 1 + cfg.algorithm.clip_high)
     policy_loss = -torch.minimum(ratio_N * advantage_N, clipped_N * advantage_N).mean()
     high_N = (log_prob_N.exp() > cfg.control.high_prob_threshold).double()
-    mask_N = high_N if cfg.control.actuator == "high_prob" else torch.sign(log_prob_N + entropy_N).detach()
+    own_N = log_prob_N.exp() * (log_prob_N + entropy_N)
+    exact_N = own_N - torch.cat(mean_lowerings)
+    mask_N = {"high_prob": high_N, "signed": torch.sign(own_N), "exact": torch.sign(exact_N)}[cfg.control.actuator].detach()
+    lowers_N = (exact_N if cfg.control.actuator == "exact" else own_N).detach()
     denominator = len(mask_N) if cfg.control.denominator == "response_tokens" else mask_N.abs().sum()
     adjust = -(mask_N * ratio_N * advantage_N.abs()).sum() / denominator
     total = policy_loss + ALPHA * adjust - BONUS * clamped_N.mean()
@@ -97,6 +101,9 @@ def reference(cfg: Config, model_dir: Path) -> dict[str, Any]:
         "total_loss": total.item(),
         "grad_norm": norm.item(),
         "actuated_fraction": mask_N.abs().mean().item(),
+        "authority": (advantage_N.abs() * mask_N * lowers_N).mean().item(),
+        "pressure": (advantage_N * lowers_N).mean().item(),
+        "bonus_authority": (own_N * (log_prob_N + entropy_N)).mean().item(),
         "kl_old": (old_N - log_prob_N).mean().item(),
         "log_probs": log_prob_N.tolist(),
         "old_log_probs": old_N.float(),
@@ -106,6 +113,8 @@ def reference(cfg: Config, model_dir: Path) -> dict[str, Any]:
 ACTUATORS = {
     "signed, D all": ("control.actuator=signed", "control.denominator=response_tokens"),
     "signed, D masked": ("control.actuator=signed", "control.denominator=high_prob_tokens"),
+    "exact, D all": ("control.actuator=exact", "control.denominator=response_tokens"),
+    "exact, D masked": ("control.actuator=exact", "control.denominator=high_prob_tokens"),
     # As released, with a threshold that some tokens of a random model are above.
     "high_prob, D masked": ("control.actuator=high_prob", "control.denominator=high_prob_tokens", "control.high_prob_threshold=0.01"),
 }
@@ -121,6 +130,8 @@ def test_an_update_is_the_formula(tmp_path: Path, world_size: int, actuator: str
     for stats, log_probs, changed in run_ranks(update_once, world_size, cfg, expected["old_log_probs"]):
         for field in ("entropy", "clamped_entropy", "policy_loss", "total_loss", "grad_norm", "kl_old", "actuated_fraction"):
             assert getattr(stats, field) == pytest.approx(expected[field], rel=2e-5, abs=1e-6), field
+        for field in ("authority", "pressure", "bonus_authority"):
+            assert getattr(stats.measurement, field) == pytest.approx(expected[field], rel=1e-4, abs=1e-9), field
         assert log_probs == pytest.approx(expected["log_probs"], abs=1e-5)
         assert 0 < stats.clip_fraction < 1
         assert stats.applied
