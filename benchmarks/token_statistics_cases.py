@@ -45,6 +45,12 @@ def ours(problem: Problem) -> list[Tensor]:
     return [statistics.log_prob, statistics.entropy]
 
 
+def ours_exact(problem: Problem) -> list[Tensor]:
+    """With what control.actuator=exact needs beside; it has no gradient."""
+    arguments = {"vocab_size": problem.vocab, "mean_lowering": True, "validate": False}
+    return list(token_statistics(problem.logits, problem.targets_T, **arguments)[:2])  # type: ignore[arg-type]
+
+
 def ours_log_prob(problem: Problem) -> list[Tensor]:
     return [token_log_probs(problem.logits, problem.targets_T, vocab_size=problem.vocab, validate=False)]
 
@@ -95,6 +101,11 @@ def ours_linear(problem: Problem) -> list[Tensor]:
     return [statistics.log_prob, statistics.entropy]
 
 
+def ours_linear_exact(problem: Problem) -> list[Tensor]:
+    arguments = {"vocab_size": problem.vocab, "mean_lowering": True, "validate": False}
+    return list(linear_token_statistics(problem.hidden, problem.weight, problem.targets_T, **arguments)[:2])  # type: ignore[arg-type]
+
+
 def ours_linear_clamped(problem: Problem) -> list[Tensor]:
     arguments = {"vocab_size": problem.vocab, "clamp": problem.clamp, "validate": False}
     return [x for x in linear_token_statistics(problem.hidden, problem.weight, problem.targets_T, **arguments) if x is not None]  # type: ignore[arg-type]
@@ -112,6 +123,7 @@ def cases(device: str) -> list[Case]:
     liger, liger_gpu = _needs("liger_kernel", device), _needs("liger_kernel", device, gpu=True)
     return [
         Case(plain_entropy, "token_statistics", ours),
+        Case(plain_entropy, "token_statistics, mean lowering", ours_exact),
         Case(plain_entropy, "plain torch", plain),
         Case(plain_entropy, "verl, Megatron", competitors.verl_megatron, **verl),
         Case(plain_entropy, "verl, Megatron, 4 chunks", competitors.verl_megatron_chunked, **verl),
@@ -128,6 +140,7 @@ def cases(device: str) -> list[Case]:
         ),
         Case(clamped, "released AEnt (CPU topk)", released_aent),
         Case(linear, "linear_token_statistics", ours_linear),
+        Case(linear, "linear_token_statistics, mean lowering", ours_linear_exact),
         Case(linear, "linear_token_statistics, clamped", ours_linear_clamped),
         Case(linear, "plain torch", plain),
         Case(linear, "verl, fused (torch)", competitors.verl_linear, **verl),

@@ -11,6 +11,11 @@ from torch import Tensor
 
 from megatron_entropic.config_control import Actuator
 
+ROUNDINGS = 64
+"""Phi below so many roundings of its terms is 0 to "exact". pi is known to 1 eps; Phi of a token with 1 - pi << 1 is 2 (1 - pi) of its
+terms, so that its sign, and whether it is left out, is the same in every layout only while 1 - pi is many eps. Left out in float32:
+tokens within 4e-6 of certain, whose log-prob has next to no gradient."""
+
 
 @torch.no_grad()
 def actuator_mask(
@@ -53,12 +58,12 @@ def actuator_mask(
 
 
 def _sign_of_exact(log_prob_T: Tensor, entropy_T: Tensor, mean_lowering_T: Tensor | None) -> Tensor:
-    """sign(Phi), 0 within the rounding of its terms: the sign of noise would differ from layout to layout."""
+    """sign(Phi), 0 within ROUNDINGS of its terms: the sign of noise would differ from layout to layout."""
     if mean_lowering_T is None:
         raise ValueError("control.actuator='exact' needs mean_lowering: token_statistics(..., mean_lowering=True)")
     lowers_T, probability_T = entropy_lowering(log_prob_T, entropy_T, mean_lowering_T), log_prob_T.exp()
     size_T = probability_T * entropy_T + torch.special.entr(probability_T) + mean_lowering_T.abs()
-    return torch.where(lowers_T.abs() > 4 * torch.finfo(lowers_T.dtype).eps * size_T, torch.sign(lowers_T), 0.0)
+    return torch.where(lowers_T.abs() > ROUNDINGS * torch.finfo(lowers_T.dtype).eps * size_T, torch.sign(lowers_T), 0.0)
 
 
 @torch.no_grad()

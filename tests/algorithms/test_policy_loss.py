@@ -103,6 +103,14 @@ def test_exact_differs_from_signed_where_the_other_logits_matter() -> None:
     assert exact_V.tolist() == [1.0] + [-1.0] * 50
 
 
+@pytest.mark.parametrize("rest", [1e-7, 3e-7, 1e-6, 2e-5, 1e-3])
+def test_exact_says_of_nearly_certain_tokens_what_float64_says_or_nothing(rest: float) -> None:
+    logits_BV = torch.tensor([[0.0, math.log(rest) + shift, math.log(rest) - 1] for shift in torch.linspace(0, 1, 50).tolist()])
+    statistics = token_statistics(logits_BV, torch.zeros(50, dtype=torch.int64), vocab_size=3, mean_lowering=True)
+    sign_B = actuator_mask("exact", statistics.log_prob, statistics.entropy, mean_lowering_T=statistics.mean_lowering)
+    assert set(sign_B.tolist()) == {1.0 if rest > 1e-5 else 0.0}
+
+
 @pytest.mark.parametrize("others", [-40.0, -1e4, -math.inf, 3.0])
 def test_exact_leaves_alone_what_is_only_rounding(others: float) -> None:
     """Certain tokens (an impossible one beside them) and equal ones: Phi is 0."""

@@ -222,7 +222,7 @@ def check_repeated_upstream_gradients() -> None:
 
 
 def check_log_prob_alone() -> None:
-    """Without the entropy, sum d exp(d) is left out and stays 0; with the squares, the other sums keep their bits."""
+    """Without the entropy, sum d exp(d) is left out and stays 0; with the squares, the other sums stay what they are."""
     from megatron_entropic.entropy import kernels
 
     rows = ShardRows(torch.randn(3, 700, device=DEVICE), None, 700)
