@@ -48,6 +48,10 @@ class Addition:
         digest = sha256(f"addition {self.seed} {index}".encode()).digest()
         # Half of the digest each: 128 bits modulo at most 2**30, so the bias is below 2**-98.
         first, second = (self.low + int.from_bytes(half) % (self.high - self.low + 1) for half in (digest[:16], digest[16:]))
+        return self.problem_of(first, second)
+
+    def problem_of(self, first: int, second: int) -> Problem:
+        """The problem of these two operands, in this order."""
         prompt = self.prompt_template.replace("{first}", str(first)).replace("{second}", str(second))
         return Problem(prompt=prompt, data={"total": first + second})
 

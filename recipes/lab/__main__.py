@@ -1,4 +1,4 @@
-"""Runs the lab: python -m recipes.lab [--only PATTERN] [--jobs N]."""
+"""Runs the lab: python -m recipes.lab [--only PATTERN] [--jobs N]; with a pretrained model: python -m recipes.lab --model NAME."""
 
 import argparse
 import multiprocessing
@@ -7,11 +7,24 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+from recipes.lab import real_model
 from recipes.lab.cases import Case, all_cases
+from recipes.lab.real_model_runs import PLANS
 from recipes.lab.run import load_result, run_case
 
 
 def main() -> None:
+    """The lab of tiny models, or with --model that of a pretrained one, which has options of its own."""
+    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen.add_argument("--model", choices=sorted(PLANS))
+    options, rest = chosen.parse_known_args()
+    if options.model is None:
+        tiny_lab()
+    else:
+        real_model.main(options.model, rest)
+
+
+def tiny_lab() -> None:
     """Runs what has no result yet; finished cases are kept, so the lab can be stopped and started again at any time."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.lab",
@@ -23,6 +36,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="cases whose name matches, such as 'decompose-on-*-0'")
     parser.add_argument("--list", action="store_true", help="print the cases and whether they are done, and stop")
     parser.add_argument("--report", type=Path, metavar="DOCS", help="only write the table and figures of what is done under DOCS")
+    parser.add_argument("--model", choices=sorted(PLANS), help="instead a pretrained model, for hours: --model NAME --help")
     options = parser.parse_args()
     cases = all_cases(options.only)
     if options.list:

@@ -14,11 +14,8 @@ from megatron_entropic.whole_file import write_whole
 from recipes.lab.cases import METHODS, SETTINGS, TASKS, Method, all_cases
 from recipes.lab.figures import draw_curves
 from recipes.lab.run import PROMPTS, Result, load_result
+from recipes.lab.settling import SETTLED, WINDOW, mean, moving_mean, settled_from
 
-SETTLED = 0.05
-"""An entropy has settled when its moving average stays within this share of the target."""
-WINDOW = 5
-"""Steps of the moving average."""
 HEADER = "| method | target | seeds | entropy | error (worst) | overshoot | settled | reward | greedy | avg@8 | pass@8 | distinct |"
 
 
@@ -68,7 +65,7 @@ def write_report(out: Path, docs: Path) -> Path:
 
 def summarise(task: str, setting: str, method: str, target: float | None, seeds: Sequence[Result]) -> Row:
     """The row of one method at one target."""
-    halves = [_mean(_entropy(result)[len(_entropy(result)) // 2 :]) for result in seeds]
+    halves = [mean(_entropy(result)[len(_entropy(result)) // 2 :]) for result in seeds]
     targets = [result.target for result in seeds if target is not None and result.target is not None]
     errors = [half / goal - 1 for half, goal in zip(halves, targets, strict=True)] if targets else []
     answers = [response(_entropy(result), goal) for result, goal in zip(seeds, targets, strict=True)] if targets else []
@@ -81,16 +78,16 @@ def summarise(task: str, setting: str, method: str, target: float | None, seeds:
         method=method,
         target=target,
         seeds=len(seeds),
-        entropy=_mean(halves),
-        error=_mean(errors) if errors else None,
+        entropy=mean(halves),
+        error=mean(errors) if errors else None,
         worst_error=max(errors, key=abs) if errors else None,
-        overshoot=_mean(overshoots) if overshoots else None,
-        settling=_mean(settled) if answers and len(settled) == len(answers) else None,
-        reward=_mean([_mean(series[-len(series) // 3 :]) for series in rewards]),
-        greedy=_mean([result.greedy for result in seeds]),
-        avg=_mean([result.avg for result in seeds]),
-        pass_at_8=_mean([result.pass_at_8 for result in seeds]),
-        distinct=_mean([result.distinct for result in seeds]),
+        overshoot=mean(overshoots) if overshoots else None,
+        settling=mean(settled) if answers and len(settled) == len(answers) else None,
+        reward=mean([mean(series[-len(series) // 3 :]) for series in rewards]),
+        greedy=mean([result.greedy for result in seeds]),
+        avg=mean([result.avg for result in seeds]),
+        pass_at_8=mean([result.pass_at_8 for result in seeds]),
+        distinct=mean([result.distinct for result in seeds]),
     )
 
 
@@ -99,20 +96,14 @@ def response(entropy: Sequence[float], target: float) -> tuple[int | None, float
 
     The overshoot is how far the moving average goes beyond the target, seen from the start, after it first reached it.
     """
-    smooth = [_mean(entropy[max(0, step - WINDOW + 1) : step + 1]) for step in range(len(entropy))]
-    outside = [step for step, value in enumerate(smooth) if abs(value / target - 1) > SETTLED]
-    settling = outside[-1] + 1 if outside else 0
+    smooth = moving_mean(entropy)
     side = 1.0 if entropy[0] > target else -1.0
     beyond = [side * (1 - value / target) for value in smooth]
-    return (settling if settling < len(entropy) else None), max(0.0, *beyond)
+    return settled_from(smooth, target), max(0.0, *beyond)
 
 
 def _entropy(result: Result) -> list[float]:
     return [math.nan if value is None else value for value in result.series["policy/entropy"]]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _long(setting: str) -> str:
