@@ -98,7 +98,7 @@ def _lab(plan: Plan, options: argparse.Namespace) -> int:
         return _report(plan, options.out, options.out / "report" if options.report == Path() else options.report)
     _check_model(plan, runs)
     os.nice(NICENESS)
-    with FolderLock(options.out, "the lab"), Commands() as commands:
+    with FolderLock(options.out, "the lab") as lock, Commands(lock.descriptor) as commands:
         failed = run_all(plan, runs, options.out, commands)
     _report(plan, options.out, options.out / "report")
     for run in runs:

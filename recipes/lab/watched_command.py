@@ -23,10 +23,12 @@ class Commands:
     """Runs commands in sessions of their own, so that a terminal's Ctrl-C reaches this process alone. A context manager.
 
     SIGINT, SIGTERM and SIGHUP (but under nohup) are passed on to the command as SIGINT; a second one too, which ends a training
-    run without saving.
+    run without saving. Commands inherit the open file `lock`: what it locks stays locked while one runs, also when this process is
+    killed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lock: int | None = None) -> None:
+        self._inherited = [] if lock is None else [lock]
         self._asked: list[float] = []
         self._before: dict[signal.Signals, object] = {}
 
@@ -48,7 +50,12 @@ class Commands:
         self._check()
         with printed.open("ab") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=self._inherited,
             )
             told = 0
             try:

@@ -14,6 +14,7 @@ import pytest
 
 from megatron_entropic.config_loading import ConfigError, save_config
 from megatron_entropic.observability.metrics import METRIC_FIELDS, read_metrics
+from megatron_entropic.system.folder_lock import FolderLock
 from megatron_entropic.tasks.addition import make_addition
 from recipes.lab import real_model
 from recipes.lab.held_out_sums import make
@@ -264,6 +265,12 @@ def test_a_second_signal_is_passed_on_too(tmp_path: Path) -> None:
         commands.run([sys.executable, "-c", stubborn], tmp_path / "out.txt", tick)
     assert len(sent) == 2
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_lab_that_is_killed_keeps_its_folder_while_its_command_runs(tmp_path: Path) -> None:
+    with FolderLock(tmp_path, "the lab") as lock, Commands(lock.descriptor) as commands:
+        looks = f"import os; assert os.fstat({lock.descriptor}).st_ino == os.stat({str(lock.files[0])!r}).st_ino"
+        assert commands.run([sys.executable, "-c", looks], tmp_path / "out.txt", lambda: None) == 0, (tmp_path / "out.txt").read_text()
 
 
 def test_the_tiny_lab_is_still_the_command_without_a_model() -> None:
