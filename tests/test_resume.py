@@ -37,6 +37,7 @@ VARIANTS = {
     "on-policy": (),
     "off-policy": ("batch.mini_batches=2",),
     "stale": ("rollout.max_staleness=1",),
+    "exact": ("control.actuator=exact",),
     "entropic+aent": ("control.kind=entropic+aent", "control.coefficient_warmup_steps=0"),
 }
 

@@ -32,6 +32,7 @@ class Method:
 METHODS = {
     "grpo": Method("GRPO", ("control.kind=none",), (None,), 3),
     "handoff": Method("ours (default settings)", (), (0.8, 0.95, 1.0, 1.05), 3),
+    "exact": Method("ours, exact actuator", ("control.actuator=exact",), TARGETS, 1),
     "alpha_only": Method("ours without hand-off", ("control.handoff=false",), TARGETS, 3),
     "released": Method("EntroPIC as released", ("control.preset=entropic_released",), TARGETS, 3),
     "fixed": Method("ours, gains as released", ("control.gains=fixed", "control.handoff=false"), TARGETS, 1),
