@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     _conversion_options(exporting, "as they were trained; float32 takes the optimizer's masters where the checkpoint has them")
     exporting.set_defaults(run=_export)
 
-    inspect = commands.add_parser("inspect", help="what is in a checkpoint, without loading weights; refuses one that is not sound")
+    inspect = commands.add_parser(
+        "inspect", help="what is in a checkpoint, without loading weights (but see --values); refuses one that is not sound"
+    )
     inspect.add_argument("path", type=Path, metavar="PATH")
     inspect.add_argument("--checksums", action="store_true", help="read every byte and compare with the recorded checksums")
     inspect.add_argument("--values", action="store_true", help="read every weight and refuse NaN and infinity")

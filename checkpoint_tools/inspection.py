@@ -33,9 +33,14 @@ def describe(located: Located, *, checksums: bool = False, values: bool = False)
     lines = _describe_hf(located.path, checksums) if located.weights is None else _describe_distributed(located, checksums)
     if values:
         _check_values(located)
+    return "\n".join([f"{located.path}: sound{_extent(checksums, values)}", *(f"  {line}" for line in lines)])
+
+
+def _extent(checksums: bool, values: bool) -> str:
+    """How far a checkpoint is sound: what was looked at, and what was not."""
     read = [what for asked, what in ((checksums, "all checksums"), (values, "all values")) if asked]
-    included = f", {' and '.join(read)} included" if read else ""
-    return "\n".join([f"{located.path}: sound{included}", *(f"  {line}" for line in lines)])
+    seen = f", {' and '.join(read)} included" if read else " by its headers and sizes"
+    return seen if values else f"{seen}; no weight was checked for NaN and infinity: --values does that"
 
 
 def _check_values(located: Located) -> None:

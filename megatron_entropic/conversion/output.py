@@ -69,6 +69,9 @@ class Job:
 class OutputDirectory:
     """The directory `out` in the making; a context manager that holds its lock.
 
+    What a kill, an interruption or a full disk ends can be resumed; a refusal (CheckpointError), or an end before any file was
+    finished, leaves nothing behind.
+
     Raises FileExistsError when `out` is there already, CheckpointError when another process is writing it or what a killed one
     left behind was for another conversion (`fingerprint` tells).
     """
@@ -153,7 +156,10 @@ class OutputDirectory:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is not None and (isinstance(error, CheckpointError) or not self.done):
+            # The same conversion would be refused again, and another one (the wider type that was asked for) could not write here.
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._journal.close()
 
 

@@ -116,6 +116,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_said_before_and_while_writing_and_nothing_is_lost(medium: Path, small_disk: Path) -> None:
     with pytest.raises(OSError, match=r"\.out\.partial: 0\.\d GB are to be written, 0\.\d GB are free"):
         imported(medium, small_disk / "out", 4, 2)
+    assert list(small_disk.iterdir()) == [], "nothing was written yet"
     file = OutputFile(small_disk / "filler", lambda count: None)  # somebody else fills the disk meanwhile
     with pytest.raises(OSError, match=r"No space left on device.*filler"):
         file.write(bytes(2**27))

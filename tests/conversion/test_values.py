@@ -28,20 +28,30 @@ def test_a_cast_that_overflows_is_refused_or_counted(tmp_path: Path, capsys: pyt
     assert main(["export", str(checkpoint), str(out), "--dtype", "float16"]) == 2
     error = capsys.readouterr().err
     assert f"2 value(s) or more of tensor {DOWN} are NaN or infinite in float16, which ends at 65504; take a wider --dtype" in error
-    assert not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["imported", "model"], "a refusal leaves nothing behind"
     assert main(["export", str(checkpoint), str(out), "--dtype", "float16", "--allow-non-finite"]) == 0
     assert "2 value(s) were written as NaN or infinity" in capsys.readouterr().err
     assert torch.isinf(load_file(out / "model.safetensors")[DOWN]).sum() == 2
     assert main(["export", str(checkpoint), str(tmp_path / "wide"), "--dtype", "float32"]) == 0
 
 
+def test_after_a_refusal_the_type_it_asks_for_can_be_taken(tmp_path: Path) -> None:
+    checkpoint, out = imported(model(tmp_path / "model", 1e5), tmp_path / "imported", 2), tmp_path / "out"
+    assert main(["export", str(checkpoint), str(out), "--dtype", "float16", "--shard-gb", "0.00001"]) == 2
+    assert main(["export", str(checkpoint), str(out), "--dtype", "float32"]) == 0
+    assert main(["import", str(out), str(tmp_path / "again"), "--dtype", "float16", "--pp", "2"]) == 2
+    assert main(["import", str(out), str(tmp_path / "again"), "--dtype", "bfloat16"]) == 0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_broken_model_is_not_imported_unless_asked_for(tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]) -> None:
     broken, out = model(tmp_path / "model", value), tmp_path / "out"
     assert main(["inspect", str(broken)]) == 0, "headers only"
+    assert "model: sound by its headers and sizes; no weight was checked for NaN and infinity: --values" in capsys.readouterr().out
     assert main(["inspect", str(broken), "--values"]) == 2
     assert main(["import", str(broken), str(out), "--tp", "2"]) == 2
     assert capsys.readouterr().err.count(f"of tensor {DOWN} are NaN or infinite in bfloat16") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["model"], "a refusal leaves nothing behind"
     assert main(["import", str(broken), str(out), "--tp", "2", "--allow-non-finite"]) == 0
     assert "2 value(s) were written" in capsys.readouterr().err
     assert main(["inspect", str(out), "--values"]) == 2

@@ -1,9 +1,12 @@
 """Verifiers as users may write them, for the processes of test_verification.py: the response says what the verifier is to do."""
 
+import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +38,37 @@ class Awkward:
             raise KeyError(f"no\nsuch {value}")
         if word == "exit":
             sys.exit(int(value))
+        if word == "interrupt":
+            raise KeyboardInterrupt
+        if word == "cancel":
+            raise asyncio.CancelledError
+        if word == "close":
+            for descriptor in value.split():
+                os.close(int(descriptor))
+            return 1.0
+        if word == "close_all":
+            os.closerange(0, 1024)
+            time.sleep(float(value))
+            return 1.0
+        if word == "close_streams":
+            for stream in (sys.stdin, sys.stdout, sys.stderr):
+                stream.close()
+            return 1.0
+        if word == "leave":  # an end that comes after the answer's verdict
+            threading.Timer(float(value), os._exit, [9]).start()
+            return 1.0
+        if word == "fork":
+            child = os.fork()
+            if child:
+                os.waitpid(child, 0)
+            return 1.0
+        if word == "scribble":
+            for descriptor in range(3, 64):
+                with contextlib.suppress(OSError):
+                    os.write(descriptor, b"what is this\n")
+            return 1.0
+        if word == "read":
+            return float(sys.stdin.read() == "")
         if word == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         if word == "print":

@@ -58,7 +58,21 @@ def all_gone(*pids: int) -> bool:
         ("return two", 0.0, "failed", "returned 2.0, which is not a score in [0, 1]"),
         ("return text", 0.0, "failed", "returned the text '1.0', not a number in [0, 1]"),
         ("return nan", 0.0, "failed", "returned nan, which is not a score in [0, 1]"),
-        ("exit 3", 0.0, "failed", "its process ended with exit code 3"),
+        ("exit 3", 0.0, "failed", "SystemExit: 3"),
+        ("exit 0", 0.0, "failed", "SystemExit: 0"),
+        ("interrupt", 0.0, "failed", "KeyboardInterrupt"),
+        ("cancel", 0.0, "failed", "CancelledError"),
+        ("close 1", 1.0, "scored", ""),
+        ("print after that", 1.0, "scored", ""),
+        ("close 0 1 2", 1.0, "scored", ""),
+        ("print after that, too", 1.0, "scored", ""),
+        ("close_streams", 1.0, "scored", ""),
+        ("print after all", 1.0, "scored", ""),
+        ("close_all 0", 0.0, "failed", "its process ended with exit code 1"),
+        ("fork", 1.0, "scored", ""),
+        ("echo another", 0.0, "scored", ""),
+        ("scribble", 0.0, "failed", "its process replied with something else"),
+        ("read", 1.0, "scored", ""),
         ("crash", 0.0, "failed", "its process was ended by SIGSEGV"),
         ("print once more", 1.0, "scored", ""),
     ],
@@ -74,6 +88,18 @@ def test_a_process_that_died_between_two_answers_is_replaced(worker: VerifierWor
     os.kill(worker._process.pid, signal.SIGKILL)
     worker._process.wait()
     assert worker.judge(ASKED, "print").score == 1.0
+
+
+def test_an_answer_that_brings_its_process_down_later_costs_the_next_one_nothing(worker: VerifierWorker) -> None:
+    assert worker.judge(ASKED, "leave 0.2").score == 1.0
+    assert worker.judge(ASKED, "wait 0.5").score == 1.0
+
+
+def test_a_verifier_that_closes_every_descriptor_and_waits_meets_the_wall_clock() -> None:
+    worker = VerifierWorker(SPEC, Limits(wall_s=2.0))
+    verdict = worker.judge(ASKED, "close_all 600")
+    assert (verdict.outcome, verdict.reason) == ("limit", "took longer than reward.wall_limit_s=2")
+    worker.close()
 
 
 def test_signals_that_ask_a_run_to_save_do_not_end_a_verification(worker: VerifierWorker) -> None:

@@ -11,21 +11,24 @@ _LONGEST_REASON = 500
 
 
 def judge(verifier: Verifier, problem: Problem, response: str) -> Verdict:
-    """The verdict on `response`; "failed" when the verifier raises or returns no number in [0, 1]. Lets MemoryError through."""
+    """The verdict on `response`; "failed" when the verifier raises, SystemExit too, or returns no number in [0, 1].
+
+    Lets MemoryError through, and KeyboardInterrupt, which may be somebody's Ctrl-C.
+    """
     try:
         returned: Any = verifier.score(problem, response)
         if isinstance(returned, str | bytes):  # float() would take it
             return Verdict(0.0, "failed", f"returned the text {returned[:40]!r}, not a number in [0, 1]")
         score = float(returned)
-    except MemoryError:
+    except (MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:  # noqa: BLE001 - a failure of one answer, which the run scores by its policy
+    except BaseException as error:  # noqa: BLE001 - a failure of one answer, which the run scores by its policy
         return Verdict(0.0, "failed", described(error))
     if not (math.isfinite(score) and 0.0 <= score <= 1.0):
         return Verdict(0.0, "failed", f"returned {score}, which is not a score in [0, 1]")
     return Verdict(score)
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST_REASON]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST_REASON].removesuffix(": ")

@@ -36,6 +36,9 @@ class VerifierWorker:
         self.spec = spec
         self.limits = limits
         self._process: subprocess.Popen[bytes] | None = None
+        self._used = False
+        """Whether the process has judged an answer."""
+        self._killed = False
 
     def start(self) -> None:
         """Starts the process unless it runs. Raises VerifierError saying why it cannot make its verifier."""
@@ -60,22 +63,33 @@ class VerifierWorker:
             self.close()
             why = f"was not ready after {_START_S:g} s" if reply is None else f"cannot be made: {reply['failed']}"
             raise VerifierError(f"the verifier {self.spec.factory} {why}")
+        self._used = False
 
     def judge(self, problem: Problem, response: str) -> Verdict:
-        """The verdict on one answer, within the limits. Raises VerifierError only when no process can be started."""
+        """The verdict on one answer, within the limits. Raises VerifierError only when no process can be started.
+
+        A process that ends after it judged other answers may have been brought down by one of those: the answer gets a new process.
+        """
         self.start()
+        used, self._used = self._used, True
         request = {"prompt": problem.prompt, "data": dict(problem.data), "response": response}
         try:
             reply = self._exchange(request, self.limits.wall_s)
         except _Ended as ended:
+            if used and not self._killed and ended.code != -signal.SIGPROF:
+                return self.judge(problem, response)
             return self._verdict_on_end(ended.code)
         if reply is None:
             self.close()
             return Verdict(0.0, "limit", f"took longer than reward.wall_limit_s={self.limits.wall_s:g}")
+        if "failed" in reply:
+            return Verdict(0.0, "failed", reply["failed"])
         if "limit" in reply:
             self.close()
             return Verdict(0.0, "limit", f"needed more memory than reward.memory_gb={self.limits.memory_bytes / 2**30:g}")
-        return Verdict(**reply)
+        if "last" in reply:
+            self.close()
+        return Verdict(**reply["verdict"])
 
     def _verdict_on_end(self, code: int) -> Verdict:
         if code == -signal.SIGPROF:
@@ -85,7 +99,7 @@ class VerifierWorker:
         return Verdict(0.0, "failed", f"its process ended with exit code {code}")
 
     def _exchange(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
-        """Sends one line and returns the line that answers it; None when it does not come in time. Raises _Ended."""
+        """Sends one line and returns the line that answers it; None when neither that nor its end comes in time. Raises _Ended."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -101,15 +115,23 @@ class VerifierWorker:
                 return None
             chunk = os.read(process.stdout.fileno(), _LONGEST_REPLY)
             if not chunk:
-                code = process.wait()
+                try:
+                    code = process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    return None
                 self.close()
                 raise _Ended(code)
             line += chunk
-        reply: dict[str, Any] = json.loads(line)
+        try:
+            reply: dict[str, Any] = json.loads(line)
+        except ValueError:  # the verifier wrote to a descriptor that is not its own
+            self.close()
+            return {"failed": "its process replied with something else"}
         return reply
 
     def kill(self) -> None:
         """Ends the process from any thread; one that waits for its answer gets a failed verdict."""
+        self._killed = True
         process = self._process
         if process is not None:
             process.kill()
