@@ -29,6 +29,7 @@ SMALL = (
     "batch.samples_per_prompt=4",
     "rollout.max_new_tokens=16",
     "task.options.high=5",  # easier sums: some answers of every step are right
+    "optimizer.eps=1e-5",  # far above rounding: test_three_tensor_ranks_train_the_same says why
     "trainer.tensorboard=false",
 )
 COMPARED = ("policy/entropy", "control/alpha", "loss/policy", "grad_norm", "reward/mean")
@@ -57,7 +58,7 @@ def rollouts(run_dir: Path, step: int) -> list[RecordedRollout]:
 def test_every_step_trains_on_what_its_own_weights_sampled(run_dir: Path) -> None:
     metrics = read_metrics(run_dir / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [0, 1, 2]
-    assert max(line["rollout/logprob_gap"] for line in metrics) <= 1e-3
+    assert max(line["rollout/logprob_gap"] for line in metrics) <= 1e-4
     assert all(1.0 < line["policy/entropy"] < 3.0 and line["grad_norm"] > 0 for line in metrics)
     assert metrics[0]["control/target_entropy"] == metrics[2]["control/target_entropy"] == metrics[0]["policy/entropy"]
     for step in range(3):
@@ -100,15 +101,23 @@ def train_rank(cfg: Config) -> None:
 
 
 def test_three_tensor_ranks_train_the_same(run_dir: Path, tmp_path: Path) -> None:
-    """What one rank sampled and trained on, replayed on three: one key-value head each."""
+    """What one rank sampled and trained on, replayed on three: one key-value head each.
+
+    Per token, after an update too. That needs an `optimizer.eps` above the gradient's rounding, because Adam's first update is
+    lr g / (|g| + eps). The first token of all responses to one prompt has the same hidden state h, and advantages of a group add up
+    to 0: so of the gradient of an output row that none of them sampled, sum_i A_i p h, nothing is left but rounding. Measured on
+    token 1348 of 49,152: terms of 1.3e-2 that cancel to 4.7e-8 in float64, 4.7e-8 on one rank and 0.8e-8 on three. With eps=1e-8
+    such entries (30 of 135 million) move by up to half of lr more or less, and where the next step samples that very token, whose
+    log-prob answers to the entry with 41 nats per unit, it is 2.1e-4 nats off: 99% of it by that one row. All gradients agree
+    with float64 to 2e-6 (relative, embedding) on three ranks as on one; with eps=1e-5, as with 1e-3, no log-prob differs by more
+    than 2e-5, which is what they differ by before the update.
+    """
     replay = [f"rollout.replay_path={run_dir / 'rollouts'}", "rollout.engine=replay", "trainer.steps=2", "trainer.export_hf=false"]
     cfg = load_config("smollm2_135m", [*SMALL, *replay, "parallel.tensor=3", "checkpoint.every=0", f"run.dir={tmp_path / 'run'}"])
     run_ranks(train_rank, 3, cfg, timeout=300.0)
     theirs, ours = read_metrics(run_dir / "metrics.jsonl"), read_metrics(tmp_path / "run" / "metrics.jsonl")
-    # The largest gap of one token; after an update three ranks have 2.2e-4 where one rank has 4e-5, while all means below agree. Why
-    # that token differs more is not established: 1e-3 is the bound of the run itself.
-    for step, gap in ((0, 1e-4), (1, 1e-3)):
-        assert ours[step]["rollout/logprob_gap"] <= gap
+    for step in range(2):
+        assert ours[step]["rollout/logprob_gap"] <= 1e-4
         for field in COMPARED:
             assert ours[step][field] == pytest.approx(theirs[step][field], rel=1e-5, abs=2e-6), (step, field)
 
