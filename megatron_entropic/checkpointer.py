@@ -91,7 +91,7 @@ class Checkpointer:
         if self._found is None:
             return 0
         folder, state = self._found
-        load_policy(policy, folder / POLICY, int(state["updates"]))
+        load_policy(policy, folder / POLICY, int(state["updates"]), state.get("response"))
         if state["settings"]["control"]["kind"] == self.cfg.control.kind:
             controller.load_state_dict(state["controller"])
         self.trackers.update(state.get("trackers", {}))
@@ -152,6 +152,7 @@ class Checkpointer:
             "format": FORMAT,
             "step": step,
             "updates": policy.updates,
+            "response": policy.response.state(),
             "controller": controller.state_dict(),
             "trackers": self.trackers,
             "settings": to_dict(self.cfg),

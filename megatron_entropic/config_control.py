@@ -44,6 +44,13 @@ class ControlConfig:
         default=False, description="measure before the first update of each batch by a log-prob pass, also with one update per batch"
     )
     smoothing: float = Field(default=0.0, ge=0, lt=1, description="weight of the past in the smoothed measurement; 0 is off")
+    response_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="share of each update's samples that are measured again after it: what the update did to the entropy of the same "
+        "tokens; 0 is off",
+    )
     # -- the PI controller
     gains: Literal["auto", "fixed"] = Field(
         default="auto", description="auto: kp and ki are tuned from the run's own response, from the given ones until that is known"
@@ -116,6 +123,11 @@ class ControlConfig:
         """Whether the actuator weighs tokens by the exact response of the entropy."""
         return self.actuator == "exact"
 
+    @property
+    def measures_response(self) -> bool:
+        """Whether each update's effect on the entropy is measured on the same tokens: only where something is steered by it."""
+        return self.steered and self.response_share > 0
+
     @model_validator(mode="after")
     def _ordered_bounds(self) -> "ControlConfig":
         for low, high in (("entropy_low", "entropy_high"), ("coefficient_min", "coefficient_max"), ("cov_low", "cov_high")):
@@ -136,6 +148,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steer_by": "entropy",
         "entropy_temperature": "sampling",
         "smoothing": 0.0,
+        "response_share": 0.0,
         "gains": "fixed",
         "kp": 1.0,
         "ki": 0.01,

@@ -12,6 +12,9 @@ class Measurement:
     version: optimizer updates the policy had when it was measured. `executed`: those it has by now; the forward pass of an
         update measures the policy before it, so the two differ by one. A controller counts updates by them alone.
     learning_rate: relative to the peak, of the next update.
+    response: change of the token mean of what is steered by (entropy or clamped entropy), nats, by the latest executed update alone
+        (from version executed - 1 to executed), on the same tokens before and after it; NaN when not measured. `response_tokens`:
+        how many tokens.
     requested_target: a target in nats that the user asked for since the last measurement; NaN: the schedule's again.
 
     What follows is for the hand-off to the entropy bonus; NaN is "not measured", and then alpha steers alone.
@@ -32,6 +35,8 @@ class Measurement:
     version: int
     executed: int
     learning_rate: float = 1.0
+    response: float = math.nan
+    response_tokens: int = 0
     requested_target: float | None = None
     active_fraction: float = math.nan
     authority: float = math.nan

@@ -44,6 +44,10 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "control/authority": MetricField("1", "how far one unit of alpha moves the entropy, to first order and up to the step size"),
     "control/pressure": MetricField("1", "how far the policy loss alone lowers the entropy, in the unit of control/authority"),
     "control/bonus_authority": MetricField("1", "how far one unit of entropy bonus moves it, in the unit of control/authority"),
+    "control/response": MetricField(
+        "nats", "change of the entropy steered by, by one update, on the same tokens; mean over the step's updates", optional=True
+    ),
+    "control/response_tokens": MetricField("tokens", "those it was measured on, of all updates", optional=True),
     # -- the controller after the step's last measurement
     "control/target_entropy": MetricField("nats", "the target: the schedule's, or what the user asked for", optional=True),
     "control/adapted_coefficient": MetricField("1", "AEC's coefficient, applied only while the entropy is low", optional=True),
@@ -80,6 +84,7 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "time/rollout_s": MetricField("s", "generating and scoring the rollouts, as far as the update waited for it"),
     "time/score_s": MetricField("s", "of it, waiting for scores once everything was generated", optional=True),
     "time/update_s": MetricField("s", "log-prob pass and optimizer updates"),
+    "time/response_s": MetricField("s", "of it, measuring control/response", optional=True),
     "time/sync_s": MetricField("s", "sending the new weights to the rollout engine, once it has finished what it generates"),
     "time/checkpoint_s": MetricField("s", "what saving held training up between the step before and this one", optional=True),
     "perf/tokens_per_s": MetricField("tokens/s", "prompt and response tokens trained on, per second of the whole step"),

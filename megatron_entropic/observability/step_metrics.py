@@ -53,6 +53,7 @@ def step_metrics(
         "control/authority": measured("authority"),
         "control/pressure": measured("pressure"),
         "control/bonus_authority": measured("bonus_authority"),
+        **(_response(updates) if control.measures_response else {}),
         **{f"control/{name}": value for name, value in controller.report().items()},
         "control/actuated_fraction": token_mean("actuated_fraction"),
         "control/selected_fraction": token_mean("selected_fraction") if control.kind in CHOOSING_KINDS else None,
@@ -71,6 +72,16 @@ def step_metrics(
         "rollout/logprob_gap_mean": token_mean("logprob_gap_mean"),
         **times,
         "perf/tokens_per_s": all_tokens / times["time/step_s"],
+    }
+
+
+def _response(updates: Sequence[UpdateStats]) -> dict[str, MetricValue]:
+    """What the step's updates did to the entropy of the same tokens; NaN when none was measured, as after a skipped update."""
+    changes = [update.measurement.response for update in updates if math.isfinite(update.measurement.response)]
+    return {
+        "control/response": math.fsum(changes) / len(changes) if changes else math.nan,
+        "control/response_tokens": sum(update.measurement.response_tokens for update in updates),
+        "time/response_s": math.fsum(update.response_seconds for update in updates),
     }
 
 

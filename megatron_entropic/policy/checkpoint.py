@@ -17,17 +17,19 @@ from megatron_entropic.errors import ReportedError
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.optimizer_state import make_state, set_update_count, sharded_optimizer_state
 from megatron_entropic.policy.patient_reading import patient_reading
+from megatron_entropic.policy.response import Response
 
 
 class PolicyCheckpointError(ReportedError, RuntimeError):
     """A policy could not be written or read; the message names the folder."""
 
 
-def load_policy(policy: Policy, folder: Path, updates: int) -> None:
+def load_policy(policy: Policy, folder: Path, updates: int, response: dict[str, Any] | None = None) -> None:
     """Reads what a PolicyWriter wrote, under the same layout or another. Collective over the world.
 
     Args:
         updates: optimizer updates that the saved policy had had; puts the learning-rate schedule where it was.
+        response: `Response.state()` of the latest of them; None: not known.
     Raises:
         PolicyCheckpointError naming the folder, for files that are missing, damaged or of another model.
     """
@@ -38,6 +40,7 @@ def load_policy(policy: Policy, folder: Path, updates: int) -> None:
         policy.model.load_state_dict(state["model"])
     set_update_count(policy.optimizer, updates)
     policy.updates = updates
+    policy.response = Response.of_state(response)
     policy.scheduler.step(increment=updates - policy.scheduler.num_steps)
 
 

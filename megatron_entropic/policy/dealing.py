@@ -17,6 +17,7 @@ from torch import Tensor
 from megatron_entropic.config import Config
 from megatron_entropic.policy.batching import Batch, Sample, SampleElsewhere, held, plan_micro_batches
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.policy.response import response_samples
 
 _Words = npt.NDArray[np.int32]
 
@@ -51,11 +52,13 @@ def samples_needed(cfg: Config, samples: Sequence[Sample | SampleElsewhere], dat
         return [list(range(len(samples)))] * data_parallel
     needed: list[set[int]] = [set() for _ in range(data_parallel)]
     size = len(samples) // cfg.batch.mini_batches
-    for start, count in {(0, len(samples)), *((start, size) for start in range(0, len(samples), size))}:
-        lengths = [sample.length for sample in samples[start : start + count]]
+    mini_batches = [range(start, start + size) for start in range(0, len(samples), size)]
+    measured_again = [[part[index] for index in response_samples(cfg.control, size)] for part in mini_batches]
+    for passed in ([range(len(samples))] if cfg.batch.mini_batches > 1 else []) + mini_batches + measured_again:
+        lengths = [samples[index].length for index in passed]
         plan = plan_micro_batches(lengths, data_parallel=data_parallel, max_tokens=cfg.batch.max_tokens_per_micro_batch)
         for dp_rank, micro_batches in enumerate(plan):
-            needed[dp_rank].update(start + index for indices in micro_batches for index in indices)
+            needed[dp_rank].update(passed[index] for indices in micro_batches for index in indices)
     return [sorted(indices) for indices in needed]
 
 

@@ -5,7 +5,8 @@ Shapes: T packed positions of a micro-batch, H hidden size, N response tokens of
 
 import logging
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,12 +33,16 @@ from megatron_entropic.policy.measure import reduce_control, reduce_sums, share_
 from megatron_entropic.policy.model import build_model
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.parallel import Parallel
+from megatron_entropic.policy.response import Response, SteeredEntropy, measured_temperature, reduce_response, response_samples
 from megatron_entropic.policy.start import clear_weights, load_start_weights
 from megatron_entropic.policy.token_choice import CHOOSING_KINDS, choose_tokens
 from megatron_entropic.policy.update_stats import Totals, UpdateStats, measurement, update_stats
 from megatron_entropic.policy.weights import hf_weights
 
 logger = logging.getLogger(__name__)
+
+LossFunction = Callable[[MicroBatch, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+"""Of a micro-batch and its hidden states [T, 1, H] on the last stage: (sum of the loss, number of tokens, report)."""
 
 
 class Policy:
@@ -68,6 +73,8 @@ class Policy:
         self.optimizer = make_optimizer(cfg, self.ddp)
         self.scheduler = make_scheduler(cfg, self.optimizer)
         self.updates = 0
+        self.response = Response()
+        """Of the latest update, for the next measurement."""
         layout = cfg.parallel
         logger.info(
             "policy: %s from %s, %.3g million parameters, tensor %d x pipeline %d x data %d, expert %d, %s",
@@ -96,7 +103,9 @@ class Policy:
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         objective = Objective(self.cfg, coefficients, self._adjustment_scale(batch, coefficients))
-        totals, requested_target = self._run(batch, objective, forward_only=False, requested_target=requested_target)
+        again = response_samples(self.cfg.control, len(batch.samples))
+        before = SteeredEntropy(self.cfg.control, batch, again, self.parallel.device) if again else None
+        totals, requested_target = self._run(batch, objective, forward_only=False, before=before, requested_target=requested_target)
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         applied = math.isfinite(totals["total_loss"]) and math.isfinite(grad_norm) and totals["tokens"] > 0
@@ -106,9 +115,11 @@ class Policy:
             self.optimizer.step()
             self.scheduler.step(increment=1)
             self.updates += 1
+        self.response = self._measure_response(batch, again, before) if applied and before else Response()
         return update_stats(
             totals,
             self._measure(totals, version, requested_target),
+            self.response,
             grad_norm=grad_norm,
             applied=applied,
             learning_rate=learning_rate,
@@ -147,12 +158,28 @@ class Policy:
     def _measure(self, totals: Totals, version: int, requested_target: float | None) -> Measurement:
         return measurement(
             totals,
+            self.response,
             version=version,
             executed=self.updates,
             learning_rate=float(self.scheduler.get_lr({})) / self.cfg.optimizer.lr,
             clamped=self.cfg.control.needs_clamped_entropy,
             requested_target=requested_target,
         )
+
+    def _measure_response(self, batch: Batch, samples: Sequence[int], before: SteeredEntropy) -> Response:
+        """What the update just made did to the entropy of `batch`'s `samples`: one forward pass, one all-reduce of 32 bytes."""
+        torch.cuda.synchronize()  # the optimizer's work is not this pass's
+        start = time.perf_counter()
+        control, temperature = self.cfg.control, measured_temperature(self.cfg)
+        chosen = Batch([batch.samples[index] for index in samples])
+        after = SteeredEntropy(control, chosen, range(len(samples)), self.parallel.device)
+
+        def measure(micro_batch: MicroBatch, hidden_T1H: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            after.add(micro_batch, self._statistics(hidden_T1H, micro_batch, temperature, control.steer_by == "clamped_entropy"))
+            return hidden_T1H.new_zeros(()), micro_batch.mask_T.sum().to(torch.int), {}
+
+        self._passes(chosen, measure, forward_only=True)
+        return replace(reduce_response(before, after, self.parallel), seconds=time.perf_counter() - start)
 
     def _adjustment_scale(self, batch: Batch, coefficients: Coefficients) -> float:
         """N/D of L_adjust. D is a global count under the current policy, so counting it takes a pass of its own."""
@@ -168,12 +195,24 @@ class Policy:
         *,
         forward_only: bool,
         log_probs_N: Tensor | None = None,
+        before: SteeredEntropy | None = None,
         requested_target: float | None = None,
     ) -> tuple[dict[str, float], float | None]:
         """All micro-batches of `batch` through Megatron's schedule.
 
-        Returns the globally reduced CONTROL_SUMS, SUMS and MAXIMA, and rank 0's `requested_target`.
+        Returns the globally reduced CONTROL_SUMS, SUMS and MAXIMA, and rank 0's `requested_target`. Fills `log_probs_N`, adds to
+        `before`.
         """
+        reported = self._passes(batch, partial(self._loss, objective, log_probs_N, before), forward_only=forward_only)
+        zero = torch.zeros((), dtype=torch.float64)
+        sums = {name: sum((r[name] for r in reported), zero) for name in (*CONTROL_SUMS, *SUMS)}
+        maxima = {name: max((r[name] for r in reported), default=zero) for name in MAXIMA}
+        control, requested_target = reduce_control({name: sums[name] for name in CONTROL_SUMS}, requested_target, self.parallel)
+        others = reduce_sums({name: sums[name] for name in SUMS}, maxima, self.parallel)
+        return control | others, requested_target
+
+    def _passes(self, batch: Batch, loss: LossFunction, *, forward_only: bool) -> list[dict[str, Tensor]]:
+        """All micro-batches of `batch` through Megatron's schedule; what `loss` reports of each on the last stage."""
         count, micro_batches = self._micro_batches(batch)
 
         def forward_step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
@@ -184,10 +223,10 @@ class Policy:
                 None,
                 packed_seq_params=_packed(micro_batch),
             )
-            return hidden, partial(self._loss, micro_batch, objective, log_probs_N)
+            return hidden, partial(loss, micro_batch)
 
         with torch.set_grad_enabled(not forward_only):
-            reported = get_forward_backward_func()(
+            reported: list[dict[str, Tensor]] = get_forward_backward_func()(
                 forward_step_func=forward_step,
                 data_iterator=micro_batches,
                 model=[self.ddp],
@@ -196,15 +235,15 @@ class Policy:
                 micro_batch_size=1,
                 forward_only=forward_only,
             )
-        zero = torch.zeros((), dtype=torch.float64)
-        sums = {name: sum((r[name] for r in reported), zero) for name in (*CONTROL_SUMS, *SUMS)}
-        maxima = {name: max((r[name] for r in reported), default=zero) for name in MAXIMA}
-        control, requested_target = reduce_control({name: sums[name] for name in CONTROL_SUMS}, requested_target, self.parallel)
-        others = reduce_sums({name: sums[name] for name in SUMS}, maxima, self.parallel)
-        return control | others, requested_target
+        return reported
 
     def _loss(
-        self, micro_batch: MicroBatch, objective: Objective, log_probs_N: Tensor | None, hidden_T1H: Tensor
+        self,
+        objective: Objective,
+        log_probs_N: Tensor | None,
+        before: SteeredEntropy | None,
+        micro_batch: MicroBatch,
+        hidden_T1H: Tensor,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Megatron's loss function of the last stage: (sum of the loss, number of tokens, report)."""
         control, rollout = self.cfg.control, self.cfg.rollout
@@ -217,6 +256,8 @@ class Policy:
         loss, report = objective.micro_batch_loss(stats, micro_batch, measured)
         if log_probs_N is not None:
             log_probs_N[micro_batch.response_index_T[micro_batch.mask_T]] = stats.log_prob.detach()[micro_batch.mask_T]
+        if before is not None:
+            before.add(micro_batch, measured or stats)
         tokens = micro_batch.mask_T.sum().to(torch.int)
         return loss, tokens, report
 

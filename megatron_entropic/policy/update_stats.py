@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_entropic.control import Coefficients, Measurement
+from megatron_entropic.policy.response import Response
 
 Totals = Mapping[str, float]
 """The CONTROL_SUMS, SUMS and MAXIMA of policy/loss.py by name, summed over all ranks."""
@@ -15,7 +16,8 @@ class UpdateStats:
     """What one update measured, the same on every rank. Means are over all response tokens of the mini-batch.
 
     `measurement` is of the policy *before* the update; `coefficients` are those the update applied. `applied` is False when
-    the loss or gradient was not finite, or there was no response token, and the weights were left alone.
+    the loss or gradient was not finite, or there was no response token, and the weights were left alone. `response_seconds`: what
+    measuring `measurement.response` took on this rank.
     """
 
     measurement: Measurement
@@ -32,6 +34,7 @@ class UpdateStats:
     logprob_gap_mean: float
     logprob_gap_max: float
     kl_old: float
+    response_seconds: float
     coefficients: Coefficients
 
     @property
@@ -46,7 +49,14 @@ class UpdateStats:
 
 
 def measurement(
-    totals: Totals, *, version: int, executed: int, learning_rate: float, clamped: bool, requested_target: float | None
+    totals: Totals,
+    response: Response,
+    *,
+    version: int,
+    executed: int,
+    learning_rate: float,
+    clamped: bool,
+    requested_target: float | None,
 ) -> Measurement:
     """What control steers by; `clamped` says whether the clamped entropy was measured. NaN without a response token."""
     mean = _token_mean(totals)
@@ -56,6 +66,8 @@ def measurement(
         version=version,
         executed=executed,
         learning_rate=learning_rate,
+        response=response.change,
+        response_tokens=response.tokens,
         active_fraction=mean("active"),
         authority=mean("authority"),
         pressure=mean("pressure"),
@@ -65,7 +77,14 @@ def measurement(
 
 
 def update_stats(
-    totals: Totals, measured: Measurement, *, grad_norm: float, applied: bool, learning_rate: float, coefficients: Coefficients
+    totals: Totals,
+    measured: Measurement,
+    response: Response,
+    *,
+    grad_norm: float,
+    applied: bool,
+    learning_rate: float,
+    coefficients: Coefficients,
 ) -> UpdateStats:
     """Everything an update measured."""
     mean = _token_mean(totals)
@@ -84,6 +103,7 @@ def update_stats(
         logprob_gap_mean=mean("gap"),
         logprob_gap_max=totals["gap_max"],
         kl_old=mean("kl_old"),
+        response_seconds=response.seconds,
         coefficients=coefficients,
     )
 
