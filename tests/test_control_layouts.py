@@ -1,4 +1,4 @@
-"""Every rank of every layout steers with the same bits, from one small collective an update."""
+"""Every rank of every layout steers with the same bits, from two small collectives an update."""
 
 import random
 import struct
@@ -33,7 +33,7 @@ def make_batch(step: int) -> Batch:
 
 
 def steer(cfg: Config) -> tuple[list[tuple[bytes, ...]], list[int]]:
-    """(bits of alpha, bonus and entropy in every update; bytes of every control collective)."""
+    """(bits of alpha, bonus, entropy and response in every update; bytes of every control collective)."""
     sizes: list[int] = []
     all_reduce, reduce_control = dist.all_reduce, measure.reduce_control
 
@@ -48,13 +48,13 @@ def steer(cfg: Config) -> tuple[list[tuple[bytes, ...]], list[int]]:
         finally:
             dist.all_reduce = all_reduce
 
-    from megatron_entropic.policy import engine
+    from megatron_entropic.policy import engine, response
 
-    engine.reduce_control = counted  # type: ignore[assignment]
+    engine.reduce_control = response.reduce_control = counted  # type: ignore[assignment]
     policy = Policy(cfg, initialize_parallel(cfg.parallel, 0))
     controller = make_controller(cfg)
     steered = [
-        (update.coefficients.alpha, update.coefficients.bonus, update.entropy)
+        (update.coefficients.alpha, update.coefficients.bonus, update.entropy, update.measurement.response)
         for step in range(STEPS)
         for update in update_policy(cfg, policy, controller, make_batch(step))
     ]
@@ -85,5 +85,6 @@ def test_all_ranks_steer_with_the_same_bits(tmp_path: Path, layout: tuple[str, .
     for other, other_sizes in ranks[1:]:
         assert other == bits
         assert other_sizes == sizes
-    passes = STEPS * (mini_batches + (mini_batches > 1))
-    assert sizes == [64] * passes
+    assert len({response for *_, response in bits}) == len(bits)
+    prepared, updated = [64] * (mini_batches > 1), [64, 32] * mini_batches
+    assert sizes == (prepared + updated) * STEPS

@@ -22,6 +22,8 @@ COMPARED = (
     "policy/entropy",
     "policy/clamped_entropy",
     "control/alpha",
+    "control/response",
+    "control/response_tokens",
     "control/coefficient",
     "loss/policy",
     "loss/total",
@@ -30,7 +32,10 @@ COMPARED = (
     "rollout/logprob_gap",
 )
 CLIP_GRAD = 0.05  # below the gradient's norm, which every rank must know to clip alike
-ABSOLUTE_TOLERANCE = {"rollout/logprob_gap": 2e-5}  # the largest difference of two log-probs, which are of size 10
+ABSOLUTE_TOLERANCE = {
+    "rollout/logprob_gap": 2e-5,  # the largest difference of two log-probs, which are of size 10
+    "control/response": 5e-7,  # of size 1e-4
+}
 SETTINGS = (
     "parallel.tensor=1",
     "batch.prompts_per_step=8",
@@ -111,6 +116,7 @@ def record(folder: Path, model: Path, variant: list[str]) -> Recorded:
     settings = [*SETTINGS, *variant, f"model.hf_path={model}"]
     outcome = run([*settings, "rollout.engine=local", f"run.dir={folder / 'recorded'}"])
     assert all(0 < line["reward/mean"] < 1 and line["grad_norm"] > CLIP_GRAD for line in outcome[0]), "much would not be compared"
+    assert all(abs(line["control/response"]) > 2e-5 and line["control/response_tokens"] > 0 for line in outcome[0])
     return [*settings, "rollout.engine=replay", f"rollout.replay_path={folder / 'recorded' / 'rollouts'}"], outcome
 
 
