@@ -1,6 +1,7 @@
 """Resume equals no interruption: bit for bit under the same layout, to rounding under another; damage is found before it is used."""
 
 import json
+import math
 import random
 import re
 import shutil
@@ -12,6 +13,8 @@ import pytest
 from megatron_entropic.checkpoint_store import CheckpointStore
 from megatron_entropic.config import Config
 from megatron_entropic.config_loading import load_config
+from megatron_entropic.control import Measurement
+from megatron_entropic.control.steering import Steering
 from megatron_entropic.manifest import check
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.policy.parallel import initialize_parallel
@@ -70,6 +73,33 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path, vari
     assert resumed == whole
     assert len(whole) == STEPS
     assert len({line["control/alpha"] for line in whole}) > 3, "nothing was steered"
+
+
+def heard_by_the_controller(cfg: Config) -> list[tuple[int, float]]:
+    """(updates executed, response) of every measurement that reaches the controller while `cfg` trains to its end."""
+    heard, step = [], Steering.step
+
+    def hear(controller: Steering, measured: Measurement) -> None:
+        heard.append((measured.executed, measured.response))
+        step(controller, measured)
+
+    Steering.step = hear  # type: ignore[method-assign]
+    _train(cfg)
+    return heard
+
+
+def test_the_response_of_the_update_before_a_checkpoint_is_not_lost(tmp_path: Path) -> None:
+    """With several mini-batches the last one's response waits for the next batch's first measurement: also across a checkpoint."""
+
+    def train(folder: str, steps: int) -> list[tuple[int, float]]:
+        settings = ["parallel.tensor=1", "batch.mini_batches=2", f"run.dir={tmp_path / folder}", f"trainer.steps={steps}"]
+        (heard,) = run_ranks(heard_by_the_controller, 1, load_config("quickstart", [*BASE, *settings]), timeout=300)
+        return heard
+
+    whole = train("whole", 4)
+    assert [executed for executed, _ in whole] == list(range(8))
+    assert all(math.isfinite(response) for executed, response in whole if executed)
+    assert str(train("parts", 2) + train("parts", 4)) == str(whole)  # as text, in which a NaN equals another
 
 
 @pytest.mark.parametrize(
