@@ -8,7 +8,6 @@ instructions, so a thread watches the clock: a rank that sits in a collective wi
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,16 @@ class StopRequested(Exception):  # noqa: N818 - not an error
 
 class Abandoned(KeyboardInterrupt):
     """Breaks off what is under Abandonable. A KeyboardInterrupt, because asyncio and others let those pass untouched."""
+
+
+class StoppedAtOnce(SystemExit):
+    """Unwinds the process, whatever it does."""
+
+
+def raised_by_signals() -> tuple[type[BaseException], ...]:
+    """What this process's signal handlers raise in the middle of anything: whoever catches every exception must let these pass."""
+    ctrl_c = (KeyboardInterrupt,) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else ()
+    return (Abandoned, StoppedAtOnce, *ctrl_c)
 
 
 class _State:
@@ -104,7 +113,7 @@ def _stop_now(signum: int, frame: FrameType | None) -> None:
     """Unwinds this process; servers are closed on the way, undisturbed by further signals (SIGKILL apart)."""
     for other in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
         signal.signal(other, signal.SIG_IGN)
-    sys.exit(128 + signum)
+    raise StoppedAtOnce(128 + signum)
 
 
 def _watch(reading: int, grace_s: float, asking: Sequence[int]) -> None:

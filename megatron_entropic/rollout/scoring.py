@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from megatron_entropic.config import RewardConfig, TaskConfig
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
+from megatron_entropic.stop_signal import raised_by_signals
 from megatron_entropic.tasks import verifier_spec
 from megatron_entropic.tasks.task import Problem, Task
 from megatron_entropic.tasks.verification import Limits, Verdict, VerifierError, VerifierPool, judge
@@ -101,7 +102,7 @@ class Scorer:
         if self.vocabulary.count_unknown(rollout):
             return Verdict(0.0)
         if self._pool is None:
-            return judge(self.task, problem, rollout.text)
+            return judge(self.task, problem, rollout.text, passing=raised_by_signals())
         return self._pending[rollout.prompt_index, rollout.text].result()
 
     def _warn_of_unknown(self, step: int, answers: int, of: int) -> None:

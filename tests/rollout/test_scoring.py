@@ -1,6 +1,7 @@
 """Rewards of a step: in the rollouts' order whatever the timing, failures named and scored by policy, limits counted."""
 
 import logging
+import signal
 
 import pytest
 
@@ -9,6 +10,7 @@ from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
+from megatron_entropic.stop_signal import StoppedAtOnce, _stop_now
 from megatron_entropic.tasks import FACTORIES, Problem, make_task
 from megatron_entropic.tasks.verification import VerifierError
 from tests.rollout.tokens import one_token_rollout
@@ -83,6 +85,26 @@ def test_a_verifier_that_is_called_directly_may_fail_too(awkward: TaskConfig, mo
     assert scorer._pool is None
     scores = scorer.finish(0, rollouts("raise x", "return nan", "return half", "print"), PROBLEMS)
     assert (scores.rewards, scores.metrics["reward/failures"]) == ([0.0, 0.0, 0.5, 1.0], 2)
+
+
+def test_what_a_directly_called_verifier_raises_is_not_taken_for_a_signal_nor_a_signal_for_it(
+    awkward: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Awkward, "inline", True, raising=False)
+    scorer = scorer_of(awkward)
+    before = signal.signal(signal.SIGINT, _stop_now)  # as in a rank
+    others = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+    try:
+        scores = scorer.finish(0, rollouts("exit 0", "interrupt", "cancel", "return half"), PROBLEMS)
+        assert (scores.rewards, scores.metrics["reward/failures"]) == ([0.0, 0.0, 0.0, 0.5], 3)
+        with pytest.raises(StoppedAtOnce):
+            scorer.finish(0, rollouts("signal 2", "return half"), PROBLEMS)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as in an evaluation
+        with pytest.raises(KeyboardInterrupt):
+            scorer.finish(0, rollouts("signal 2", "return half"), PROBLEMS)
+    finally:
+        for signum, handler in {**others, signal.SIGINT: before}.items():
+            signal.signal(signum, handler)
 
 
 def test_the_wall_clock_limit_is_not_the_tighter_one() -> None:

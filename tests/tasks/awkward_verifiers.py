@@ -38,6 +38,9 @@ class Awkward:
             raise KeyError(f"no\nsuch {value}")
         if word == "exit":
             sys.exit(int(value))
+        if word == "signal":
+            os.kill(os.getpid(), int(value))
+            time.sleep(5)
         if word == "interrupt":
             raise KeyboardInterrupt
         if word == "cancel":

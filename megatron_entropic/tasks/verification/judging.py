@@ -10,17 +10,17 @@ _LONGEST_REASON = 500
 """Characters of what a verifier's exception says."""
 
 
-def judge(verifier: Verifier, problem: Problem, response: str) -> Verdict:
+def judge(verifier: Verifier, problem: Problem, response: str, *, passing: tuple[type[BaseException], ...]) -> Verdict:
     """The verdict on `response`; "failed" when the verifier raises, SystemExit too, or returns no number in [0, 1].
 
-    Lets MemoryError through, and KeyboardInterrupt, which may be somebody's Ctrl-C.
+    `passing`: exceptions that are not the verifier's failure and are let through.
     """
     try:
         returned: Any = verifier.score(problem, response)
         if isinstance(returned, str | bytes):  # float() would take it
             return Verdict(0.0, "failed", f"returned the text {returned[:40]!r}, not a number in [0, 1]")
         score = float(returned)
-    except (MemoryError, KeyboardInterrupt):
+    except passing:
         raise
     except BaseException as error:  # noqa: BLE001 - a failure of one answer, which the run scores by its policy
         return Verdict(0.0, "failed", described(error))

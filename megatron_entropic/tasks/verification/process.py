@@ -22,7 +22,6 @@ from typing import Any, TextIO
 
 from megatron_entropic.tasks.task import Problem, Verifier
 from megatron_entropic.tasks.verification.judging import described, judge
-from megatron_entropic.tasks.verification.records import Verdict
 
 _PR_SET_PDEATHSIG = 1
 
@@ -76,9 +75,7 @@ def make_verifier(factory: str, options: Mapping[str, Any], seed: int) -> Verifi
 
 def _reply(verifier: Verifier, problem: Problem, response: str) -> dict[str, Any]:
     try:
-        verdict = judge(verifier, problem, response)
-    except KeyboardInterrupt as error:  # the verifier's own: this process ignores SIGINT
-        verdict = Verdict(0.0, "failed", described(error))
+        verdict = judge(verifier, problem, response, passing=(MemoryError,))
     except MemoryError:
         return {"limit": "memory"}
     reply: dict[str, Any] = {"verdict": dataclasses.asdict(verdict)}
