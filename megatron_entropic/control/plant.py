@@ -3,30 +3,48 @@
 The plant: near an operating point one optimizer update changes the entropy by a drift (what the policy loss does alone) plus a
 gain times alpha, both delayed by the momentum of Adam:
 
-    u_k = u_{k-1} + (1 - beta1) / (1 - beta1^k) (alpha_k - u_{k-1})          Adam's bias-corrected moving average
-    H_{k+1} = H_k + s_k (d + g u_k)                      measured: y_k = H_k + noise
+    u_k     = u_{k-1} + (1 - beta1) / (1 - beta1^k) (alpha_k - u_{k-1})      Adam's bias-corrected moving average
+    r_k     = s_k (d + g u_k) + noise                    the response: same tokens before and after the update (`Measurement.response`)
+    H_{k+1} = H_k + kappa r_k + b                        measured on fresh samples: y_k = H_k + noise
 
-s_k is the learning rate relative to its peak. d and g wander slowly. This is linear in the state (H, d, g), so a Kalman filter
-is the recursive least-squares estimate of all three from the measurements, and stays unbiased inside the closed loop, where
-regressing dH on alpha is not: there alpha answers to the very noise that enters dH.
+s_k is the learning rate relative to its peak. The response is precise, because the samples cancel; but it is about fixed
+contexts, and the policy also moves to others. kappa and b say what that makes of it for fresh samples: they are estimated, not
+assumed. Where no response is measured, r_k is the model's own prediction, kappa is 1 and b is 0.
+
+All of (H, kappa, b, d, g) is one Kalman filter: linear in what is unknown, and unbiased inside the closed loop, where regressing
+dH on alpha is not, because there alpha answers to the very noise that enters dH. What the filter must know of the noise it learns
+from its own innovations: their size, and whether each resembles the one before (then the states move more than it thinks).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from megatron_entropic.control.noise import OUTLIER, Noise
+
+Row = tuple[float, float, float, float, float]
 Matrix = list[list[float]]
 
-DRIFT_WALK = 0.02
-"""Standard deviation by which the drift wanders in one update, in units of the measurement noise."""
+LEVEL, SCALE, BIAS, DRIFT, GAIN = range(5)
+STATES = 5
+
 GAIN_FORGETTING = 0.02
 """Share by which the gain wanders in one update (standard deviation)."""
-LEVEL_WALK = 0.1
-"""Changes of the entropy from one update that the model does not explain, in units of the measurement noise."""
-PRIOR = 3.0
-"""Standard deviation of drift and gain before anything is known, in units of the measurement noise."""
-NOISE_MEMORY = 0.97
-"""Weight of the past in the estimate of the measurement noise."""
+SCALE_FORGETTING = 0.02
+"""The same for kappa."""
+PRIOR_NOISE, PRIOR_DRIFT, PRIOR_GAIN = 0.03, 0.03, 0.05
+"""Standard deviations before anything is known, relative to the first entropy; of drift and gain per update."""
+PRIOR_SCALE = (1.75, 0.6)
+"""Mean and standard deviation of kappa once responses are measured."""
+PRIOR_BIAS = 0.005
+"""Standard deviation of b, relative to the first entropy."""
+BIAS_WALK = 0.005
+"""Standard deviation by which b wanders in one update, in units of the measurement's noise."""
+SCALE_BOUNDS = (0.3, 6.0)
+PRIOR_RESPONSE_NOISE = 0.001
+"""Standard deviation of a response's noise before anything is known, relative to the first entropy."""
+DRIFT_WALK = 0.02
+"""Without responses: standard deviation by which the drift wanders in one update, in units of the measurement's noise."""
 
 
 @dataclass(frozen=True)
@@ -54,93 +72,163 @@ class Plant:
 
     def __init__(self, momentum: float) -> None:
         self.momentum = momentum
-        self.level = 0.0
-        self.drift = 0.0
-        self.gain = 0.0
+        self.mean = [0.0, 1.0, 0.0, 0.0, 0.0]
+        self.covariance: Matrix = [[0.0] * STATES for _ in range(STATES)]
         self.delayed_alpha = 0.0
         self.updates = 0
         self.observations = 0
-        self.noise_variance = 0.0
+        self.responses = 0
         self.predicted = 0.0  # the level expected of the latest measurement, and that measurement
         self.measured = 0.0
-        self.covariance: Matrix = _diagonal(1.0, PRIOR**2, PRIOR**2)  # of (level, drift, gain), relative to the noise variance
+        self.level_noise = Noise()
+        self.response_noise = Noise()
 
-    def advance(self, alpha: float, learning_rate: float = 1.0) -> None:
-        """An update was made with this alpha; learning_rate is relative to the peak."""
+    @property
+    def level(self) -> float:
+        """The entropy after the updates so far, nats: an average over what was measured, moved along by the responses."""
+        return self.mean[LEVEL]
+
+    def advance(self, alpha: float, learning_rate: float = 1.0, response: float = math.nan) -> None:
+        """An update was made with this alpha; learning_rate is relative to the peak; response in nats, NaN when not measured."""
         self.updates += 1
         correction = (1 - self.momentum) / (1 - self.momentum**self.updates)
         self.delayed_alpha += correction * (alpha - self.delayed_alpha)
-        transition = [[1.0, learning_rate, learning_rate * self.delayed_alpha], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-        self.level += learning_rate * (self.drift + self.gain * self.delayed_alpha)
-        moved = _product(_product(transition, self.covariance), _transposed(transition))
-        gain_walk = GAIN_FORGETTING * self.gain / self.noise if self.noise else 0.0
-        for index, walk in enumerate((LEVEL_WALK, DRIFT_WALK, gain_walk)):
-            moved[index][index] += walk**2
-        self.covariance = moved
+        if not self.observations:
+            return
+        if math.isfinite(response):
+            self._learn_from(response, learning_rate)
+            moved, sensitivity = response, (1.0, response, learning_rate, 0.0, 0.0)
+        else:
+            _, scale, _, drift, gain = self.mean
+            moved = learning_rate * (drift + gain * self.delayed_alpha)
+            sensitivity = (1.0, moved, learning_rate, scale * learning_rate, scale * learning_rate * self.delayed_alpha)
+        self.mean[LEVEL] += self.mean[SCALE] * moved + self.mean[BIAS] * learning_rate
+        self._propagate(sensitivity)
+        self._wander()
 
     def observe(self, entropy: float) -> None:
-        """The entropy (nats) was measured after the updates so far."""
+        """The entropy (nats) was measured on fresh samples of the policy after the updates so far."""
         if not self.observations:
-            self.level = entropy
+            self._begin(entropy)
         self.predicted, self.measured = self.level, entropy
-        surprise = self.measured - self.predicted
-        total = self.covariance[0][0] + 1.0
-        weights = [row[0] / total for row in self.covariance]
-        if self.observations:
-            past = NOISE_MEMORY * (1 - NOISE_MEMORY ** (self.observations - 1)) / (1 - NOISE_MEMORY**self.observations)
-            self.noise_variance = past * self.noise_variance + (1 - past) * surprise**2 / total
+        innovation = entropy - self.level
         self.observations += 1
-        self.level += weights[0] * surprise
-        self.drift += weights[1] * surprise
-        self.gain += weights[2] * surprise
-        top = self.covariance[0]
-        self.covariance = [[self.covariance[i][j] - weights[i] * top[j] for j in range(3)] for i in range(3)]
+        if self.observations > 1:
+            changed = self._update((1.0, 0.0, 0.0, 0.0, 0.0), innovation, self.level_noise)
+            if changed:
+                self.covariance[LEVEL][LEVEL] += innovation**2
+        low, high = SCALE_BOUNDS
+        self.mean[SCALE] = min(high, max(low, self.mean[SCALE]))
 
     @property
     def coasting(self) -> float:
         """By how much the entropy will still move, nats, if alpha now went to where it balances the drift: Adam's momentum."""
-        lag = self.momentum / (1 - self.momentum)
-        return lag * (self.drift + self.gain * self.delayed_alpha)
+        estimate = self.estimate()
+        return self._lag * (estimate.drift + estimate.gain * self.delayed_alpha)
+
+    @property
+    def error_noise(self) -> float:
+        """Standard error of level + coasting, nats: of what a controller acts on."""
+        _, scale, _, drift, gain = self.mean
+        u, lag = self.delayed_alpha, self._lag
+        return math.sqrt(self._variance((1.0, lag * (drift + gain * u), lag, lag * scale, lag * scale * u)))
 
     @property
     def noise(self) -> float:
-        """Standard deviation of the measurement noise, nats."""
-        return math.sqrt(self.noise_variance)
+        """Standard deviation of the noise of a measured entropy, nats."""
+        return math.sqrt(self.level_noise.variance)
 
     def estimate(self) -> PlantEstimate:
-        """The present estimate."""
-        drift_error, gain_error = (self.noise * math.sqrt(max(self.covariance[i][i], 0.0)) for i in (1, 2))
-        return PlantEstimate(self.drift, self.gain, drift_error, gain_error, self.noise)
+        """The present estimate, of the entropy of fresh samples."""
+        _, scale, bias, drift, gain = self.mean
+        drift_error = math.sqrt(self._variance((0.0, drift, 1.0, scale, 0.0)))
+        gain_error = math.sqrt(self._variance((0.0, gain, 0.0, 0.0, scale)))
+        return PlantEstimate(scale * drift + bias, scale * gain, drift_error, gain_error, self.noise)
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "level": self.level,
-            "drift": self.drift,
-            "gain": self.gain,
-            "delayed_alpha": self.delayed_alpha,
-            "updates": self.updates,
-            "observations": self.observations,
-            "noise_variance": self.noise_variance,
-            "predicted": self.predicted,
-            "measured": self.measured,
-            "covariance": self.covariance,
-        }
+            "mean": list(self.mean),
+            "covariance": [self.covariance[i][j] for i in range(STATES) for j in range(i + 1)],
+            "level_noise": asdict(self.level_noise),
+            "response_noise": asdict(self.response_noise),
+        } | {name: getattr(self, name) for name in _NUMBERS + _COUNTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("level", "drift", "gain", "delayed_alpha", "noise_variance", "predicted", "measured"):
+        self.mean = [float(value) for value in state["mean"]]
+        triangle = iter(state["covariance"])
+        for i in range(STATES):
+            for j in range(i + 1):
+                self.covariance[i][j] = self.covariance[j][i] = float(next(triangle))
+        self.level_noise = Noise(**state["level_noise"])
+        self.response_noise = Noise(**state["response_noise"])
+        for name in _NUMBERS:
             setattr(self, name, float(state[name]))
-        self.updates = int(state["updates"])
-        self.observations = int(state["observations"])
-        self.covariance = [[float(value) for value in row] for row in state["covariance"]]
+        for name in _COUNTS:
+            setattr(self, name, int(state[name]))
+
+    @property
+    def _lag(self) -> float:
+        return self.momentum / (1 - self.momentum)
+
+    def _begin(self, entropy: float) -> None:
+        """The first measurement sets the units of what is not known yet."""
+        unit = max(abs(entropy), 1e-6)
+        self.level_noise.variance = (PRIOR_NOISE * unit) ** 2
+        self.response_noise.variance = (PRIOR_RESPONSE_NOISE * unit) ** 2
+        self.mean[LEVEL] = entropy
+        for state, error in ((LEVEL, PRIOR_NOISE), (DRIFT, PRIOR_DRIFT), (GAIN, PRIOR_GAIN)):
+            self.covariance[state][state] = (error * unit) ** 2
+
+    def _learn_from(self, response: float, learning_rate: float) -> None:
+        """Drift and gain from a response; with the first one kappa and b become unknowns."""
+        if not self.responses:
+            self.mean[SCALE], error = PRIOR_SCALE
+            self.covariance[SCALE][SCALE] = error**2
+            self.covariance[BIAS][BIAS] = (PRIOR_BIAS * max(abs(self.level), 1e-6)) ** 2
+        self.responses += 1
+        row = (0.0, 0.0, 0.0, learning_rate, learning_rate * self.delayed_alpha)
+        innovation = response - sum(a * b for a, b in zip(row, self.mean, strict=True))
+        if self._update(row, innovation, self.response_noise):
+            self.covariance[DRIFT][DRIFT] += innovation**2
+            self.covariance[GAIN][GAIN] += innovation**2
+
+    def _update(self, row: Row, innovation: float, noise: Noise) -> bool:
+        """A Kalman update by one measurement; True when its innovations say that the plant has changed."""
+        column = [sum(a * b for a, b in zip(line, row, strict=True)) for line in self.covariance]
+        prior = sum(a * b for a, b in zip(column, row, strict=True))
+        total = prior + noise.variance
+        if total <= 0:
+            return False
+        bounded = max(-OUTLIER, min(OUTLIER, innovation / math.sqrt(total))) * math.sqrt(total)
+        for i in range(STATES):
+            self.mean[i] += column[i] / total * bounded
+        self.covariance = [[self.covariance[i][j] - column[i] * column[j] / total for j in range(STATES)] for i in range(STATES)]
+        return noise.learn(innovation / math.sqrt(total))
+
+    def _propagate(self, sensitivity: Row) -> None:
+        """The covariance after an update that changed the level by `sensitivity` per unit of each state."""
+        top = [sum(sensitivity[k] * self.covariance[k][j] for k in range(STATES)) for j in range(STATES)]
+        top[LEVEL] = sum(top[j] * sensitivity[j] for j in range(STATES))
+        for j in range(STATES):
+            self.covariance[LEVEL][j] = self.covariance[j][LEVEL] = top[j]
+
+    def _wander(self) -> None:
+        """What may change unexplained in one update."""
+        measured = self.responses > 0
+        drift_walk = self.response_noise.deviation * self.response_noise.walk if measured else DRIFT_WALK * self.noise
+        for state, walk in (
+            (LEVEL, self.level_noise.walk * self.noise),
+            (DRIFT, drift_walk),
+            (GAIN, GAIN_FORGETTING * abs(self.mean[GAIN])),
+            (BIAS, BIAS_WALK * self.noise if measured else 0.0),
+            (SCALE, SCALE_FORGETTING * self.mean[SCALE] if measured else 0.0),
+        ):
+            self.covariance[state][state] += walk**2
+
+    def _variance(self, row: Row) -> float:
+        """Of a linear combination of the states."""
+        return max(0.0, sum(row[i] * self.covariance[i][j] * row[j] for i in range(STATES) for j in range(STATES)))
 
 
-def _diagonal(*values: float) -> Matrix:
-    return [[value if i == j else 0.0 for j in range(len(values))] for i, value in enumerate(values)]
-
-
-def _product(left: Matrix, right: Matrix) -> Matrix:
-    return [[sum(left[i][k] * right[k][j] for k in range(3)) for j in range(3)] for i in range(3)]
-
-
-def _transposed(matrix: Matrix) -> Matrix:
-    return [[matrix[j][i] for j in range(3)] for i in range(3)]
+_NUMBERS = ("delayed_alpha", "predicted", "measured")
+_COUNTS = ("updates", "observations", "responses")

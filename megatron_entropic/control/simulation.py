@@ -37,6 +37,10 @@ class SimulatedPlant:
         noise: standard deviation of a mini-batch's measurement.
         noise_correlation: of the noise of neighbouring mini-batches.
         clamped_share: clamped entropy / entropy.
+        outliers: share of mini-batches whose noise is five times as large (heavy tails).
+    Response on the same tokens (`Measurement.response`):
+        response_noise: standard deviation of its noise; NaN: it is not measured.
+        context_scale, context_bias: the entropy of fresh samples changes by context_scale x response + context_bias.
     Authority:
         active_fraction, active_decay: share of tokens with an advantage, active_fraction exp(-k / active_decay); 0 is no decay.
         active_returns: update from which on it is active_fraction again; 0 is never.
@@ -59,6 +63,10 @@ class SimulatedPlant:
     noise: float = 0.005
     noise_correlation: float = 0.0
     clamped_share: float = 0.9
+    outliers: float = 0.0
+    response_noise: float = math.nan
+    context_scale: float = 1.0
+    context_bias: float = 0.0
     active_fraction: float = 0.5
     active_decay: float = 0.0
     active_returns: int = 0
@@ -99,6 +107,8 @@ class SimulatedPolicy:
         self._noise = self._random.gauss(0, plant.noise)
         self._batch_noise: list[float] = []
         self._pending = [0.0] * plant.delay
+        self._response_random = random.Random(seed + 1)
+        self._response = math.nan
 
     def start_batch(self) -> Measurement:
         """A new batch of rollouts, measured as a whole. Its noise is the mean of that of its mini-batches."""
@@ -108,6 +118,7 @@ class SimulatedPolicy:
     def update(self, coefficients: Coefficients) -> Measurement:
         """An optimizer update on the batch's next mini-batch; measured before the update."""
         noise, version, before = self._batch_noise.pop(0), self.updates, self.entropy
+        self._response = math.nan
         if self.mini_batches_seen in self.plant.empty_updates:
             noise = math.nan
         else:
@@ -125,12 +136,16 @@ class SimulatedPolicy:
         self.updates += 1
         self._average += (1 - plant.momentum) / (1 - plant.momentum**self.updates) * (self._pending.pop(0) - self._average)
         step = learning_rate * (plant.drift + self._average) + self._random.gauss(0, plant.walk)
+        self._response = (step - learning_rate * plant.context_bias) / plant.context_scale
+        self._response += self._response_random.gauss(0, plant.response_noise)
         self.entropy = min(max(self.entropy + step, 0.0), plant.ceiling)
         self._gain *= math.exp(plant.gain_trend + self._random.gauss(0, plant.gain_walk))
 
     def _next_noise(self) -> float:
         correlation = self.plant.noise_correlation
         fresh = self._random.gauss(0, self.plant.noise)
+        if self.plant.outliers and self._random.random() < self.plant.outliers:
+            fresh *= 5
         self._noise = correlation * self._noise + math.sqrt(1 - correlation**2) * fresh
         return self._noise
 
@@ -144,6 +159,7 @@ class SimulatedPolicy:
             version=version,
             executed=self.updates,
             learning_rate=plant.learning_rate(self.updates),
+            response=self._response if version < self.updates else math.nan,
             active_fraction=active if math.isfinite(noise) else math.nan,
             authority=unit / BONUS_UNIT * active,
             bonus_authority=1.0,

@@ -10,6 +10,7 @@ from megatron_entropic.control.coefficients import Coefficients
 from megatron_entropic.control.handoff import Delivery, Handoff, Phase
 from megatron_entropic.control.measurement import Measurement
 from megatron_entropic.control.measurement_guard import MeasurementGuard
+from megatron_entropic.control.persistence import Persistence
 from megatron_entropic.control.pi import PI
 from megatron_entropic.control.plant import Plant
 from megatron_entropic.control.reference import Reference
@@ -21,7 +22,9 @@ RATE_SHARE = 0.5
 """The setpoint moves at most this share as fast as alpha's limit could move the entropy."""
 
 
-PARTS = ("tuning", "reference", "plant", "pi", "handoff")
+PATIENCE = 2.0
+"""Time constants of the closed loop before an error that stays is taken for one that will not go away."""
+PARTS = ("tuning", "reference", "plant", "pi", "persistence", "handoff")
 
 
 class Steering:
@@ -37,6 +40,7 @@ class Steering:
         self.reference = Reference(cfg, self.tuning.time_constant)
         self.plant = Plant(momentum)
         self.pi = PI(cfg.kp, cfg.ki, -cfg.alpha_limit, cfg.alpha_limit, cfg.anti_windup)
+        self.persistence = Persistence(cfg.alpha_limit, math.ceil(PATIENCE * self.tuning.time_constant))
         self.handoff = Handoff(cfg.alpha_limit, cfg.handoff_coefficient_max if cfg.handoff else 0.0)
         self.delivery = Delivery(0.0, 0.0, 0.0)
         self.smoothed: float | None = None
@@ -60,33 +64,51 @@ class Steering:
             raise ValueError("control.steer_by=clamped_entropy: the measurement has no clamped_entropy")
         if not self._guard.accepts(value):
             return
-        while len(self._unmeasured) > measured.executed - measured.version:
-            self.plant.advance(self._unmeasured.pop(0), measured.learning_rate)
-        self.plant.observe(value)
-        past = self.cfg.smoothing if self.smoothed is not None else 0.0
-        self.smoothed = (past * self.smoothed if past and self.smoothed is not None else 0.0) + (1 - past) * value
+        self._follow(measured, value)
         self.handoff.observe(measured)
         before = self.handoff.phase
-        self.delivery = self._answer(self.smoothed, updates)
+        self.delivery = self._answer(updates)
         if self.handoff.phase is not before:
             noteworthy = {before, self.handoff.phase} & {Phase.IDLE, Phase.BONUS, Phase.EXHAUSTED}
             logger.log(logging.INFO if noteworthy else logging.DEBUG, "entropy control: %s", self.handoff.explain())
 
-    def _answer(self, entropy: float, updates: int) -> Delivery:
-        probe = self.tuning.probe(self.executed)
+    def _follow(self, measured: Measurement, value: float) -> None:
+        """The estimate after a measurement, for the policy about to be updated; `response` belongs to the latest update."""
+        since, observed = measured.executed - measured.version, False
+        while self._unmeasured:
+            if len(self._unmeasured) <= since and not observed:
+                self.plant.observe(value)
+                observed = True
+            last = len(self._unmeasured) == 1
+            self.plant.advance(self._unmeasured.pop(0), measured.learning_rate, measured.response if last else math.nan)
+        if not observed:
+            self.plant.observe(value)
+        past = self.cfg.smoothing if self.smoothed is not None else 0.0
+        self.smoothed = (past * self.smoothed if past and self.smoothed is not None else 0.0) + (1 - past) * value
+
+    def _answer(self, updates: int) -> Delivery:
+        assert self.smoothed is not None
+        auto = self.cfg.gains == "auto"
+        entropy = self.plant.level if auto else self.smoothed
         estimate = self.plant.estimate()
-        was_tuned = self.tuning.tuned
-        gains = self.tuning.gains(estimate) if probe is None else self.tuning.fallback
+        gains = self.tuning.gains(estimate, self.plant.error_noise)
         rate = RATE_SHARE * abs(estimate.gain) * self.cfg.alpha_limit if self.tuning.tuned else math.inf
-        setpoint = self.reference.advance(entropy, self.executed, rate=rate, hold=probe is not None)
-        if probe is not None:
-            return self.handoff.probe(probe)
+        setpoint = self.reference.advance(entropy, self.executed, rate=rate)
+        known = self.tuning.ever_tuned or self.plant.responses > 0
+        balance = estimate.drift / gains.plant if auto and known else 0.0
         self.pi.set_gains(gains.kp, gains.ki)
-        if self.tuning.tuned and not was_tuned:
-            self.pi.preload(-estimate.drift / estimate.gain)
         self.pi.low, self.pi.high = self.handoff.range
-        self.pi.step(entropy - setpoint + (self.plant.coasting if self.tuning.tuned else 0.0))
-        return self.handoff.divide(self.pi.output, updates)
+        predicted = entropy - setpoint + (self.plant.coasting if known else 0.0)
+        self.pi.step(predicted)
+        if not auto:
+            return self.handoff.divide(self.pi.output, updates)
+        correction = self.persistence.step(self.smoothed - setpoint, predicted, self.plant.noise, setpoint)
+        dither = self.tuning.dither()
+        effort = min(max(self.pi.output + balance + correction + dither, self.pi.low), self.pi.high)
+        delivery = self.handoff.divide(effort, updates)
+        if dither and self.handoff.phase is Phase.ALPHA:
+            self.handoff.phase = Phase.PROBING
+        return delivery
 
     def report(self) -> dict[str, float]:
         """What metrics.jsonl shows of it, under control/; what is not known yet is left out."""
@@ -107,6 +129,9 @@ class Steering:
             "plant_drift": estimate.drift,
             "plant_drift_error": estimate.drift_error,
             "plant_confidence": estimate.confidence,
+            "level": self.plant.level,
+            "level_error": math.sqrt(self.plant.covariance[0][0]),
+            "correction": self.persistence.correction,
             "measurement_noise": estimate.noise,
         }
 

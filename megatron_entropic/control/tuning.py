@@ -1,5 +1,6 @@
-"""Gains of the PI controller from the estimated plant, and the probe that makes the estimate possible."""
+"""Gains of the PI controller from the estimated plant, and the dither that makes the estimate possible."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,39 +9,46 @@ from megatron_entropic.control.plant import PlantEstimate
 
 DEAD_TIME = 1.5
 """Updates between a measurement and the middle of the update that answers it."""
+LAG_SHARE = 1 / 6
+"""Share of Adam's lag in the time constant: the controller's error already includes what the lag still owes."""
 TRUSTED, DISTRUSTED = 2.0, 0.5
 """Confidence from which an estimate is used, and below which it is given up again."""
-CAUTION = 2.0
+CAUTION = 1.0
 """Standard errors by which a gain that is not trusted yet is taken too large."""
+INTEGRAL = 0.25
+"""Share of the critically damped integral gain: the estimated drift does most of what an integral is for."""
 NOISE_SHARE = 0.25
-"""The proportional term may turn measurement noise into at most this share of alpha's limit (standard deviation)."""
+"""The proportional term may turn noise into at most this share of alpha's limit (standard deviation)."""
+DITHER, DITHER_GROWTH = 0.25, 1.6
+"""Amplitude of the first cycle of the dither, in units of alpha's limit, and the factor from one cycle to the next."""
 
 
 @dataclass(frozen=True)
 class Gains:
-    """kp in 1/nat, ki in 1/(nat x update)."""
+    """kp in 1/nat, ki in 1/(nat x update), and the size of the plant's gain that they are for; inf: unknown."""
 
     kp: float
     ki: float
+    plant: float = math.inf
 
 
 class Tuning:
-    """Chooses the gains: the configured ones until the probe is over, then those of a wanted closed-loop response.
+    """Chooses the gains: cautious ones until the plant is known, then those of a wanted closed-loop response.
 
     The plant is an integrator of gain g behind a dead time and Adam's lag beta1 / (1 - beta1); the controller's error already
-    includes what the lag still owes (`Plant.coasting`). With T = dead time + lag / 2 unless it is given, 1/T of an error is to
-    be removed per update, critically damped:
+    includes what the lag still owes (`Plant.coasting`), and alpha already balances the estimated drift. With T = dead time +
+    lag / 6 unless it is given, 1/T of an error is to be removed per update; a slow integral sees to what the estimate misses:
 
-        kp = 1 / (|g| T)        ki = kp^2 |g| / 4
+        kp = 1 / (|g| T)        ki = INTEGRAL kp^2 |g| / 4
 
     |g| is taken one standard error too large (an overestimated gain makes the loop slower, an underestimated one makes it
-    oscillate), and kp is bounded so that noise alone moves alpha by at most NOISE_SHARE of its limit.
+    oscillate), and kp is bounded so that noise alone moves alpha by at most NOISE_SHARE of its limit. Until the estimate is trusted
+    |g| is the largest that it allows, CAUTION standard errors up. The configured gains are used without `gains=auto`, without a
+    dither, or when the response clearly has the wrong sign.
 
-    A probe that left |g| in doubt still bounds it: until the estimate is trusted the gains are those of the largest |g| that it
-    allows, CAUTION standard errors up. The configured gains may be far too small for such a plant, and the closed loop that they
-    leave nearly open teaches little about it. They stay when there was no probe, or the response clearly has the wrong sign.
-
-    The probe: alternating alpha, +a, -a, -a, +a in blocks. Its sum is zero, so it leaves the entropy where drift takes it.
+    The dither: small alternating steps of alpha, -a, +a, +a, -a in blocks, on top of what the loop asks for. Their sum is zero.
+    It lasts while the gain is in doubt, and grows only while that needs it: where one update moves the entropy well beyond what
+    noise hides, the first cycle is enough; where it does not, a large amplitude cannot do harm.
     """
 
     def __init__(self, cfg: ControlConfig, momentum: float) -> None:
@@ -48,19 +56,25 @@ class Tuning:
         self._auto = cfg.gains == "auto"
         self._limit = cfg.alpha_limit
         self._block = cfg.probe_updates // 4 if self._auto else 0
-        self.time_constant = cfg.closed_loop_updates or DEAD_TIME + momentum / (1 - momentum) / 2
+        self.time_constant = cfg.closed_loop_updates or DEAD_TIME + LAG_SHARE * momentum / (1 - momentum)
         self.tuned = False
+        self.ever_tuned = False
+        self.dithered = 0
 
-    def probe(self, update: int) -> float | None:
-        """Alpha of update number `update` (from 0) while the probe lasts, else None."""
-        if not 0 <= update < 4 * self._block:
-            return None
-        amplitude = min(1.0, self._limit)
-        return amplitude if update // self._block in (0, 3) else -amplitude
+    def dither(self) -> float:
+        """What to add to alpha in the next update: 0 once the gain is known."""
+        if not self._block or self.tuned:
+            self.dithered = 0
+            return 0.0
+        cycle, place = divmod(self.dithered, 4 * self._block)
+        self.dithered += 1
+        amplitude = self._limit * min(1.0, DITHER * DITHER_GROWTH ** min(cycle, 99))
+        return -amplitude if place // self._block in (0, 3) else amplitude
 
-    def gains(self, estimate: PlantEstimate) -> Gains:
-        """The gains for the present estimate."""
+    def gains(self, estimate: PlantEstimate, error_noise: float) -> Gains:
+        """The gains for the present estimate; error_noise: standard error of what the controller acts on, nats."""
         self.tuned = self._auto and estimate.confidence >= (DISTRUSTED if self.tuned else TRUSTED)
+        self.ever_tuned |= self.tuned
         if self.tuned:
             largest = abs(estimate.gain) + estimate.gain_error
         elif self._block and estimate.confidence > -TRUSTED:
@@ -70,12 +84,14 @@ class Tuning:
         if largest == 0:  # a measurement that never changed
             return self.fallback
         kp = 1.0 / (largest * self.time_constant)
-        if estimate.noise > 0:
-            kp = min(kp, NOISE_SHARE * self._limit / estimate.noise)
-        return Gains(kp, kp**2 * largest / 4)
+        if error_noise > 0:
+            kp = min(kp, NOISE_SHARE * self._limit / error_noise)
+        return Gains(kp, INTEGRAL * kp**2 * largest / 4, largest)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tuned": self.tuned}
+        return {"tuned": self.tuned, "ever_tuned": self.ever_tuned, "dithered": self.dithered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.tuned = bool(state["tuned"])
+        self.ever_tuned = bool(state["ever_tuned"])
+        self.dithered = int(state["dithered"])
