@@ -71,7 +71,9 @@ class ControlConfig:
         description="gains=auto: wanted time constant of the closed loop in updates; 0 derives it from Adam's momentum",
     )
     probe_updates: int = Field(
-        default=12, ge=0, description="gains=auto: updates at the start that test the response with alternating alpha; 0 is none"
+        default=12,
+        ge=0,
+        description="gains=auto: updates of one cycle of the small alternating steps that test the response while it is in doubt; 0 is none",
     )
     # -- the actuator
     actuator: Actuator = Field(

@@ -36,9 +36,10 @@ class Phase(StrEnum):
 
         IDLE -> PROBING -> any of ALPHA, SHARED, BONUS, EXHAUSTED, and from each of these four to each other
 
-    Without a probe IDLE goes to one of the four at once. Nothing returns to IDLE or PROBING.
+    Without a dither IDLE goes to one of the four at once. Nothing returns to IDLE; ALPHA goes back to PROBING when the response is in
+    doubt again.
 
-    IDLE: nothing measured yet. PROBING: alternating alpha tests the response. ALPHA: alpha alone. SHARED: alpha is at its
+    IDLE: nothing measured yet. PROBING: alpha steers, and small alternating steps on top test the response. ALPHA: alpha alone. SHARED: alpha is at its
     limit and the bonus does the rest. BONUS: alpha has lost its authority. EXHAUSTED: everything has been at its limit for
     EXHAUSTED_AFTER updates, and the target is out of reach for now.
 
@@ -126,16 +127,11 @@ class Handoff:
         self.phase = next_phase(self.phase, trust=trust, bonus=bonus, saturated_updates=self.saturated_updates)
         return Delivery(alpha, bonus, trust * alpha - (bonus / self.unit if self.unit else 0.0))
 
-    def probe(self, alpha: float) -> Delivery:
-        """A probe's alpha, as it is."""
-        self.phase = Phase.PROBING
-        return Delivery(alpha, 0.0, alpha)
-
     def explain(self) -> str:
         """The phase in a sentence for the log."""
         return {
             Phase.IDLE: "waiting for the first measurement",
-            Phase.PROBING: "testing the response with alternating alpha",
+            Phase.PROBING: "alpha steers; small alternating steps on top of it test the response",
             Phase.ALPHA: "alpha steers",
             Phase.SHARED: f"alpha is at its limit of {self.alpha_limit:g}; the clamped-entropy bonus does the rest",
             Phase.BONUS: (

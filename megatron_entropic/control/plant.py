@@ -154,6 +154,8 @@ class Plant:
         } | {name: getattr(self, name) for name in _NUMBERS + _COUNTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "mean" not in state:
+            state = _of_three_states(state)
         self.mean = [float(value) for value in state["mean"]]
         triangle = iter(state["covariance"])
         for i in range(STATES):
@@ -228,6 +230,25 @@ class Plant:
     def _variance(self, row: Row) -> float:
         """Of a linear combination of the states."""
         return max(0.0, sum(row[i] * self.covariance[i][j] * row[j] for i in range(STATES) for j in range(STATES)))
+
+
+def _of_three_states(state: dict[str, Any]) -> dict[str, Any]:
+    """The state as earlier checkpoints have it: level, drift and gain, with their covariance in units of the noise."""
+    places = {LEVEL: 0, DRIFT: 1, GAIN: 2}
+    variance = float(state["noise_variance"])
+    covariance = [
+        variance * float(state["covariance"][places[i]][places[j]]) if i in places and j in places else 0.0
+        for i in range(STATES)
+        for j in range(i + 1)
+    ]
+    noise = Noise(variance=variance, count=int(state["observations"]))
+    return {
+        "mean": [state["level"], 1.0, 0.0, state["drift"], state["gain"]],
+        "covariance": covariance,
+        "level_noise": asdict(noise),
+        "response_noise": asdict(Noise(variance=(PRIOR_RESPONSE_NOISE * float(state["level"])) ** 2)),
+        "responses": 0,
+    } | {name: state[name] for name in (*_NUMBERS, "updates", "observations")}
 
 
 _NUMBERS = ("delayed_alpha", "predicted", "measured")

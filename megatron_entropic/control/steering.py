@@ -147,7 +147,8 @@ class Steering:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in PARTS:
-            getattr(self, name).load_state_dict(state[name])
+            if name in state:  # checkpoints of before there was a correction hold none
+                getattr(self, name).load_state_dict(state[name])
         self.delivery = Delivery(**state["delivery"])
         self.smoothed = None if state["smoothed"] is None else float(state["smoothed"])
         self.executed = int(state["executed"])

@@ -93,5 +93,5 @@ class Tuning:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.tuned = bool(state["tuned"])
-        self.ever_tuned = bool(state["ever_tuned"])
-        self.dithered = int(state["dithered"])
+        self.ever_tuned = bool(state.get("ever_tuned", self.tuned))
+        self.dithered = int(state.get("dithered", 0))

@@ -117,3 +117,28 @@ def test_coasting_is_what_momentum_still_does() -> None:
         policy.update(Coefficients(-DRIFT / GAIN))
     assert policy.entropy - before == pytest.approx(predicted, rel=0.02)
     assert abs(predicted) > 0.015
+
+
+def test_reads_the_state_of_earlier_checkpoints() -> None:
+    """Level, drift and gain with a 3 x 3 covariance in units of the noise's variance."""
+    earlier = {
+        "level": 0.9,
+        "drift": DRIFT,
+        "gain": GAIN,
+        "delayed_alpha": -0.2,
+        "noise_variance": 4e-4,
+        "predicted": 0.91,
+        "measured": 0.92,
+        "updates": 40,
+        "observations": 41,
+        "covariance": [[0.2, 0.01, 0.0], [0.01, 0.03, 0.0], [0.0, 0.0, 0.04]],
+    }
+    plant = Plant(0.9)
+    plant.load_state_dict(earlier)
+    estimate = plant.estimate()
+    assert (plant.level, estimate.drift, estimate.gain) == (0.9, DRIFT, GAIN)
+    assert (estimate.noise, estimate.gain_error) == pytest.approx((0.02, 0.004))
+    before = plant.state_dict()
+    again = Plant(0.9)
+    again.load_state_dict(before)
+    assert again.state_dict() == before
