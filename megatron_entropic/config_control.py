@@ -73,7 +73,7 @@ class ControlConfig:
     probe_updates: int = Field(
         default=12,
         ge=0,
-        description="gains=auto: updates of one cycle of the small alternating steps that test the response while it is in doubt; 0 is none",
+        description="gains=auto: updates in a cycle of the small steps that test the response while it is in doubt; 0 is none",
     )
     # -- the actuator
     actuator: Actuator = Field(

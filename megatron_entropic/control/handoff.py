@@ -36,8 +36,8 @@ class Phase(StrEnum):
 
         IDLE -> PROBING -> any of ALPHA, SHARED, BONUS, EXHAUSTED, and from each of these four to each other
 
-    Without a dither IDLE goes to one of the four at once. Nothing returns to IDLE; ALPHA goes back to PROBING when the response is in
-    doubt again.
+    Without a dither IDLE goes to one of the four at once. Nothing returns to IDLE; ALPHA goes back to PROBING when the
+    response is in doubt again.
 
     IDLE: nothing measured yet. PROBING: alpha steers, and small alternating steps on top test the response. ALPHA: alpha alone. SHARED: alpha is at its
     limit and the bonus does the rest. BONUS: alpha has lost its authority. EXHAUSTED: everything has been at its limit for
