@@ -39,9 +39,9 @@ class Phase(StrEnum):
     Without a dither IDLE goes to one of the four at once. Nothing returns to IDLE; ALPHA goes back to PROBING when the
     response is in doubt again.
 
-    IDLE: nothing measured yet. PROBING: alpha steers, and small alternating steps on top test the response. ALPHA: alpha alone. SHARED: alpha is at its
-    limit and the bonus does the rest. BONUS: alpha has lost its authority. EXHAUSTED: everything has been at its limit for
-    EXHAUSTED_AFTER updates, and the target is out of reach for now.
+    IDLE: nothing measured yet. PROBING: alpha steers, and small alternating steps on top test the response. ALPHA: alpha
+    alone. SHARED: alpha is at its limit and the bonus does the rest. BONUS: alpha has lost its authority. EXHAUSTED:
+    everything has been at its limit for EXHAUSTED_AFTER updates, and the target is out of reach for now.
 
     metrics.jsonl holds `number`: new phases go to the end.
     """
