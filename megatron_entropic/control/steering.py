@@ -74,6 +74,8 @@ class Steering:
 
     def _follow(self, measured: Measurement, value: float) -> None:
         """The estimate after a measurement, for the policy about to be updated; `response` belongs to the latest update."""
+        if self.reference.initial is None:
+            self.reference.initial = value  # measured, not the level after the updates since then
         since, observed = measured.executed - measured.version, False
         while self._unmeasured:
             if len(self._unmeasured) <= since and not observed:

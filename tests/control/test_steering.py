@@ -150,6 +150,13 @@ def test_the_setpoint_follows_a_schedule_and_then_the_user() -> None:
     assert setpoints[150:] == [0.45] * 50
 
 
+def test_the_initial_entropy_is_what_was_measured_not_what_the_updates_since_then_left_of_it() -> None:
+    controller = Steering(ControlConfig(target_entropy=1.0, target_unit="initial"), 0.9)
+    controller.step(Measurement(entropy=2.0, version=0, executed=1, response=-0.1))
+    assert controller.reference.target == 2.0
+    assert controller.plant.level < 2.0
+
+
 # -- bad measurements -----------------------------------------------------------------------------------------------
 
 
