@@ -172,10 +172,10 @@ def test_the_first_ctrl_c_saves(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    slow = ("batch.prompts_per_step=128", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=512")
+    slow = ("batch.prompts_per_step=512", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=512")
     with start(folder, *slow, "parallel.tensor=1", "control.kind=none", "trainer.steps=1000") as running:
         assert running.wait_until(lambda: running.steps >= 1, timeout=300)
-        assert running.wait_until(lambda: "step 1: 2048 rollouts generated" in running.log(), timeout=300)
+        assert running.wait_until(lambda: "step 1: 8192 rollouts generated" in running.log(), timeout=300)
         time.sleep(2)  # rollouts are scored and recorded, the update begins
         running.send(signal.SIGINT)
         time.sleep(0.5)

@@ -80,7 +80,7 @@ def test_two_tensor_ranks_train_the_same(stale: tuple[int, Path, list[dict[str, 
         # Alpha answers to the entropy with one over the gain, many times its rounding; later losses hold alpha's difference.
         controlled = {name: line.pop(name) for name in list(line) if name.startswith("control/")}
         assert controlled == pytest.approx({name: expected_line[name] for name in controlled}, rel=1e-4, abs=1e-4)
-        assert line == pytest.approx({name: expected_line[name] for name in line}, rel=1e-4, abs=1e-5)
+        assert line == pytest.approx({name: expected_line[name] for name in line}, rel=1e-4, abs=3e-5)
 
 
 def test_a_replay_of_a_stale_run_is_that_run(stale: tuple[int, Path, list[dict[str, Any]]], tmp_path: Path) -> None:

@@ -62,6 +62,12 @@ class PlantEstimate:
         """The gain in units of its standard error, positive when it has the sign that the actuator should give it."""
         return -self.gain / self.gain_error if self.gain_error > 0 else 0.0
 
+    @property
+    def balance(self) -> float:
+        """Alpha at which gain and drift cancel: -drift gain / (gain^2 + gain_error^2), less than -drift / gain where that is unsure."""
+        certain = self.gain**2 + self.gain_error**2
+        return -self.drift * min(self.gain, 0.0) / certain if certain > 0 else 0.0
+
 
 class Plant:
     """The recursive estimate. Pure: same measurements and alphas, same estimate, on every rank.

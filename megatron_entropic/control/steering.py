@@ -97,7 +97,7 @@ class Steering:
         rate = RATE_SHARE * abs(estimate.gain) * self.cfg.alpha_limit if self.tuning.tuned else math.inf
         setpoint = self.reference.advance(entropy, self.executed, rate=rate)
         known = self.tuning.ever_tuned or self.plant.responses > 0
-        balance = estimate.drift / gains.plant if auto and known else 0.0
+        balance = estimate.balance if auto and known else 0.0
         self.pi.set_gains(gains.kp, gains.ki)
         self.pi.low, self.pi.high = self.handoff.range
         predicted = entropy - setpoint + (self.plant.coasting if known else 0.0)

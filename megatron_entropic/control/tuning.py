@@ -1,6 +1,5 @@
 """Gains of the PI controller from the estimated plant, and the dither that makes the estimate possible."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +24,10 @@ DITHER, DITHER_GROWTH = 0.25, 1.6
 
 @dataclass(frozen=True)
 class Gains:
-    """kp in 1/nat, ki in 1/(nat x update), and the size of the plant's gain that they are for; inf: unknown."""
+    """kp in 1/nat, ki in 1/(nat x update)."""
 
     kp: float
     ki: float
-    plant: float = math.inf
 
 
 class Tuning:
@@ -86,7 +84,7 @@ class Tuning:
         kp = 1.0 / (largest * self.time_constant)
         if error_noise > 0:
             kp = min(kp, NOISE_SHARE * self._limit / error_noise)
-        return Gains(kp, INTEGRAL * kp**2 * largest / 4, largest)
+        return Gains(kp, INTEGRAL * kp**2 * largest / 4)
 
     def state_dict(self) -> dict[str, Any]:
         return {"tuned": self.tuned, "ever_tuned": self.ever_tuned, "dithered": self.dithered}
