@@ -23,13 +23,14 @@ PHASES = {
 
 
 def draw_entropy(ax: Axes, run: RunData) -> None:
-    """Entropy (raw and smoothed) against target, setpoint and a band around the target."""
+    """Entropy (raw and smoothed) against target, setpoint and a band around the target, and what the controller takes it to be."""
     ax.set_title("Entropy")
     ax.set_ylabel("entropy (nats)")
     if run.steered_field == "policy/entropy":
         _draw_target(ax, run)
+        _draw_level(ax, run)
     draw_curve(ax, run.steps, run.column("policy/entropy"), BLUE, "entropy")
-    finish(ax, run, columns=4, smoothed=True)
+    finish(ax, run, columns=5, smoothed=True)
     widen(ax, 0.3 * float(np.nanmax(np.abs(run.column("policy/entropy")), initial=0.0)))
 
 
@@ -40,10 +41,11 @@ def draw_clamped_entropy(ax: Axes, run: RunData) -> None:
     low, high = run.setting("control", "entropy_low"), run.setting("control", "entropy_high")
     if run.steered_field == "policy/clamped_entropy":
         _draw_target(ax, run)
+        _draw_level(ax, run)
     if "aent" in run.control_kind and low is not None and high is not None:
         ax.axhspan(low, high, color=MUTED, alpha=0.13, lw=0, label=f"range {low:g} to {high:g}")
     draw_curve(ax, run.steps, run.column("policy/clamped_entropy"), BLUE, "clamped entropy")
-    finish(ax, run, columns=4, smoothed=True)
+    finish(ax, run, columns=5, smoothed=True)
 
 
 def draw_alpha(ax: Axes, run: RunData) -> None:
@@ -127,6 +129,13 @@ def draw_authority(ax: Axes, run: RunData) -> None:
     draw_curve(ax, run.steps, run.column("control/trust"), GREEN, "trust in α", ls=(0, (6, 2)), lw=1.6, smoothed=False)
     ax.set_ylim(-0.03, 1.03)
     finish(ax, run, smoothed=True)
+
+
+def _draw_level(ax: Axes, run: RunData) -> None:
+    """The controller's estimate of the entropy, which averages over noisy measurements, with two standard errors."""
+    if run.has("control/level"):
+        level, error = run.column("control/level"), 2 * run.column("control/level_error")
+        ax.fill_between(run.steps, level - error, level + error, color=GREEN, alpha=0.18, lw=0, label="estimate ±2 s.e.")
 
 
 def _draw_target(ax: Axes, run: RunData) -> None:

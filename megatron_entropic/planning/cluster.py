@@ -79,6 +79,9 @@ class Assumptions:
     fragmentation: float = _assumed(0.08, "share of the activations that is lost between the allocator's blocks")
     server_overhead_gb: float = _assumed(4.0, "of a rollout GPU: activations and CUDA graphs, inside gpu_memory_utilization")
 
+    sample_noise: float = _assumed(0.6, "how much the entropy of samples differs, as a share of it; 0.15 to 0.8 measured")
+    entropy_gain: float = _assumed(0.02, "how far an update at alpha 1 moves the entropy, as a share of it; SmolLM2 at 5e-6: 0.1")
+
     @classmethod
     def of(cls, settings: Sequence[str]) -> "Assumptions":
         """The defaults changed by `NAME=VALUE` each. Raises ValueError naming the one that is unknown or no number above 0."""

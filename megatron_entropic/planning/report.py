@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from megatron_entropic.planning.cluster import Assumptions
+from megatron_entropic.planning.entropy import entropy_lines
 from megatron_entropic.planning.layouts import Candidate, Site, gpus_used, helpful_knobs, implementation
 from megatron_entropic.planning.model_memory import ModelSize
 from megatron_entropic.planning.tables import byte_count, gb, parameter_count, seconds, table
@@ -21,6 +22,7 @@ def plan_report(
         _serving(site, shown),
         _traffic(site, shown),
         _time(shown),
+        entropy_lines(shown.cfg, site.assumed),
         _fitting(site, fit, top),
         _not_fitting(site, misfit, top),
         _assumptions(site),
