@@ -27,11 +27,16 @@ class FiniteValues:
             return block
         found = count_not_finite(block)
         if not self.allowed:
-            dtype = str(block.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{self.source}: {found} value(s) or more of tensor {name} are NaN or infinite in {dtype}, which ends at "
-                f"{torch.finfo(block.dtype).max:.5g}; take a wider --dtype, or --allow-non-finite writes them as they are"
-            )
+            fault = f"{self.source}: {found} value(s) or more of tensor {name} are {_explained(block)}"
+            raise CheckpointError(f"{fault}--allow-non-finite writes them as they are")
         with self._lock:
             self.count += found
         return block
+
+
+def _explained(block: Tensor) -> str:
+    """What the values are and what helps. No cast makes NaN of a number: those came with the source."""
+    if block.isnan().any():
+        return "NaN: these weights are damaged, in every type; "
+    dtype, end = str(block.dtype).removeprefix("torch."), torch.finfo(block.dtype).max
+    return f"infinite in {dtype}, which ends at {end:.5g}; finite in the source, they need a wider --dtype; "
