@@ -61,6 +61,7 @@ def expected_accuracy(
         walk=WALK_SHARE * gain,
         momentum=MOMENTUM,
         noise=noise,
+        clamped_share=1.0,  # whichever of the two is steered by
         response_noise=RESPONSE_NOISE if control.response_share else math.nan,
         context_scale=CONTEXT_SCALE,
     )

@@ -10,6 +10,9 @@ from megatron_entropic.planning.cluster import Assumptions
 SIMULATED_UPDATES = 100
 """At most, so that a plan takes a second or two."""
 
+UNREACHED = 0.1
+"""Share of the target by which the mean of the last half is off where the run ends on its way."""
+
 
 def entropy_lines(cfg: Config, assumed: Assumptions) -> Iterator[str]:
     """Noise of a step's measured entropy and, where it is steered, what the controller makes of that in simulation."""
@@ -24,6 +27,9 @@ def entropy_lines(cfg: Config, assumed: Assumptions) -> Iterator[str]:
     accuracy = expected_accuracy(
         cfg.control, noise=noise * math.sqrt(mini_batches), gain=assumed.entropy_gain, updates=updates, mini_batches=mini_batches
     )
+    if accuracy.mean_error > UNREACHED:
+        yield f"  simulated, {updates} updates: too few to reach the target, {_percent(accuracy.mean_error)} off in the last half"
+        return
     when = f"from update {accuracy.settled} on" if accuracy.settled else f"not within {updates} updates"
     yield (
         f"  simulated, {updates} updates: held to {_percent(accuracy.tracking)} in the last half, its mean to "
@@ -32,4 +38,4 @@ def entropy_lines(cfg: Config, assumed: Assumptions) -> Iterator[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g}%"
+    return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
