@@ -45,7 +45,7 @@ class ControlConfig:
     )
     smoothing: float = Field(default=0.0, ge=0, lt=1, description="weight of the past in the smoothed measurement; 0 is off")
     response_share: float = Field(
-        default=0.2,
+        default=0.15,
         ge=0,
         le=1,
         description="share of each update's samples that are measured again after it: what the update did to the entropy of the same "
