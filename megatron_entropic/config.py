@@ -4,9 +4,7 @@ A field's bounds and description live in the field itself, so the error for a ba
 all say the same. Unknown names are refused everywhere. How a Config is read, overridden and saved: config_loading.py.
 """
 
-import difflib
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config_control import STRICT
 from megatron_entropic.config_control import ControlConfig as ControlConfig
+from megatron_entropic.system.named_functions import FORMS, check_name
 
 LONGEST_NAME = 80
 """Characters of a run's name."""
@@ -155,12 +154,19 @@ class BatchConfig:
         return self
 
 
+ADVANTAGES = ("grpo", "grpo_no_std", "rloo")
+"""The advantages that come with the project (algorithms/advantages.py has them)."""
+ADVANTAGE_ENTRY_POINTS = "megatron_entropic.advantages"
+
+
 @dataclass(frozen=True, config=STRICT)
 class AlgorithmConfig:
     """The policy-gradient part of the loss."""
 
-    advantage: Literal["grpo", "grpo_no_std", "rloo"] = Field(
-        default="grpo", description="group-relative advantage, divided by the group's std or not, or RLOO's: against the group's others"
+    advantage: str = Field(
+        default="grpo",
+        description="grpo: relative to the group, over its std; grpo_no_std: without; rloo: against the group's others; or "
+        f"{FORMS} of yours: rewards [prompts, samples] to advantages",
     )
     clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
     clip_high: float = Field(default=0.2, gt=0, description="ratio is clipped above 1 + clip_high; larger than clip_low is clip-higher")
@@ -170,6 +176,11 @@ class AlgorithmConfig:
         description="truncate exp(trainer log-prob - sampler log-prob) at this and weight the loss with it; 0 is off: with "
         "rollout.max_staleness > 0 the clipped ratio is then to the sampler instead of to the policy before the step",
     )
+
+    @field_validator("advantage")
+    @classmethod
+    def _known_or_importable(cls, name: str) -> str:
+        return check_name(name, ADVANTAGES, ADVANTAGE_ENTRY_POINTS)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -234,6 +245,8 @@ class RolloutConfig:
 
 TASKS = ("decompose", "addition", "reasoning_gym", "math")
 """The tasks that come with the project (tasks/__init__.py makes them)."""
+TASK_ENTRY_POINTS = "megatron_entropic.tasks"
+"""Group of entry points by which an installed package brings tasks of its own."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -242,7 +255,8 @@ class TaskConfig:
 
     name: str = Field(
         default="decompose",
-        description=f"which task: {', '.join(TASKS)}, or package.module:function that makes one of yours; docs/your_model_your_task.md",
+        description=f"which task: {', '.join(TASKS)}, one of an installed package, or {FORMS} that makes one of yours; "
+        "docs/your_model_your_task.md",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
     chat_template: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
@@ -255,11 +269,7 @@ class TaskConfig:
     @field_validator("name")
     @classmethod
     def _known_or_importable(cls, name: str) -> str:
-        if name not in TASKS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-            near = difflib.get_close_matches(name, TASKS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"is none of {', '.join(TASKS)}, and no package.module:function{hint}")
-        return name
+        return check_name(name, TASKS, TASK_ENTRY_POINTS)
 
 
 @dataclass(frozen=True, config=STRICT)

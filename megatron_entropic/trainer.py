@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from megatron_entropic.algorithms import group_advantages, leave_one_out_advantages
+from megatron_entropic.algorithms import make_advantage
 from megatron_entropic.checkpointer import Checkpointer
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller, make_controller
@@ -65,13 +65,10 @@ def check_sampler(cfg: Config, parallel: Parallel, step: int, updates: Sequence[
 
 
 def make_samples(cfg: Config, rollouts: Sequence[Rollout], rewards: Sequence[float]) -> list[Sample]:
-    """Rollouts with their group-relative advantages, in the order they came (by prompt, then sample)."""
+    """Rollouts with their advantages, in the order they came (by prompt, then sample)."""
     samples = cfg.batch.samples_per_prompt
     rewards_PS = torch.tensor(rewards, dtype=torch.float32).view(len(rewards) // samples, samples)
-    if cfg.algorithm.advantage == "rloo":
-        advantages_PS = leave_one_out_advantages(rewards_PS)
-    else:
-        advantages_PS = group_advantages(rewards_PS, normalize_std=cfg.algorithm.advantage == "grpo")
+    advantages_PS = make_advantage(cfg.algorithm.advantage)(rewards_PS)
     return [
         Sample(rollout.prompt_ids, rollout.response_ids, rollout.log_probs, advantage)
         for rollout, advantage in zip(rollouts, advantages_PS.flatten().tolist(), strict=True)

@@ -3,8 +3,16 @@
 Shapes: P prompts, S samples per prompt.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from megatron_entropic.config import ADVANTAGE_ENTRY_POINTS
+from megatron_entropic.system.named_functions import named_function
+
+Advantage = Callable[[Tensor], Tensor]
+"""[prompts, samples] rewards to [prompts, samples] advantages."""
 
 
 def group_advantages(rewards_PS: Tensor, *, normalize_std: bool = True, eps: float = 1e-6) -> Tensor:
@@ -28,6 +36,11 @@ def group_advantages(rewards_PS: Tensor, *, normalize_std: bool = True, eps: flo
         centred_PS = centred_PS / (rewards_PS.std(dim=1, keepdim=True) + eps)
     # The mean of equal rewards can differ from them by a rounding, which the std would blow up.
     return torch.where(all_equal_P1, torch.zeros_like(centred_PS), centred_PS)
+
+
+def centred_advantages(rewards_PS: Tensor) -> Tensor:
+    """`group_advantages` without the denominator."""
+    return group_advantages(rewards_PS, normalize_std=False)
 
 
 def leave_one_out_advantages(rewards_PS: Tensor) -> Tensor:
@@ -54,3 +67,31 @@ def _finite(rewards_PS: Tensor) -> Tensor:
         prompt, sample = bad[0].tolist()
         raise ValueError(f"reward of prompt {prompt}, sample {sample} is {rewards_PS[prompt, sample].item()}; rewards must be finite")
     return rewards_PS
+
+
+ADVANTAGES: dict[str, str] = {
+    "grpo": f"{__name__}:group_advantages",
+    "grpo_no_std": f"{__name__}:centred_advantages",
+    "rloo": f"{__name__}:leave_one_out_advantages",
+}
+"""By `algorithm.advantage`."""
+
+
+def make_advantage(name: str) -> Advantage:
+    """The advantage `name` (`algorithm.advantage`): of ADVANTAGES, of an installed package, or the user's function.
+
+    Raises ValueError when it cannot be imported. What it returns raises ValueError where it gives advantages of another shape
+    or that are not finite.
+    """
+    advantage: Advantage = named_function("algorithm.advantage", name, ADVANTAGES, ADVANTAGE_ENTRY_POINTS)
+
+    def checked(rewards_PS: Tensor) -> Tensor:
+        advantages_PS = advantage(rewards_PS)
+        if not isinstance(advantages_PS, Tensor) or advantages_PS.shape != rewards_PS.shape:
+            got = list(advantages_PS.shape) if isinstance(advantages_PS, Tensor) else type(advantages_PS).__name__
+            raise ValueError(f"algorithm.advantage={name}: gave {got} for rewards of shape {list(rewards_PS.shape)}")
+        if not advantages_PS.isfinite().all():
+            raise ValueError(f"algorithm.advantage={name}: gave an advantage that is not finite for the rewards {rewards_PS.tolist()}")
+        return advantages_PS.float()
+
+    return checked

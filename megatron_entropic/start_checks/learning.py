@@ -2,7 +2,7 @@
 
 import math
 
-from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.config import ADVANTAGES, Config, ControlConfig
 from megatron_entropic.config_loading import ConfigError
 
 TARGETED_KINDS = ("entropic", "entropic+aent", "aec")
@@ -17,16 +17,32 @@ def check_learning(cfg: Config, vocab_size: int) -> None:
         raise ConfigError(
             "rollout.temperature=0 is greedy: it is for `megatron-entropic evaluate`; training samples, so give more than 0"
         )
-    if cfg.batch.samples_per_prompt == 1:
+    if cfg.batch.samples_per_prompt == 1 and cfg.algorithm.advantage in ADVANTAGES:
         raise ConfigError(
             f"batch.samples_per_prompt=1 trains nothing: algorithm.advantage={cfg.algorithm.advantage} compares the samples of a "
             "prompt with one another, and the advantage of one alone is 0; take at least 2, such as 8"
         )
+    _check_advantage(cfg)
     control = cfg.control
     if control.kind in TARGETED_KINDS:
         _check_target(control, _largest(control, vocab_size, clamped=control.steer_by == "clamped_entropy"))
     if control.kind in CLAMPED_KINDS:
         _check_range(control, _largest(control, vocab_size, clamped=True))
+
+
+def _check_advantage(cfg: Config) -> None:
+    """A function of the user's is tried on a group in which every other sample is right."""
+    if cfg.algorithm.advantage in ADVANTAGES:
+        return
+    import torch  # only for this: the launcher is up in a fraction of a second
+
+    from megatron_entropic.algorithms import make_advantage
+
+    rewards_PS = torch.arange(2.0 * cfg.batch.samples_per_prompt).view(2, -1) % 2
+    try:
+        make_advantage(cfg.algorithm.advantage)(rewards_PS)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def largest_entropy(cfg: Config, vocab_size: int) -> float:

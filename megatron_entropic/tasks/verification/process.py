@@ -17,9 +17,9 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, TextIO
 
+from megatron_entropic.system.named_functions import load_module
 from megatron_entropic.tasks.task import Problem, Verifier
 from megatron_entropic.tasks.verification.judging import described, judge
 
@@ -67,9 +67,9 @@ def _take_over_streams() -> tuple[TextIO, TextIO]:
 
 
 def make_verifier(factory: str, options: Mapping[str, Any], seed: int) -> Verifier:
-    """The object that `factory` ("package.module:function") makes of (options, seed). Raises whatever importing or making raises."""
-    module, _, function = factory.partition(":")
-    made: Verifier = getattr(import_module(module), function)(options, seed)
+    """What `factory` ("package.module:function", "file.py:function") makes of (options, seed). Raises what that raises."""
+    location, _, function = factory.rpartition(":")
+    made: Verifier = getattr(load_module(location), function)(options, seed)
     return made
 
 

@@ -1,0 +1,91 @@
+"""Functions that a setting names: of a table, of an installed package's entry points, or of the user's own module or file.
+
+Only the standard library, and nothing is imported before it is asked for.
+"""
+
+import difflib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FORMS = "package.module:function or file.py:function"
+_REFERENCE = re.compile(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*")
+
+
+def check_name(name: str, known: tuple[str, ...], group: str) -> str:
+    """`name` when it is known, an entry point of `group`, or looks like one of FORMS; nothing is imported.
+
+    Raises ValueError with the nearest name.
+    """
+    if name in known or _REFERENCE.fullmatch(name):
+        return name
+    names = [*known, *(point.name for point in metadata.entry_points(group=group))]
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"is none of {', '.join(names)}, and no {FORMS}{hint}")
+
+
+def named_function(setting: str, name: str, table: Mapping[str, str], group: str) -> Callable[..., Any]:
+    """The function behind `name`; that of the table wins over an entry point of `group`.
+
+    A user's module may lie in the working directory, as for the ranks (`python -m`); a file is found from there.
+
+    Raises ValueError naming `setting`, and the module, file, function or package that is missing.
+    """
+    reference = table.get(name) or entry_point(name, group) or name
+    location, _, function = reference.rpartition(":")
+    here = str(Path.cwd())
+    if name not in table and here not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Callable[..., Any] = getattr(load_module(location), function)
+    except FileNotFoundError:
+        raise ValueError(f"{setting}={name}: no file {Path(location).absolute()}") from None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{location}.".startswith(f"{error.name}."):  # the module is there, but not what it needs
+            raise ValueError(f"{setting}={name}: {location} needs the package {error.name}, which is not installed") from error
+        raise ValueError(f"{setting}={name}: no module {location} in {here} or on PYTHONPATH") from None
+    except AttributeError:
+        raise ValueError(f"{setting}={name}: {location} has no function {function}") from None
+    return found
+
+
+def load_module(location: str) -> ModuleType:
+    """The module of that name, or of that file (its path ends in `.py`), which is run once in a process.
+
+    Raises FileNotFoundError, ModuleNotFoundError, and whatever running it raises.
+    """
+    if not location.endswith(".py"):
+        return import_module(location)
+    path = Path(location).expanduser().resolve(strict=True)
+    name = f"file:{path}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look their own module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def entry_point(name: str, group: str) -> str | None:
+    """`module:function` of an installed package's entry point. Raises ValueError when two packages claim the name."""
+    if ":" in name:
+        return None
+    points = {point.value: point for point in metadata.entry_points(group=group, name=name)}
+    if len(points) > 1:
+        raise ValueError(f"{name}: several installed packages have an entry point {group} of this name: {', '.join(points)}")
+    return next(iter(points), None)

@@ -1,0 +1,149 @@
+"""Tasks and advantages from outside: by module, by file, by an installed package's entry point; nothing in the package is edited."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_entropic.algorithms import ADVANTAGES, group_advantages, leave_one_out_advantages, make_advantage
+from megatron_entropic.config import ADVANTAGES as NAMES
+from megatron_entropic.config import TaskConfig
+from megatron_entropic.config_loading import ConfigError, load_config
+from megatron_entropic.observability.metrics import read_metrics
+from megatron_entropic.start_checks.learning import check_learning
+from megatron_entropic.system.named_functions import load_module
+from megatron_entropic.tasks import make_task, verifier_spec
+from tests.command_line import megatron_entropic
+
+OUTSIDE = """
+import dataclasses
+from megatron_entropic.tasks.decompose import make_decompose
+
+@dataclasses.dataclass
+class Seen:
+    made: int = 0
+
+SEEN = Seen()
+
+def make(options, seed):
+    SEEN.made += 1
+    return make_decompose(options, seed)
+
+def twice_the_mean_apart(rewards_PS):
+    return 2 * (rewards_PS - rewards_PS.mean(dim=1, keepdim=True))
+
+def of_another_shape(rewards_PS):
+    return rewards_PS.mean(dim=1)
+
+def not_finite(rewards_PS):
+    return rewards_PS / 0
+
+def a_list(rewards_PS):
+    return rewards_PS.tolist()
+"""
+SMALL = (
+    *("batch.prompts_per_step=4", "batch.samples_per_prompt=4", "rollout.engine=local", "parallel.tensor=1"),
+    *("trainer.steps=2", "trainer.tensorboard=false", "trainer.export_hf=false"),
+)
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a file of the user's, and an installed package whose entry points name it."""
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    info = tmp_path / "site" / "outside-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[megatron_entropic.tasks]\nours = outside:make\n[megatron_entropic.advantages]\ntwice = outside:twice_the_mean_apart\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("outside", None)
+
+
+def test_the_names_of_the_settings_are_those_of_the_table() -> None:
+    assert tuple(ADVANTAGES) == NAMES
+    rewards_PS = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    assert torch.equal(make_advantage("grpo")(rewards_PS), group_advantages(rewards_PS))
+    assert torch.equal(make_advantage("grpo_no_std")(rewards_PS), group_advantages(rewards_PS, normalize_std=False))
+    assert torch.equal(make_advantage("rloo")(rewards_PS), leave_one_out_advantages(rewards_PS))
+
+
+@pytest.mark.parametrize("name", ["outside:make", "{}/outside.py:make", "ours"])
+def test_a_task_by_module_file_or_entry_point(outside: Path, name: str) -> None:
+    cfg = load_config("quickstart", [f"task.name={name.format(outside)}"]).task
+    assert cfg.name == name.format(outside)
+    task = make_task(cfg, 3)
+    assert task.problem(5) == make_task(TaskConfig(name="decompose"), 3).problem(5)
+    spec = verifier_spec(cfg, 3, task)
+    assert spec is None or not spec.factory.startswith("ours")
+
+
+@pytest.mark.parametrize("name", ["outside:twice_the_mean_apart", "{}/outside.py:twice_the_mean_apart", "twice"])
+def test_an_advantage_by_module_file_or_entry_point(outside: Path, name: str) -> None:
+    cfg = load_config("quickstart", [f"algorithm.advantage={name.format(outside)}"])
+    check_learning(cfg, 100)
+    advantages_PS = make_advantage(cfg.algorithm.advantage)(torch.tensor([[0.0, 1.0]]))
+    assert advantages_PS.tolist() == [[-1.0, 1.0]]
+
+
+def test_a_file_is_run_once_and_may_hold_dataclasses(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(outside)
+    module = load_module("outside.py")
+    assert load_module(str(outside / "outside.py")) is module
+    assert module.SEEN.made == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("of_another_shape", r"gave \[2\] for rewards of shape \[2, 8\]"),
+        ("a_list", r"gave list for rewards of shape \[2, 8\]"),
+        ("not_finite", "not finite"),
+        ("no_such", "has no function no_such"),
+    ],
+)
+def test_a_bad_advantage_ends_before_anything_starts(outside: Path, function: str, message: str) -> None:
+    cfg = load_config("quickstart", [f"algorithm.advantage={outside}/outside.py:{function}"])
+    with pytest.raises(ConfigError, match=f"algorithm.advantage=.*{message}"):
+        check_learning(cfg, 100)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("algorithm.advantage=grop", "did you mean 'grpo'"),
+        ("algorithm.advantage=mine", "is none of grpo, grpo_no_std, rloo, twice, and no package.module:function or file.py:function"),
+        ("task.name=our", "did you mean 'ours'"),
+    ],
+)
+def test_the_nearest_name_counts_those_of_installed_packages(outside: Path, setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("quickstart", [setting])
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"task.name=.*: no file {tmp_path}/none.py"):
+        make_task(TaskConfig(name=f"{tmp_path}/none.py:make"), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_it_trains(outside: Path) -> None:
+    """Task and advantage of a file with a space in its path; the verifier's process finds the file too."""
+    folder = outside / "my code"
+    folder.mkdir()
+    file = (outside / "outside.py").rename(folder / "rules.py")
+    run = outside / "run"
+    done = megatron_entropic(
+        "train", "quickstart", f"run.dir={run}", f"task.name={file}:make", f"algorithm.advantage={file}:twice_the_mean_apart", *SMALL,
+        timeout=300,
+    )  # fmt: skip
+    assert done.code == 0, done.output
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert len(metrics) == 2
+    assert all(line["grad_norm"] > 0 and line["reward/failures"] == 0 for line in metrics)
