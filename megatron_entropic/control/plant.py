@@ -28,8 +28,9 @@ Matrix = list[list[float]]
 LEVEL, SCALE, BIAS, DRIFT, GAIN = range(5)
 STATES = 5
 
-GAIN_FORGETTING = 0.02
-"""Share by which the gain wanders in one update (standard deviation)."""
+GAIN_FORGETTING, BLIND_GAIN_FORGETTING = 0.08, 0.02
+"""Share by which the gain wanders in one update (standard deviation) where responses are measured, and where none is and so wide a
+freedom would be filled with noise. It does wander: alpha loses its hold as more samples of a prompt agree."""
 SCALE_FORGETTING = 0.02
 """The same for kappa."""
 PRIOR_NOISE, PRIOR_DRIFT, PRIOR_GAIN = 0.03, 0.03, 0.05
@@ -227,7 +228,7 @@ class Plant:
         for state, walk in (
             (LEVEL, self.level_noise.walk * self.noise),
             (DRIFT, drift_walk),
-            (GAIN, GAIN_FORGETTING * abs(self.mean[GAIN])),
+            (GAIN, (GAIN_FORGETTING if measured else BLIND_GAIN_FORGETTING) * abs(self.mean[GAIN])),
             (BIAS, BIAS_WALK * self.noise if measured else 0.0),
             (SCALE, SCALE_FORGETTING * self.mean[SCALE] if measured else 0.0),
         ):

@@ -14,8 +14,6 @@ TRUSTED, DISTRUSTED = 2.0, 0.5
 """Confidence from which an estimate is used, and below which it is given up again."""
 CAUTION = 1.0
 """Standard errors by which a gain that is not trusted yet is taken too large."""
-INTEGRAL = 0.25
-"""Share of the critically damped integral gain: the estimated drift does most of what an integral is for."""
 NOISE_SHARE = 0.25
 """The proportional term may turn noise into at most this share of alpha's limit (standard deviation)."""
 DITHER, DITHER_GROWTH = 0.25, 1.6
@@ -35,9 +33,9 @@ class Tuning:
 
     The plant is an integrator of gain g behind a dead time and Adam's lag beta1 / (1 - beta1); the controller's error already
     includes what the lag still owes (`Plant.coasting`), and alpha already balances the estimated drift. With T = dead time +
-    lag / 6 unless it is given, 1/T of an error is to be removed per update; a slow integral sees to what the estimate misses:
+    lag / 6 unless it is given, 1/T of an error is to be removed per update; a critically damped integral does the rest:
 
-        kp = 1 / (|g| T)        ki = INTEGRAL kp^2 |g| / 4
+        kp = 1 / (|g| T)        ki = kp^2 |g| / 4
 
     |g| is taken one standard error too large (an overestimated gain makes the loop slower, an underestimated one makes it
     oscillate), and kp is bounded so that noise alone moves alpha by at most NOISE_SHARE of its limit. Until the estimate is trusted
@@ -84,7 +82,7 @@ class Tuning:
         kp = 1.0 / (largest * self.time_constant)
         if error_noise > 0:
             kp = min(kp, NOISE_SHARE * self._limit / error_noise)
-        return Gains(kp, INTEGRAL * kp**2 * largest / 4)
+        return Gains(kp, kp**2 * largest / 4)
 
     def state_dict(self) -> dict[str, Any]:
         return {"tuned": self.tuned, "ever_tuned": self.ever_tuned, "dithered": self.dithered}
