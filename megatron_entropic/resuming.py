@@ -76,8 +76,9 @@ def _take_base_model(cfg: Config, checkpoint: Path) -> None:
     saved = checkpoint / COMPANIONS
     if not (saved / CONFIG_FILE).is_file():  # of a version that did not save it
         return
-    expected, _ = read_manifest(checkpoint)
-    if damaged_files(checkpoint, {name: entry for name, entry in expected.items() if name.startswith(f"{COMPANIONS}/")}):
+    expected, problems = read_manifest(checkpoint)
+    companions = {name: entry for name, entry in expected.items() if name.startswith(f"{COMPANIONS}/")}
+    if any(problem.startswith(f"{COMPANIONS}/") for problem in problems) or damaged_files(checkpoint, companions):
         return  # the ranks name it, with all other damage
     if cfg.model.hf_path == cfg.run_dir / BASE_MODEL:
         shutil.copytree(saved, cfg.model.hf_path, dirs_exist_ok=True)

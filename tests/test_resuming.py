@@ -156,6 +156,13 @@ def test_the_same_model_elsewhere_or_without_weights_is_the_same(run_dir: Path, 
         prepare(run_dir, f"model.hf_path={tmp_path / 'nowhere'}")
 
 
+@pytest.mark.parametrize("keep", [25, 0])
+def test_a_cut_companion_of_the_checkpoint_is_left_to_the_ranks_who_name_all_damage(run_dir: Path, keep: int) -> None:
+    file = run_dir / "checkpoints/step-000001/hf/generation_config.json"
+    file.write_bytes(file.read_bytes()[:keep])
+    assert prepare(run_dir).model.hf_path == run_dir.parent / "base"
+
+
 def test_another_model_is_refused_with_what_is_different(run_dir: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     edit_config(base, rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0})
