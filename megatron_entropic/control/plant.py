@@ -177,7 +177,18 @@ class Plant:
 
     @property
     def _lag(self) -> float:
-        return self.momentum / (1 - self.momentum)
+        """Sum of the weights that u_k still has in all later u: beta1 / (1 - beta1), less while Adam's bias correction forgets faster.
+
+        u_{k+n} weighs u_k with beta1^n (1 - beta1^k) / (1 - beta1^{k+n}).
+        """
+        beta, fraction = self.momentum, 1 - self.momentum**self.updates
+        if fraction > 1 - 1e-9:
+            return beta / (1 - beta)
+        total, power = 0.0, beta
+        while power > 1e-9:
+            total += power * fraction / (1 - power * (1 - fraction))
+            power *= beta
+        return total
 
     def _begin(self, entropy: float) -> None:
         """The first measurement sets the units of what is not known yet."""

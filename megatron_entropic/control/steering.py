@@ -101,7 +101,7 @@ class Steering:
         balance = min(max(estimate.balance, -limit), limit) if auto and known else 0.0
         self.pi.set_gains(gains.kp, gains.ki)
         self.pi.low, self.pi.high = self.handoff.range
-        predicted = entropy - setpoint + (self.plant.coasting if known else 0.0)
+        predicted = entropy - setpoint + (self.plant.coasting if auto and known else 0.0)
         self.pi.step(predicted)
         if not auto:
             return self.handoff.divide(self.pi.output, updates)
