@@ -77,6 +77,10 @@ def test_two_tensor_ranks_train_the_same(stale: tuple[int, Path, list[dict[str, 
     for line, expected_line in zip(metrics, expected, strict=True):
         gap, expected_gap = line.pop("rollout/logprob_gap"), expected_line["rollout/logprob_gap"]
         assert gap == pytest.approx(expected_gap, abs=1e-5)  # a difference of log-probs of several nats each
+        # The gain over its error: both are compared below, of which the first update leaves hardly more than rounding.
+        confidence = line.pop("control/plant_confidence")
+        if line["control/plant_gain_error"]:
+            assert confidence == pytest.approx(-line["control/plant_gain"] / line["control/plant_gain_error"], rel=1e-12)
         assert line == pytest.approx({name: expected_line[name] for name in line}, rel=1e-5, abs=2e-6)
 
 

@@ -22,6 +22,7 @@ SETTINGS = (
     "batch.prompts_per_step=8",
     "batch.samples_per_prompt=4",
     "batch.max_tokens_per_micro_batch=256",
+    *("control.gains=fixed", "control.kp=5", "control.soft_setpoint=false"),  # tuned ones: tests/test_layouts.py
     "optimizer.lr=3e-5",
     "rollout.max_new_tokens=12",
     "trainer.seed=1",
