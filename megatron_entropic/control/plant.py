@@ -28,7 +28,7 @@ Matrix = list[list[float]]
 LEVEL, SCALE, BIAS, DRIFT, GAIN = range(5)
 STATES = 5
 
-GAIN_FORGETTING, BLIND_GAIN_FORGETTING = 0.08, 0.02
+GAIN_FORGETTING, BLIND_GAIN_FORGETTING = 0.08, 0.01
 """Share by which the gain wanders in one update (standard deviation) where responses are measured, and where none is and so wide a
 freedom would be filled with noise. It does wander: alpha loses its hold as more samples of a prompt agree."""
 SCALE_FORGETTING = 0.02

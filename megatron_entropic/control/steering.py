@@ -96,12 +96,11 @@ class Steering:
         gains = self.tuning.gains(estimate, self.plant.error_noise)
         rate = RATE_SHARE * abs(estimate.gain) * self.cfg.alpha_limit if self.tuning.tuned else math.inf
         setpoint = self.reference.advance(entropy, self.executed, rate=rate)
-        known = self.tuning.ever_tuned or self.plant.responses > 0
         limit = self.cfg.alpha_limit  # a gain in doubt must not call for the bonus
-        balance = min(max(estimate.balance, -limit), limit) if auto and known else 0.0
+        balance = min(max(estimate.balance, -limit), limit) if auto else 0.0
         self.pi.set_gains(gains.kp, gains.ki)
         self.pi.low, self.pi.high = self.handoff.range
-        predicted = entropy - setpoint + (self.plant.coasting if auto and known else 0.0)
+        predicted = entropy - setpoint + (self.plant.coasting if auto else 0.0)
         self.pi.step(predicted)
         if not auto:
             return self.handoff.divide(self.pi.output, updates)

@@ -54,7 +54,6 @@ class Tuning:
         self._block = cfg.probe_updates // 4 if self._auto else 0
         self.time_constant = cfg.closed_loop_updates or DEAD_TIME + LAG_SHARE * momentum / (1 - momentum)
         self.tuned = False
-        self.ever_tuned = False
         self.dithered = 0
 
     def dither(self) -> float:
@@ -70,7 +69,6 @@ class Tuning:
     def gains(self, estimate: PlantEstimate, error_noise: float) -> Gains:
         """The gains for the present estimate; error_noise: standard error of what the controller acts on, nats."""
         self.tuned = self._auto and estimate.confidence >= (DISTRUSTED if self.tuned else TRUSTED)
-        self.ever_tuned |= self.tuned
         if self.tuned:
             largest = abs(estimate.gain) + estimate.gain_error
         elif self._block and estimate.confidence > -TRUSTED:
@@ -85,9 +83,8 @@ class Tuning:
         return Gains(kp, kp**2 * largest / 4)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tuned": self.tuned, "ever_tuned": self.ever_tuned, "dithered": self.dithered}
+        return {"tuned": self.tuned, "dithered": self.dithered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.tuned = bool(state["tuned"])
-        self.ever_tuned = bool(state.get("ever_tuned", self.tuned))
         self.dithered = int(state.get("dithered", 0))

@@ -237,11 +237,11 @@ def test_the_bonus_takes_over_and_hands_back(unit_error: float, mini_batches: in
     assert history[300].coefficients.bonus > 0.005
     assert statistics.fmean(moment.coefficients.bonus for moment in history[400:]) < 0.002
     assert spread([moment.entropy for moment in history[100:]], 0.95) < 0.02
-    for before, after in itertools.pairwise(history):
-        if not before.report["gains_tuned"] or not after.report["gains_tuned"]:
-            continue  # the dither steps, and with the first trusted estimate alpha balances the drift
+    for before, after in itertools.pairwise(history[20:]):
+        if not before.report["gains_tuned"]:
+            continue  # the dither steps
         kp = max(before.report["kp"], after.report["kp"])
-        assert abs(after.report["effort"] - before.report["effort"]) < 7 * kp * plant.noise + 0.25
+        assert abs(after.report["effort"] - before.report["effort"]) < 7 * kp * plant.noise + 0.1
 
 
 def test_without_handoff_fading_authority_loses_the_entropy() -> None:
@@ -258,6 +258,7 @@ def test_phases_follow_the_diagram(
     history = simulate(steering(plant, target_entropy=target, probe_updates=probe_updates), plant, 250, mini_batches, seed=seed)
     entered = [phase for phase, _ in itertools.groupby(phases(history))]
     assert entered.count(Phase.IDLE) == (mini_batches == 1)
-    assert (Phase.PROBING in entered) <= (probe_updates > 0)
     assert Phase.IDLE not in entered[1:]
+    assert (Phase.PROBING in entered) <= (probe_updates > 0)
+    assert not any(moment.coefficients.phase is Phase.PROBING and moment.report["gains_tuned"] for moment in history)
     assert len(entered) > (mini_batches == 1)

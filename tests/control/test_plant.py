@@ -53,7 +53,7 @@ def test_open_loop_estimates_are_right(momentum: float, walk: float) -> None:
     assert within_three_errors(estimates) >= 0.95
     assert statistics.fmean(estimate.gain for estimate in estimates) == pytest.approx(GAIN, rel=0.08)
     assert statistics.fmean(estimate.drift for estimate in estimates) == pytest.approx(DRIFT, rel=0.2)
-    assert min(estimate.confidence for estimate in estimates) > 1.5
+    assert min(estimate.confidence for estimate in estimates) > 2
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
@@ -62,7 +62,7 @@ def test_closed_loop_estimates_are_right(momentum: float, mini_batches: int, fre
     """Within three of its own errors; on the safe side: a gain taken too large makes the loop slower."""
     estimates = [closed_loop(true_plant(momentum), seed, mini_batches=mini_batches, fresh=fresh)[0] for seed in SEEDS]
     assert within_three_errors(estimates) >= 0.95
-    assert 0.9 < statistics.fmean(estimate.gain for estimate in estimates) / GAIN < 1.6
+    assert 0.9 < statistics.fmean(estimate.gain for estimate in estimates) / GAIN < 1.5
     assert min(estimate.confidence for estimate in estimates) > 2
 
 
@@ -76,8 +76,8 @@ def test_a_regression_in_the_closed_loop_is_biased() -> None:
     runs = [closed_loop(true_plant(0.0), seed, fresh=True) for seed in SEEDS]
     regressed = statistics.fmean(regression(history[20:]) for _, history in runs) / GAIN
     estimated = statistics.fmean(estimate.gain for estimate, _ in runs) / GAIN
-    assert regressed > 1.25 * estimated
-    assert estimated < 1.6
+    assert regressed > 1.8
+    assert estimated < 1.35
 
 
 @pytest.mark.parametrize(("gain", "sign"), [(GAIN, 1), (-GAIN, -1)])
