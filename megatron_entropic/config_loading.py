@@ -5,7 +5,6 @@ Every problem is reported at once, by dotted field name, with the nearest existi
 
 import difflib
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -17,6 +16,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.config_control import PRESETS
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.setting_values import option_of, sections_of, text_of, value_of
+from megatron_entropic.system.named_functions import run_file
 from megatron_entropic.system.shipped_files import find_model
 from megatron_entropic.whole_file import write_whole
 
@@ -98,13 +98,9 @@ def _recipe_config(source: str) -> Config:
     else:
         variant = ""
     if source.endswith(".py"):
-        path = Path(source)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if not path.is_file() or spec is None or spec.loader is None:
+        if not (path := Path(source)).is_file():
             raise ConfigError(f"{source}: no such recipe file")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        name = path.stem
+        module, name = run_file(path), path.stem
     else:
         name = source.replace(".", "_").replace("-", "_")
         if name not in (names := recipe_names()):

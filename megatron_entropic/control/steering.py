@@ -96,8 +96,7 @@ class Steering:
         gains = self.tuning.gains(estimate, self.plant.error_noise)
         rate = RATE_SHARE * abs(estimate.gain) * self.cfg.alpha_limit if self.tuning.tuned else math.inf
         setpoint = self.reference.advance(entropy, self.executed, rate=rate)
-        limit = self.cfg.alpha_limit  # a gain in doubt must not call for the bonus
-        balance = min(max(estimate.balance, -limit), limit) if auto else 0.0
+        balance = estimate.balance if auto else 0.0
         self.pi.set_gains(gains.kp, gains.ki)
         self.pi.low, self.pi.high = self.handoff.range
         predicted = entropy - setpoint + (self.plant.coasting if auto else 0.0)

@@ -44,41 +44,48 @@ def named_function(setting: str, name: str, table: Mapping[str, str], group: str
     here = str(Path.cwd())
     if name not in table and here not in sys.path:
         sys.path.append(here)
+    if location.endswith(".py") and not Path(location).expanduser().is_file():
+        raise ValueError(f"{setting}={name}: no file {Path(location).expanduser().absolute()}")
     try:
-        found: Callable[..., Any] = getattr(load_module(location), function)
-    except FileNotFoundError:
-        raise ValueError(f"{setting}={name}: no file {Path(location).absolute()}") from None
+        module = load_module(location)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{location}.".startswith(f"{error.name}."):  # the module is there, but not what it needs
             raise ValueError(f"{setting}={name}: {location} needs the package {error.name}, which is not installed") from error
         raise ValueError(f"{setting}={name}: no module {location} in {here} or on PYTHONPATH") from None
-    except AttributeError:
-        raise ValueError(f"{setting}={name}: {location} has no function {function}") from None
+    found: Callable[..., Any] | None = getattr(module, function, None)
+    if not callable(found):
+        raise ValueError(f"{setting}={name}: {location} has no function {function}")
     return found
 
 
 def load_module(location: str) -> ModuleType:
     """The module of that name, or of that file (its path ends in `.py`), which is run once in a process.
 
-    Raises FileNotFoundError, ModuleNotFoundError, and whatever running it raises.
+    Raises ModuleNotFoundError, and whatever running it raises.
     """
     if not location.endswith(".py"):
         return import_module(location)
-    path = Path(location).expanduser().resolve(strict=True)
-    name = f"file:{path}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
+    return sys.modules.get(_name_of(Path(location))) or run_file(Path(location))
+
+
+def run_file(path: Path) -> ModuleType:
+    """The module that running the file makes, each time anew. Raises whatever running it raises."""
+    name = _name_of(path)
+    spec = importlib.util.spec_from_file_location(name, path.expanduser())
+    assert spec is not None, "a path ends in .py"
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses look their own module up
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def _name_of(path: Path) -> str:
+    """Of the file's module: none that an import statement could mean."""
+    return f"file:{path.expanduser().resolve()}"
 
 
 def entry_point(name: str, group: str) -> str | None:

@@ -131,6 +131,43 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         make_task(TaskConfig(name=f"{tmp_path}/none.py:make"), 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("open('nowhere')", FileNotFoundError, "nowhere"),
+        ("None.x", AttributeError, "x"),
+        ("import not_installed", ValueError, "needs the package not_installed"),
+    ],
+)
+def test_a_fault_of_the_file_itself_is_not_taken_for_a_missing_file_or_function(
+    tmp_path: Path, text: str, error: type[Exception], message: str
+) -> None:
+    (tmp_path / "faulty.py").write_text(f"def make(options, seed): ...\n{text}\n")
+    with pytest.raises(error, match=message):
+        make_task(TaskConfig(name=f"{tmp_path}/faulty.py:make"), 0)
+
+
+RECIPE = """
+from dataclasses import dataclass, replace
+from recipes.quickstart import quickstart
+
+@dataclass
+class Mine:
+    steps: int = {steps}
+
+def mine():
+    base = quickstart()
+    return replace(base, trainer=replace(base.trainer, steps=Mine().steps))
+"""
+
+
+def test_a_recipe_file_is_read_anew_each_time_and_may_hold_dataclasses(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.py"
+    for steps in (3, 4):
+        recipe.write_text(RECIPE.format(steps=steps))
+        assert load_config(str(recipe)).trainer.steps == steps
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_it_trains(outside: Path) -> None:
