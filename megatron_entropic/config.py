@@ -154,8 +154,12 @@ class BatchConfig:
         return self
 
 
-ADVANTAGES = ("grpo", "grpo_no_std", "rloo")
-"""The advantages that come with the project (algorithms/advantages.py has them)."""
+ADVANTAGES = {
+    "grpo": "megatron_entropic.algorithms.advantages:group_advantages",
+    "grpo_no_std": "megatron_entropic.algorithms.advantages:centred_advantages",
+    "rloo": "megatron_entropic.algorithms.advantages:leave_one_out_advantages",
+}
+"""The advantages that come with the project, by name; imported when they are used."""
 ADVANTAGE_ENTRY_POINTS = "megatron_entropic.advantages"
 
 
@@ -243,8 +247,13 @@ class RolloutConfig:
         return _expanded(path)
 
 
-TASKS = ("decompose", "addition", "reasoning_gym", "math")
-"""The tasks that come with the project (tasks/__init__.py makes them)."""
+TASKS = {
+    "decompose": "megatron_entropic.tasks.decompose:make_decompose",
+    "addition": "megatron_entropic.tasks.addition:make_addition",
+    "reasoning_gym": "megatron_entropic.tasks.reasoning_gym:make_reasoning_gym",
+    "math": "megatron_entropic.tasks.math:make_math",
+}
+"""The tasks that come with the project: by name the function that makes one of (options, seed); imported when it is used."""
 TASK_ENTRY_POINTS = "megatron_entropic.tasks"
 """Group of entry points by which an installed package brings tasks of its own."""
 

@@ -1,7 +1,7 @@
 """Pure tensor functions: advantages, loss terms, actuators, choices of tokens. No collectives, no state."""
 
 from megatron_entropic.algorithms.actuators import actuator_mask, entropy_lowering
-from megatron_entropic.algorithms.advantages import ADVANTAGES, group_advantages, leave_one_out_advantages, make_advantage
+from megatron_entropic.algorithms.advantages import group_advantages, leave_one_out_advantages, make_advantage
 from megatron_entropic.algorithms.covariance import clip_cov_selection, kl_cov_selection
 from megatron_entropic.algorithms.policy_loss import (
     clipped_policy_loss,
@@ -13,7 +13,6 @@ from megatron_entropic.algorithms.policy_loss import (
 )
 
 __all__ = [
-    "ADVANTAGES",
     "actuator_mask",
     "clip_cov_selection",
     "clipped_policy_loss",

@@ -4,11 +4,12 @@ Shapes: P prompts, S samples per prompt.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from megatron_entropic.config import ADVANTAGE_ENTRY_POINTS
+from megatron_entropic.config import ADVANTAGE_ENTRY_POINTS, ADVANTAGES
 from megatron_entropic.system.named_functions import named_function
 
 Advantage = Callable[[Tensor], Tensor]
@@ -69,14 +70,7 @@ def _finite(rewards_PS: Tensor) -> Tensor:
     return rewards_PS
 
 
-ADVANTAGES: dict[str, str] = {
-    "grpo": f"{__name__}:group_advantages",
-    "grpo_no_std": f"{__name__}:centred_advantages",
-    "rloo": f"{__name__}:leave_one_out_advantages",
-}
-"""By `algorithm.advantage`."""
-
-
+@cache
 def make_advantage(name: str) -> Advantage:
     """The advantage `name` (`algorithm.advantage`): of ADVANTAGES, of an installed package, or the user's function.
 

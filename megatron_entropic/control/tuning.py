@@ -12,8 +12,6 @@ LAG_SHARE = 1 / 6
 """Share of Adam's lag in the time constant: the controller's error already includes what the lag still owes."""
 TRUSTED, DISTRUSTED = 2.0, 0.5
 """Confidence from which an estimate is used, and below which it is given up again."""
-CAUTION = 1.0
-"""Standard errors by which a gain that is not trusted yet is taken too large."""
 NOISE_SHARE = 0.25
 """The proportional term may turn noise into at most this share of alpha's limit (standard deviation)."""
 DITHER, DITHER_GROWTH = 0.25, 1.6
@@ -37,10 +35,9 @@ class Tuning:
 
         kp = 1 / (|g| T)        ki = kp^2 |g| / 4
 
-    |g| is taken one standard error too large (an overestimated gain makes the loop slower, an underestimated one makes it
-    oscillate), and kp is bounded so that noise alone moves alpha by at most NOISE_SHARE of its limit. Until the estimate is trusted
-    |g| is the largest that it allows, CAUTION standard errors up. The configured gains are used without `gains=auto`, without a
-    dither, or when the response clearly has the wrong sign.
+    |g| is taken one standard error too large, known or not yet (an overestimated gain makes the loop slower, an underestimated one
+    makes it oscillate), and kp is bounded so that noise alone moves alpha by at most NOISE_SHARE of its limit. The configured gains
+    are used without `gains=auto`, without a dither while the estimate is not trusted, or when the response clearly has the wrong sign.
 
     The dither: small alternating steps of alpha, -a, +a, +a, -a in blocks, on top of what the loop asks for. Their sum is zero.
     It lasts while the gain is in doubt, and grows only while that needs it: where one update moves the entropy well beyond what
@@ -69,13 +66,9 @@ class Tuning:
     def gains(self, estimate: PlantEstimate, error_noise: float) -> Gains:
         """The gains for the present estimate; error_noise: standard error of what the controller acts on, nats."""
         self.tuned = self._auto and estimate.confidence >= (DISTRUSTED if self.tuned else TRUSTED)
-        if self.tuned:
-            largest = abs(estimate.gain) + estimate.gain_error
-        elif self._block and estimate.confidence > -TRUSTED:
-            largest = max(-estimate.gain, 0.0) + CAUTION * estimate.gain_error
-        else:
-            return self.fallback
-        if largest == 0:  # a measurement that never changed
+        plausible = self._block and estimate.confidence > -TRUSTED
+        largest = max(-estimate.gain, 0.0) + estimate.gain_error
+        if not (self.tuned or plausible) or largest == 0:  # 0: a measurement that never changed
             return self.fallback
         kp = 1.0 / (largest * self.time_constant)
         if error_noise > 0:

@@ -250,9 +250,9 @@ class Policy:
         needs_clamped = bool(control.needs_clamped_entropy or objective.coefficients.bonus)
         stats = self._statistics(hidden_T1H, micro_batch, rollout.temperature, needs_clamped)
         measured = None
-        if control.entropy_temperature == "raw" and rollout.temperature != 1.0:
+        if (temperature := measured_temperature(self.cfg)) != rollout.temperature:
             with torch.no_grad():
-                measured = self._statistics(hidden_T1H.detach(), micro_batch, 1.0, control.needs_clamped_entropy)
+                measured = self._statistics(hidden_T1H.detach(), micro_batch, temperature, control.needs_clamped_entropy)
         loss, report = objective.micro_batch_loss(stats, micro_batch, measured)
         if log_probs_N is not None:
             log_probs_N[micro_batch.response_index_T[micro_batch.mask_T]] = stats.log_prob.detach()[micro_batch.mask_T]

@@ -17,7 +17,7 @@ FORMS = "package.module:function or file.py:function"
 _REFERENCE = re.compile(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*")
 
 
-def check_name(name: str, known: tuple[str, ...], group: str) -> str:
+def check_name(name: str, known: Mapping[str, str], group: str) -> str:
     """`name` when it is known, an entry point of `group`, or looks like one of FORMS; nothing is imported.
 
     Raises ValueError with the nearest name.
@@ -39,7 +39,7 @@ def named_function(setting: str, name: str, table: Mapping[str, str], group: str
 
     Raises ValueError naming `setting`, and the module, file, function or package that is missing.
     """
-    reference = table.get(name) or entry_point(name, group) or name
+    reference = reference_of(name, table, group)
     location, _, function = reference.rpartition(":")
     here = str(Path.cwd())
     if name not in table and here not in sys.path:
@@ -88,11 +88,14 @@ def _name_of(path: Path) -> str:
     return f"file:{path.expanduser().resolve()}"
 
 
-def entry_point(name: str, group: str) -> str | None:
-    """`module:function` of an installed package's entry point. Raises ValueError when two packages claim the name."""
-    if ":" in name:
-        return None
-    points = {point.value: point for point in metadata.entry_points(group=group, name=name)}
+def reference_of(name: str, table: Mapping[str, str], group: str) -> str:
+    """`module:function` or `file.py:function` of a name; one that is known nowhere is one itself.
+
+    Raises ValueError when two installed packages claim the name.
+    """
+    if name in table or ":" in name:
+        return table.get(name, name)
+    points = {point.value for point in metadata.entry_points(group=group, name=name)}
     if len(points) > 1:
-        raise ValueError(f"{name}: several installed packages have an entry point {group} of this name: {', '.join(points)}")
-    return next(iter(points), None)
+        raise ValueError(f"{name}: several installed packages have an entry point {group} of this name: {', '.join(sorted(points))}")
+    return points.pop() if points else name

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_entropic.algorithms import ADVANTAGES, group_advantages, leave_one_out_advantages, make_advantage
-from megatron_entropic.config import ADVANTAGES as NAMES
+from megatron_entropic.algorithms import group_advantages, leave_one_out_advantages, make_advantage
 from megatron_entropic.config import TaskConfig
 from megatron_entropic.config_loading import ConfigError, load_config
 from megatron_entropic.observability.metrics import read_metrics
@@ -65,8 +64,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("outside", None)
 
 
-def test_the_names_of_the_settings_are_those_of_the_table() -> None:
-    assert tuple(ADVANTAGES) == NAMES
+def test_the_advantages_of_the_table() -> None:
     rewards_PS = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
     assert torch.equal(make_advantage("grpo")(rewards_PS), group_advantages(rewards_PS))
     assert torch.equal(make_advantage("grpo_no_std")(rewards_PS), group_advantages(rewards_PS, normalize_std=False))
@@ -124,6 +122,15 @@ def test_a_bad_advantage_ends_before_anything_starts(outside: Path, function: st
 def test_the_nearest_name_counts_those_of_installed_packages(outside: Path, setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("quickstart", [setting])
+
+
+def test_two_packages_that_bring_one_name(outside: Path) -> None:
+    other = outside / "site" / "other-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[megatron_entropic.tasks]\nours = elsewhere:make\n")
+    with pytest.raises(ValueError, match=r"ours: several installed packages .*: elsewhere:make, outside:make"):
+        make_task(TaskConfig(name="ours"), 0)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
