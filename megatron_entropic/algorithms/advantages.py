@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_entropic.config import ADVANTAGE_ENTRY_POINTS, ADVANTAGES
-from megatron_entropic.system.named_functions import named_function
+from megatron_entropic.system.named_functions import named_function, raised
 
 Advantage = Callable[[Tensor], Tensor]
 """[prompts, samples] rewards to [prompts, samples] advantages."""
@@ -74,18 +74,26 @@ def _finite(rewards_PS: Tensor) -> Tensor:
 def make_advantage(name: str) -> Advantage:
     """The advantage `name` (`algorithm.advantage`): of ADVANTAGES, of an installed package, or the user's function.
 
-    Raises ValueError when it cannot be imported. What it returns raises ValueError where it gives advantages of another shape
-    or that are not finite.
+    Raises ValueError when it cannot be imported. A user's function raises ValueError for whatever goes wrong in it, and where its
+    advantages have another shape than the rewards or are not finite.
     """
     advantage: Advantage = named_function("algorithm.advantage", name, ADVANTAGES, ADVANTAGE_ENTRY_POINTS)
+    if name in ADVANTAGES:
+        return advantage
 
     def checked(rewards_PS: Tensor) -> Tensor:
-        advantages_PS = advantage(rewards_PS)
-        if not isinstance(advantages_PS, Tensor) or advantages_PS.shape != rewards_PS.shape:
+        try:
+            advantages_PS = advantage(rewards_PS)
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"algorithm.advantage={name}: {raised(error)}") from error
+        if not isinstance(advantages_PS, Tensor) or advantages_PS.shape != rewards_PS.shape or advantages_PS.is_complex():
             got = list(advantages_PS.shape) if isinstance(advantages_PS, Tensor) else type(advantages_PS).__name__
-            raise ValueError(f"algorithm.advantage={name}: gave {got} for rewards of shape {list(rewards_PS.shape)}")
-        if not advantages_PS.isfinite().all():
-            raise ValueError(f"algorithm.advantage={name}: gave an advantage that is not finite for the rewards {rewards_PS.tolist()}")
+            raise ValueError(
+                f"algorithm.advantage={name}: gave {got}, not a real torch tensor of the rewards' shape {list(rewards_PS.shape)}"
+            )
+        if len(bad := (~advantages_PS.isfinite()).any(dim=1).nonzero()):
+            rewards_S, advantages_S = rewards_PS[bad[0, 0]].tolist(), advantages_PS[bad[0, 0]].tolist()
+            raise ValueError(f"algorithm.advantage={name}: advantages {advantages_S} of a prompt with the rewards {rewards_S}")
         return advantages_PS.float()
 
     return checked

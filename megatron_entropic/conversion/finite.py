@@ -27,16 +27,18 @@ class FiniteValues:
             return block
         found = count_not_finite(block)
         if not self.allowed:
-            fault = f"{self.source}: {found} value(s) or more of tensor {name} are {_explained(block)}"
-            raise CheckpointError(f"{fault}--allow-non-finite writes them as they are")
+            raise CheckpointError(f"{self.source}: {found} value(s) or more of tensor {name} {_explained(block)}")
         with self._lock:
             self.count += found
         return block
 
 
 def _explained(block: Tensor) -> str:
-    """What the values are and what helps. No cast makes NaN of a number: those came with the source."""
-    if block.isnan().any():
-        return "NaN: these weights are damaged, in every type; "
+    """What the values are and what helps. No cast makes NaN of a number, so NaN came with the source; infinity may be either's."""
     dtype, end = str(block.dtype).removeprefix("torch."), torch.finfo(block.dtype).max
-    return f"infinite in {dtype}, which ends at {end:.5g}; finite in the source, they need a wider --dtype; "
+    if block.isnan().any():
+        return f"are NaN or infinite in {dtype}, and NaN in any: the source is damaged; --allow-non-finite writes them as they are"
+    return (
+        f"are NaN or infinite in {dtype}, which ends at {end:.5g}; take a wider --dtype if the source holds numbers there, or "
+        "--allow-non-finite writes them as they are"
+    )

@@ -16,11 +16,15 @@ _CLAUSES = {
 }
 
 
+FEWEST_STEPS = 10
+"""From which on what is known of the noise is worth a sentence."""
+
+
 def describe_control(run: RunData) -> str | None:
     """Who steered in which share of the steps, and since when the gains are tuned; None for runs that do not say.
 
     "alpha steered 80% of the steps, the bonus shared 12%, the probe took 8%; gains tuned from step 12; one measurement is good to
-    4.1%, the controller's estimate to 1.6%": standard errors, as a share of the target.
+    4.1%, the controller's estimate to 1.6%": standard errors, as a share of the entropy.
     """
     counts = Counter(phase for phase in run.phases if phase in _CLAUSES)
     if not counts:
@@ -43,15 +47,13 @@ def _gains(run: RunData) -> str:
 
 
 def _precision(run: RunData) -> str:
-    """Of the last step that knows: where the noise is large, what a curve does from step to step is mostly which samples came."""
-    if not (run.has("control/level_error") and run.has("control/measurement_noise")):
+    """Of the last step: where the noise is large, what a curve does from step to step is mostly which samples came."""
+    if not run.has("control/level_error") or len(run.steps) < FEWEST_STEPS:
         return ""
-    noise, error, target = (run.column(f"control/{name}") for name in ("measurement_noise", "level_error", "target_entropy"))
-    known = np.flatnonzero(np.isfinite(noise) & np.isfinite(error) & (noise > 0) & (target > 0))
-    if not len(known):
+    noise, error, level = (run.column(f"control/{name}")[-1] for name in ("measurement_noise", "level_error", "level"))
+    if not (noise > 0 and error > 0 and level > 0):  # NaN is not either
         return ""
-    last = known[-1]
-    return f"one measurement is good to {noise[last] / target[last]:.1%}, the controller's estimate to {error[last] / target[last]:.1%}"
+    return f"one measurement is good to {noise / level:.1%}, the controller's estimate to {error / level:.1%}"
 
 
 def _percent(share: float) -> str:

@@ -9,6 +9,8 @@ from megatron_entropic.planning.cluster import Assumptions
 
 SIMULATED_UPDATES = 100
 """At most, so that a plan takes a second or two."""
+FEWEST_UPDATES = 10
+"""Fewer say nothing of a controller."""
 
 UNREACHED = 0.1
 """Share of the target by which the mean of the last half is off where the run ends on its way."""
@@ -16,24 +18,32 @@ UNREACHED = 0.1
 
 def entropy_lines(cfg: Config, assumed: Assumptions) -> Iterator[str]:
     """Noise of a step's measured entropy and, where it is steered, what the controller makes of that in simulation."""
-    samples = cfg.batch.prompts_per_step * cfg.batch.samples_per_prompt
+    batch, control = cfg.batch, cfg.control
+    samples = batch.prompts_per_step * batch.samples_per_prompt
     noise = assumed.sample_noise / math.sqrt(samples)
     of_five = _percent(noise / math.sqrt(5))
     yield f"Entropy: {samples} samples measure it to {_percent(noise)} in a step (standard deviation), to {of_five} in five"
-    if not cfg.control.steered or cfg.control.gains != "auto":
+    updates = min(SIMULATED_UPDATES, cfg.trainer.steps * batch.mini_batches)
+    simulated = control.steered and control.gains == "auto" and control.target_entropy > 0
+    if not simulated or noise > 1 or updates < FEWEST_UPDATES:
         return
-    mini_batches = cfg.batch.mini_batches
-    updates = max(10, min(SIMULATED_UPDATES, cfg.trainer.steps * mini_batches))
     accuracy = expected_accuracy(
-        cfg.control, noise=noise * math.sqrt(mini_batches), gain=assumed.entropy_gain, updates=updates, mini_batches=mini_batches
+        control,
+        noise=noise * math.sqrt(batch.mini_batches),
+        gain=assumed.entropy_gain,
+        updates=updates,
+        mini_batches=batch.mini_batches,
     )
+    start = "the target" if control.target_unit == "nats" else "its first measurement"
+    schedule = ", before its schedule" if control.target_points else ""
+    told = f"  simulated, from {start} on{schedule}, {updates} updates: "
     if accuracy.mean_error > UNREACHED:
-        yield f"  simulated, {updates} updates: too few to reach the target, {_percent(accuracy.mean_error)} off in the last half"
+        yield told + f"the target is not reached, {_percent(accuracy.mean_error)} off in the last half"
         return
-    when = f"from update {accuracy.settled} on" if accuracy.settled else f"not within {updates} updates"
+    settled = f"from update {accuracy.settled} on" if accuracy.settled else "not yet at the end"
     yield (
-        f"  simulated, {updates} updates: held to {_percent(accuracy.tracking)} in the last half, its mean to "
-        f"{_percent(accuracy.mean_error)}; within {BAND:.0%} of the target {when}"
+        told + f"held to {_percent(accuracy.tracking)} in the last half, its mean to {_percent(accuracy.mean_error)}; "
+        f"within {BAND:.0%} of the target {settled}"
     )
 
 

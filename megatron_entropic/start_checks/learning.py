@@ -31,14 +31,17 @@ def check_learning(cfg: Config, vocab_size: int) -> None:
 
 
 def _check_advantage(cfg: Config) -> None:
-    """A function of the user's is tried on a group in which every other sample is right."""
+    """A function of the user's is tried on groups of which none, all, one and every other sample is right."""
     if cfg.algorithm.advantage in ADVANTAGES:
         return
     import torch  # only for this: the launcher is up in a fraction of a second
 
     from megatron_entropic.algorithms import make_advantage
 
-    rewards_PS = torch.arange(2.0 * cfg.batch.samples_per_prompt).view(2, -1) % 2
+    none_S = torch.zeros(cfg.batch.samples_per_prompt)
+    some_S = none_S.clone()
+    some_S[::2] = 1.0
+    rewards_PS = torch.stack([none_S, none_S + 1, torch.eye(1, len(none_S))[0], some_S])
     try:
         make_advantage(cfg.algorithm.advantage)(rewards_PS)
     except ValueError as error:

@@ -7,7 +7,8 @@ import difflib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -18,32 +19,32 @@ _REFERENCE = re.compile(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*")
 
 
 def check_name(name: str, known: Mapping[str, str], group: str) -> str:
-    """`name` when it is known, an entry point of `group`, or looks like one of FORMS; nothing is imported.
+    """`name` when it is known, an entry point of `group`, or looks like one of FORMS, a file's path made absolute; nothing is imported.
 
     Raises ValueError with the nearest name.
     """
-    if name in known or _REFERENCE.fullmatch(name):
+    if name in known:
         return name
+    if _REFERENCE.fullmatch(name):
+        location, _, function = name.rpartition(":")
+        return f"{Path(location).expanduser().absolute()}:{function}" if location.endswith(".py") else name
     names = [*known, *(point.name for point in metadata.entry_points(group=group))]
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"is none of {', '.join(names)}, and no {FORMS}{hint}")
+    raise ValueError(f"is none of {', '.join(names)}, and no {FORMS}{_nearest(name, names)}")
 
 
 def named_function(setting: str, name: str, table: Mapping[str, str], group: str) -> Callable[..., Any]:
     """The function behind `name`; that of the table wins over an entry point of `group`.
 
-    A user's module may lie in the working directory, as for the ranks (`python -m`); a file is found from there.
+    A user's module may lie in the working directory, as for the ranks (`python -m`); a file's neighbours can be imported by it.
 
-    Raises ValueError naming `setting`, and the module, file, function or package that is missing.
+    Raises ValueError naming `setting`, and the module, file, function or package that is missing, or the line that raised.
     """
-    reference = reference_of(name, table, group)
-    location, _, function = reference.rpartition(":")
-    here = str(Path.cwd())
-    if name not in table and here not in sys.path:
-        sys.path.append(here)
+    location, _, function = reference_of(name, table, group).rpartition(":")
+    folder = str(Path(location).expanduser().absolute().parent if location.endswith(".py") else Path.cwd())
+    if name not in table and folder not in sys.path:
+        sys.path.append(folder)
     if location.endswith(".py") and not Path(location).expanduser().is_file():
         raise ValueError(f"{setting}={name}: no file {Path(location).expanduser().absolute()}")
     try:
@@ -51,11 +52,30 @@ def named_function(setting: str, name: str, table: Mapping[str, str], group: str
     except ModuleNotFoundError as error:
         if error.name is None or not f"{location}.".startswith(f"{error.name}."):  # the module is there, but not what it needs
             raise ValueError(f"{setting}={name}: {location} needs the package {error.name}, which is not installed") from error
-        raise ValueError(f"{setting}={name}: no module {location} in {here} or on PYTHONPATH") from None
+        raise ValueError(f"{setting}={name}: no module {location} in {folder} or on PYTHONPATH") from None
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{setting}={name}: {raised(error)}") from error
     found: Callable[..., Any] | None = getattr(module, function, None)
+    if found is None:
+        file = "" if location.endswith(".py") else f" ({getattr(module, '__file__', None) or 'built in'})"
+        raise ValueError(f"{setting}={name}: {location} has no function {function}{file}{_nearest(function, dir(module))}")
     if not callable(found):
-        raise ValueError(f"{setting}={name}: {location} has no function {function}")
+        raise ValueError(f"{setting}={name}: {function} is no function but {type(found).__name__}")
     return found
+
+
+def raised(error: BaseException) -> str:
+    """What somebody else's code raised, in one line, with its own last file and line."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f", {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def load_module(location: str) -> ModuleType:

@@ -1,8 +1,10 @@
 """Prompts and verifiable rewards: one small module per kind of task, one table."""
 
+from collections.abc import Callable
+
 from megatron_entropic.config import TASK_ENTRY_POINTS, TaskConfig
 from megatron_entropic.config import TASKS as FACTORIES
-from megatron_entropic.system.named_functions import named_function, reference_of
+from megatron_entropic.system.named_functions import named_function, raised, reference_of
 from megatron_entropic.tasks.task import Problem, Task, Verifier
 from megatron_entropic.tasks.verification import VerifierSpec
 
@@ -12,8 +14,13 @@ def make_task(cfg: TaskConfig, seed: int) -> Task:
 
     Raises ValueError naming a bad option, or a task of the user's that cannot be imported.
     """
-    task: Task = named_function("task.name", cfg.name, FACTORIES, TASK_ENTRY_POINTS)(cfg.options, seed)
-    return task
+    make: Callable[..., Task] = named_function("task.name", cfg.name, FACTORIES, TASK_ENTRY_POINTS)
+    if cfg.name in FACTORIES:
+        return make(cfg.options, seed)
+    try:
+        return make(cfg.options, seed)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"task.name={cfg.name}: {raised(error)}") from error
 
 
 def verifier_spec(cfg: TaskConfig, seed: int, task: Task) -> VerifierSpec | None:

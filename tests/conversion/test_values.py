@@ -1,6 +1,5 @@
 """Values that are not finite, or not any more in another type: refused, or counted when they are asked for."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def test_a_cast_that_overflows_is_refused_or_counted(tmp_path: Path, capsys: pyt
     checkpoint, out = imported(model(tmp_path / "model", 1e5), tmp_path / "imported"), tmp_path / "out"
     assert main(["export", str(checkpoint), str(out), "--dtype", "float16"]) == 2
     error = capsys.readouterr().err
-    assert f"2 value(s) or more of tensor {DOWN} are infinite in float16, which ends at 65504; finite in the source, they need" in error
+    assert f"2 value(s) or more of tensor {DOWN} are NaN or infinite in float16, which ends at 65504; take a wider --dtype" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["imported", "model"], "a refusal leaves nothing behind"
     assert main(["export", str(checkpoint), str(out), "--dtype", "float16", "--allow-non-finite"]) == 0
     assert "2 value(s) were written as NaN or infinity" in capsys.readouterr().err
@@ -51,7 +50,7 @@ def test_a_broken_model_is_not_imported_unless_asked_for(tmp_path: Path, value: 
     assert "model: sound by its headers and sizes; no weight was checked for NaN and infinity: --values" in capsys.readouterr().out
     assert main(["inspect", str(broken), "--values"]) == 2
     assert main(["import", str(broken), str(out), "--tp", "2"]) == 2
-    assert capsys.readouterr().err.count(f"of tensor {DOWN} are {'NaN: these' if math.isnan(value) else 'infinite in bfloat16'}") == 2
+    assert capsys.readouterr().err.count(f"of tensor {DOWN} are NaN or infinite in bfloat16") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "a refusal leaves nothing behind"
     assert main(["import", str(broken), str(out), "--tp", "2", "--allow-non-finite"]) == 0
     assert "2 value(s) were written" in capsys.readouterr().err

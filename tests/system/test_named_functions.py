@@ -41,6 +41,17 @@ def not_finite(rewards_PS):
 
 def a_list(rewards_PS):
     return rewards_PS.tolist()
+
+def by_the_spread(rewards_PS):
+    return (rewards_PS - rewards_PS.mean(1, keepdim=True)) / rewards_PS.std(1, keepdim=True)
+
+def of_two(rewards_PS, lengths_PS):
+    return rewards_PS
+
+def leaves(rewards_PS):
+    raise SystemExit(4)
+
+A_NUMBER = 3
 """
 SMALL = (
     *("batch.prompts_per_step=4", "batch.samples_per_prompt=4", "rollout.engine=local", "parallel.tensor=1"),
@@ -99,10 +110,15 @@ def test_a_file_is_run_once_and_may_hold_dataclasses(outside: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("of_another_shape", r"gave \[2\] for rewards of shape \[2, 8\]"),
-        ("a_list", r"gave list for rewards of shape \[2, 8\]"),
-        ("not_finite", "not finite"),
-        ("no_such", "has no function no_such"),
+        ("of_another_shape", r"gave \[4\], not a real torch tensor of the rewards' shape \[4, 8\]"),
+        ("a_list", r"gave list, not a real torch tensor of the rewards' shape \[4, 8\]"),
+        ("not_finite", r"advantages \[nan, .* of a prompt with the rewards \[0.0, "),
+        ("by_the_spread", r"advantages \[nan, .* of a prompt with the rewards \[0.0, 0.0, 0.0, "),
+        ("of_two", r"TypeError: of_two\(\) missing 1 required positional argument"),
+        ("leaves", r"SystemExit: 4, .*outside.py:\d+"),
+        ("no_such", "outside.py has no function no_such"),
+        ("twice_the_mean", "did you mean 'twice_the_mean_apart'"),
+        ("A_NUMBER", "A_NUMBER is no function but int"),
     ],
 )
 def test_a_bad_advantage_ends_before_anything_starts(outside: Path, function: str, message: str) -> None:
@@ -139,19 +155,42 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "message"),
+    ("text", "message"),
     [
-        ("open('nowhere')", FileNotFoundError, "nowhere"),
-        ("None.x", AttributeError, "x"),
-        ("import not_installed", ValueError, "needs the package not_installed"),
+        ("open('nowhere')", "FileNotFoundError: .*nowhere.*faulty.py:2"),
+        ("None.x", "AttributeError: .*faulty.py:2"),
+        ("raise ValueError('boom')", "ValueError: boom, .*faulty.py:2"),
+        ("raise SystemExit(4)", "SystemExit: 4, .*faulty.py:2"),
+        ("def broken(", "SyntaxError: .*faulty.py, line 2"),
+        ("import not_installed", ".*faulty.py needs the package not_installed"),
     ],
 )
-def test_a_fault_of_the_file_itself_is_not_taken_for_a_missing_file_or_function(
-    tmp_path: Path, text: str, error: type[Exception], message: str
-) -> None:
+def test_a_fault_of_the_file_itself_is_named_with_setting_and_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "faulty.py").write_text(f"def make(options, seed): ...\n{text}\n")
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=f"task.name={tmp_path}/faulty.py:make: {message}"):
         make_task(TaskConfig(name=f"{tmp_path}/faulty.py:make"), 0)
+
+
+def test_a_fault_of_the_function_is_named_with_setting_and_line(tmp_path: Path) -> None:
+    (tmp_path / "careless.py").write_text("def make(options, seed):\n    return int('x')\n")
+    with pytest.raises(ValueError, match=r"task\.name=.*careless\.py:make: ValueError: invalid literal.*careless\.py:2"):
+        make_task(TaskConfig(name=f"{tmp_path}/careless.py:make"), 0)
+
+
+def test_a_file_imports_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_rules.py").write_text("from megatron_entropic.tasks.decompose import make_decompose\n")
+    (tmp_path / "rules.py").write_text("from neighbour_of_rules import make_decompose as make\n")
+    assert make_task(TaskConfig(name=f"{tmp_path}/rules.py:make"), 0).problem(0).prompt
+
+
+def test_a_relative_file_is_the_same_file_from_another_folder(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(outside)
+    cfg = load_config("quickstart", ["task.name=outside.py:make", "algorithm.advantage=./outside.py:twice_the_mean_apart"])
+    (outside / "elsewhere").mkdir()
+    monkeypatch.chdir(outside / "elsewhere")
+    assert cfg.task.name == f"{outside}/outside.py:make"
+    assert make_task(cfg.task, 0).problem(0).prompt
+    assert make_advantage(cfg.algorithm.advantage)(torch.tensor([[0.0, 1.0]])).tolist() == [[-1.0, 1.0]]
 
 
 RECIPE = """
