@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from megatron_entropic.config import RolloutConfig, TaskConfig
 from megatron_entropic.entropy import token_statistics
 from megatron_entropic.hf.tables import padded_vocab_size
-from megatron_entropic.rollout.local import LocalEngine
+from megatron_entropic.rollout.local_engine import LocalEngine
 from megatron_entropic.rollout.prompt_encoder import PromptEncoder
 from megatron_entropic.rollout.prompts import PromptStream
 from megatron_entropic.rollout.types import Rollout

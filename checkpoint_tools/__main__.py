@@ -10,10 +10,10 @@ from pathlib import Path
 from checkpoint_tools.inspection import describe
 from checkpoint_tools.parity import compare_logits
 from checkpoint_tools.verification import compare
+from megatron_entropic.checkpoint_files.kind import locate
 from megatron_entropic.conversion.exporting import ExportOptions, export_hf
 from megatron_entropic.conversion.importing import ImportOptions, import_hf
 from megatron_entropic.conversion.keys import Split
-from megatron_entropic.conversion.locate import locate
 from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError
 
 DESCRIPTION = """\

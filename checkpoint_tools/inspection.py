@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_entropic.checkpoint_store import STATE
+from megatron_entropic.checkpoint_files.kind import Located
+from megatron_entropic.checkpoint_files.manifest import MANIFEST, check, fingerprint
+from megatron_entropic.checkpoint_files.store import STATE
 from megatron_entropic.conversion.distributed_reader import DistributedReader
 from megatron_entropic.conversion.exporting import SUMS_FILE, blocks, nbytes
 from megatron_entropic.conversion.keys import is_optimizer
-from megatron_entropic.conversion.locate import Located
 from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.check import check_hf_dir
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.hf.values import count_not_finite, is_finite
-from megatron_entropic.manifest import MANIFEST, check, fingerprint
 
 LAYOUT_FIELDS = ("tensor", "pipeline", "context", "expert", "data")
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from megatron_entropic.checkpoint_files.kind import Located
 from megatron_entropic.conversion.exporting import ExportOptions, export_hf
-from megatron_entropic.conversion.locate import Located
 from megatron_entropic.hf.headers import CheckpointError
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ def compare_logits(a: Located, b: Located, prompts: Sequence[str] | None, tolera
 def _megatron_logits(located: Located, hf_dir: Path, prompts: Sequence[list[int]]) -> list[Tensor]:
     """[T, V] float32 of every prompt, by the model that training uses, on one process."""
     from megatron_entropic.config import Config, ModelConfig, ParallelConfig
+    from megatron_entropic.distributed.parallel import initialize_parallel, shutdown
     from megatron_entropic.hf.architectures import Architecture
+    from megatron_entropic.policy.initial_weights import load_start_weights
     from megatron_entropic.policy.model import build_model
-    from megatron_entropic.policy.parallel import initialize_parallel, shutdown
-    from megatron_entropic.policy.start import load_start_weights
 
     parallel = initialize_parallel(ParallelConfig(), seed=0)
     try:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from megatron_entropic.checkpoint_files.kind import Located
 from megatron_entropic.conversion.exporting import BLOCK_BYTES
-from megatron_entropic.conversion.locate import Located
 from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import HFReader

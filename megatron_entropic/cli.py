@@ -9,26 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
+from megatron_entropic.commands.evaluate import add_evaluate
+from megatron_entropic.commands.machine import add_doctor, add_serve, add_slurm_files
+from megatron_entropic.commands.plan import add_plan_command
+from megatron_entropic.commands.repair import add_repair_command
+from megatron_entropic.commands.resume import prepare_resume, resumed_config
+from megatron_entropic.commands.run import add_report, add_settings, add_target
 from megatron_entropic.config import Config
-from megatron_entropic.config_control import PRESETS
-from megatron_entropic.config_loading import ConfigError, load_config, recipe_names, save_config
+from megatron_entropic.config.control import PRESETS
+from megatron_entropic.config.loading import ConfigError, load_config, recipe_names, save_config
+from megatron_entropic.config.resume import ALLOW_CHANGE
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.evaluation.command import add_evaluate
-from megatron_entropic.launcher import given_rank, launch_ranks
-from megatron_entropic.machine_commands import add_doctor, add_serve, add_slurm_files
+from megatron_entropic.launch.launcher import given_rank, launch_ranks
+from megatron_entropic.launch.worker import ALLOW_FALLBACK, EXIT_FAILED, run_rank
 from megatron_entropic.observability.history import record_end, record_start
 from megatron_entropic.observability.lost_steps import last_written, lost_steps
-from megatron_entropic.observability.repair_command import add_repair_command
-from megatron_entropic.planning.command import add_plan_command
-from megatron_entropic.resuming import prepare_resume, resumed_config
-from megatron_entropic.run_commands import add_report, add_settings, add_target
-from megatron_entropic.settings_difference import ALLOW_CHANGE
-from megatron_entropic.stop_signal import EXIT_STOPPED
+from megatron_entropic.system.atomic_files import empty_folder
 from megatron_entropic.system.folder_lock import TOKEN_VARIABLE, Fence, FolderLock
 from megatron_entropic.system.open_files import allow_open_files
 from megatron_entropic.system.shipped_files import version_text
-from megatron_entropic.whole_file import empty_folder
-from megatron_entropic.worker import ALLOW_FALLBACK, EXIT_FAILED, run_rank
+from megatron_entropic.system.stop_signal import EXIT_STOPPED
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130

@@ -5,16 +5,16 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from megatron_entropic.algorithms import make_advantage
-from megatron_entropic.checkpointer import Checkpointer
+from megatron_entropic.checkpoint.checkpointer import Checkpointer
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller, make_controller
+from megatron_entropic.control.target_file import TargetFile
+from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import RankZeroError
 from megatron_entropic.observability.run_output import RunOutput
-from megatron_entropic.observability.target_file import TargetFile
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.dealing import deal
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.update_stats import UpdateStats, gap_of
 from megatron_entropic.rollout.logprob_gap import likely_causes, stop_bounds
 from megatron_entropic.rollout.source import RolloutSource

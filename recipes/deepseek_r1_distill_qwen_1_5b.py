@@ -14,7 +14,7 @@ PPO proper is not offered: it needs a critic, which this project does not train.
 """
 
 from megatron_entropic.config import Config, ParallelConfig, RolloutConfig
-from megatron_entropic.config_control import preset
+from megatron_entropic.config.control import preset
 from recipes import parts
 
 VARIANTS = ("grpo", "entropy_bonus", "rloo")

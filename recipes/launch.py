@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import ConfigError, load_config
+from megatron_entropic.config.loading import ConfigError, load_config
 from megatron_entropic.errors import ReportedError
 from recipes.nemo.home import ROOT, use_home
 from slurm.options import add_launch_options, add_train_options, container_of

@@ -28,7 +28,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from megatron_entropic.rollout.local import Sampled, sample_responses
+from megatron_entropic.rollout.local_engine import Sampled, sample_responses
 from megatron_entropic.tasks import Problem
 from recipes.tiny_lessons import LESSONS, Lesson, TinyTask
 

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_entropic.commands.plan import GPUS_PER_NODE, architecture_of
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.planning.cluster import GB, Assumptions, cluster_of
-from megatron_entropic.planning.command import GPUS_PER_NODE, architecture_of
 from megatron_entropic.planning.layouts import Candidate, Site, gpus_used
 from megatron_entropic.planning.model_memory import ModelSize
 from megatron_entropic.planning.tables import parameter_count, seconds

@@ -17,7 +17,7 @@ from megatron_entropic.config import (
     TaskConfig,
     TrainerConfig,
 )
-from megatron_entropic.config_control import preset
+from megatron_entropic.config.control import preset
 
 MODELS = Path("models")
 """Where models are looked for: models/NAME with NAME as on the model hub. `model.hf_path=` names another folder."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import ConfigError, load_config, override
+from megatron_entropic.config.loading import ConfigError, load_config, override
 from megatron_entropic.errors import ReportedError
 from slurm.split import DESCRIPTION, Description
 

@@ -71,7 +71,7 @@ class Running:
         found = {}
         for process in marked_processes(self.mark):
             try:
-                if "megatron_entropic.worker" in process.cmdline():
+                if "megatron_entropic.launch.worker" in process.cmdline():
                     found[int(process.environ()["RANK"])] = process
             except psutil.NoSuchProcess:
                 continue

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from megatron_entropic.config_control import Actuator
+from megatron_entropic.config.control import Actuator
 
 ROUNDINGS = 64
 """Phi below so many roundings of its terms is 0 to "exact". pi is known to 1 eps; Phi of a token with 1 - pi << 1 is 2 (1 - pi) of its

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from megatron_entropic.config import ADVANTAGE_ENTRY_POINTS, ADVANTAGES
+from megatron_entropic.config.schema import ADVANTAGE_ENTRY_POINTS, ADVANTAGES
 from megatron_entropic.system.named_functions import named_function, raised
 
 Advantage = Callable[[Tensor], Tensor]

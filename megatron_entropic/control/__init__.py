@@ -4,8 +4,7 @@ from megatron_entropic.control.aent import AEnt
 from megatron_entropic.control.coefficients import Coefficients
 from megatron_entropic.control.controller import Controller, make_controller
 from megatron_entropic.control.entropic import EntroPIC
-from megatron_entropic.control.measurement import Measurement
-from megatron_entropic.control.measurement_guard import NonFiniteEntropyError
+from megatron_entropic.control.measurement import Measurement, NonFiniteEntropyError
 from megatron_entropic.control.steering import Steering
 
 __all__ = ["AEnt", "Coefficients", "Controller", "EntroPIC", "Measurement", "NonFiniteEntropyError", "Steering", "make_controller"]

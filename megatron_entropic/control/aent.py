@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megatron_entropic.control.measurement_guard import MeasurementGuard
+from megatron_entropic.control.measurement import MeasurementGuard
 
 
 class AEnt:

@@ -5,8 +5,7 @@ from typing import Any
 
 from megatron_entropic.config import ControlConfig
 from megatron_entropic.control.coefficients import Coefficients
-from megatron_entropic.control.measurement import Measurement
-from megatron_entropic.control.measurement_guard import MeasurementGuard
+from megatron_entropic.control.measurement import Measurement, MeasurementGuard
 from megatron_entropic.control.reference import Reference
 
 

@@ -94,7 +94,7 @@ def make_controller(cfg: Config) -> Controller:
         return Static(control, Coefficients(positive_weight=control.positive_weight))
     if control.kind == "aec":
         return AEC(control)
-    # clip_cov and kl_cov act in the policy loss (policy/token_choice.py): there is nothing to steer.
+    # clip_cov and kl_cov act in the policy loss (policy/covariance_selection.py): there is nothing to steer.
     return Static(control, Coefficients())
 
 

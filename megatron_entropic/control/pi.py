@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megatron_entropic.config_control import AntiWindup
+from megatron_entropic.config.control import AntiWindup
 
 
 class PI:

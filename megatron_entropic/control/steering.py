@@ -8,8 +8,7 @@ from typing import Any
 from megatron_entropic.config import ControlConfig
 from megatron_entropic.control.coefficients import Coefficients
 from megatron_entropic.control.handoff import Delivery, Handoff, Phase
-from megatron_entropic.control.measurement import Measurement
-from megatron_entropic.control.measurement_guard import MeasurementGuard
+from megatron_entropic.control.measurement import Measurement, MeasurementGuard
 from megatron_entropic.control.persistence import Persistence
 from megatron_entropic.control.pi import PI
 from megatron_entropic.control.plant import Plant

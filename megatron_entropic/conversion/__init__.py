@@ -6,5 +6,4 @@ keys.py             where a table row is in such a checkpoint, and how a layout 
 output.py           files that are written in parallel, resumed after a kill, checksummed, and appear whole
 importing.py        Hugging Face directory -> distributed checkpoint
 exporting.py        distributed checkpoint -> Hugging Face directory
-locate.py           which kind of checkpoint a path is
 """

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_entropic.checkpoint_files.manifest import write_manifest
 from megatron_entropic.config import Config, ParallelConfig
 from megatron_entropic.conversion.distributed_writer import Rectangle, write_metadata, write_record
 from megatron_entropic.conversion.finite import FiniteValues
@@ -27,7 +28,6 @@ from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.hf.segments import cut, segments
 from megatron_entropic.hf.tables import Row, checkpoint_rows, hf_shapes, padded_vocab_size
-from megatron_entropic.manifest import write_manifest
 
 BLOCK_BYTES = 32 * 2**20
 """What a worker holds at a time, whatever the sizes of tensors and files; a few copies of it."""

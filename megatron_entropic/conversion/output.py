@@ -19,7 +19,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from megatron_entropic.hf.headers import CheckpointError
-from megatron_entropic.whole_file import to_disk
+from megatron_entropic.system.atomic_files import to_disk
 
 JOURNAL = "journal.jsonl"
 

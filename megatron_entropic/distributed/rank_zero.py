@@ -12,7 +12,7 @@ from megatron_entropic.distributed.host_line import HostLine, host_line
 from megatron_entropic.distributed.host_line import PeerEndedError as PeerEndedError
 from megatron_entropic.distributed.host_line import PeerSilentError as PeerSilentError
 from megatron_entropic.distributed.host_line import RankZeroError as RankZeroError
-from megatron_entropic.stop_signal import Abandonable, Abandoned, StopRequested
+from megatron_entropic.system.stop_signal import Abandonable, Abandoned, StopRequested
 
 T = TypeVar("T")
 

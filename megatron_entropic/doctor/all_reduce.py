@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_entropic.launcher import given_rank
+from megatron_entropic.launch.launcher import given_rank
 from megatron_entropic.platform import communication_backend, select_device
 
 MARK = "PREFLIGHT "

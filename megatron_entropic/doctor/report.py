@@ -12,7 +12,7 @@ from megatron_entropic.doctor.machine import GPU, GPUQueryError, cores, find_gpu
 from megatron_entropic.doctor.model import model_problem
 from megatron_entropic.doctor.parts import chosen_paths
 from megatron_entropic.doctor.versions import PACKAGES, environment, source_fingerprint, versions
-from megatron_entropic.network import interfaces
+from megatron_entropic.system.network import interfaces
 
 MIN_TMP_BYTES = 2**30
 

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.entropy.checks import check_arguments, refuse_second_derivative
-from megatron_entropic.entropy.hidden_rows import HiddenRows
+from megatron_entropic.entropy.gradient_accumulation import check_main_grad
 from megatron_entropic.entropy.linear_head import Head
-from megatron_entropic.entropy.product_sum import check_main_grad
+from megatron_entropic.entropy.sequence_chunks import HiddenRows
 from megatron_entropic.entropy.shard import VocabShard, statistics_dtype
 from megatron_entropic.entropy.token_statistics import (
     Measured,

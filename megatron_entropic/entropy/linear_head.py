@@ -16,11 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_entropic.entropy.hidden_rows import HiddenGradient, HiddenRows
-from megatron_entropic.entropy.moments import Moments, TokenScalars, merge_moments
-from megatron_entropic.entropy.product_sum import ProductSum, added_to_main_grad, main_grad
-from megatron_entropic.entropy.row_math import UpstreamGradients, local_moments, write_logits_gradient
-from megatron_entropic.entropy.selection import Threshold, select_largest
+from megatron_entropic.entropy.gradient_accumulation import ProductSum, added_to_main_grad, main_grad
+from megatron_entropic.entropy.moments import merge_moments
+from megatron_entropic.entropy.records import Moments, Threshold, TokenScalars, UpstreamGradients
+from megatron_entropic.entropy.row_math import local_moments, write_logits_gradient
+from megatron_entropic.entropy.selection import select_largest
+from megatron_entropic.entropy.sequence_chunks import HiddenGradient, HiddenRows
 from megatron_entropic.entropy.shard import ShardRows, statistics_dtype
 from megatron_entropic.entropy.token_statistics import Measured, Request, conclude
 

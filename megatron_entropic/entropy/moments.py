@@ -3,50 +3,12 @@
 row_math.py has the formulas. Shapes: T rows inside the mask, K = 3 sums (5 with a clamp).
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_entropic.entropy.records import LOWEST, Moments, TokenScalars
 from megatron_entropic.entropy.shard import VocabShard
-
-LOWEST = -1e4
-"""exp of this is 0 in float32 and float64: raising d to it changes no sum, and keeps 0 * -inf from making a NaN."""
-
-
-class Moments(NamedTuple):
-    """One rank's columns of each row, relative to that rank's own maximum.
-
-    Attributes:
-        max_T: largest logit as given (not divided by the temperature); -inf when the rank holds no finite logit.
-        sums_KT: sum exp(d), sum d exp(d), the target's d (0 when another rank holds it); then the first two over the
-            K largest logits when there is a clamp.
-        squares_2T: sum exp(2d), sum d exp(2d); None where the mean lowering is not asked for.
-    """
-
-    max_T: Tensor
-    sums_KT: Tensor
-    squares_2T: Tensor | None
-
-
-class TokenScalars(NamedTuple):
-    """Per-token results, equal on all tensor ranks, and all that the gradient needs beside the logits.
-
-    Attributes:
-        max_T: global maximum of the logits as given.
-        log_sum_T, entropy_T: log S about that maximum; H in nats.
-        kept_log_sum_T, kept_entropy_T: the same over the K largest logits; None without a selection.
-    """
-
-    max_T: Tensor
-    log_sum_T: Tensor
-    entropy_T: Tensor
-    kept_log_sum_T: Tensor | None
-    kept_entropy_T: Tensor | None
-
-    def at(self, block: slice) -> "TokenScalars":
-        return TokenScalars(*(None if x_T is None else x_T[block] for x_T in self))  # type: ignore[arg-type]
 
 
 def combine_moments(local: Moments, max_T: Tensor, column_T: Tensor, temperature: float, shard: VocabShard) -> Moments:

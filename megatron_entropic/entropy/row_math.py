@@ -1,4 +1,4 @@
-"""The formulas, forward and backward, in plain torch; on a GPU, kernels.py and kernel_gradient.py do the same.
+"""The formulas, forward and backward, in plain torch; on a GPU, triton/moments.py and triton/gradient.py do the same.
 
 With d = (x - max x) / temperature, S = sum exp(d), M = sum d exp(d):   log p_i = d_i - log S,   H = log S - M / S.
 M <= 0 <= log S, so nothing cancels, whatever the offset of the logits: moments are of d, never of x. The subtraction comes
@@ -13,22 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_entropic.entropy.block_workers import for_each_block
 from megatron_entropic.entropy.device_path import runs_kernels
-from megatron_entropic.entropy.moments import LOWEST, Moments, TokenScalars
-from megatron_entropic.entropy.selection import Threshold, keys_below, numbers_of_keys
+from megatron_entropic.entropy.records import LOWEST, Moments, Threshold, TokenScalars, UpstreamGradients, keys_below, numbers_of_keys
 from megatron_entropic.entropy.shard import ShardRows, statistics_dtype
-
-
-class UpstreamGradients(NamedTuple):
-    """Gradients of the loss with respect to each result, [T] in the statistics' dtype; None where it is unused."""
-
-    log_prob_T: Tensor | None
-    entropy_T: Tensor | None
-    kept_entropy_T: Tensor | None
-
-    def at(self, block: slice) -> "UpstreamGradients":
-        return UpstreamGradients(*(None if x_T is None else x_T[block] for x_T in self))
+from megatron_entropic.entropy.thread_pool import for_each_block
 
 
 def local_moments(
@@ -46,9 +34,9 @@ def local_moments(
     out, and stays 0; `squares`, which need it, are left out unless asked for.
     """
     if runs_kernels(rows.logits):
-        from megatron_entropic.entropy import kernels  # imports Triton
+        from megatron_entropic.entropy.triton import moments  # imports Triton
 
-        return kernels.local_moments(rows, column_T, temperature, threshold, entropy=entropy, squares=squares)
+        return moments.local_moments(rows, column_T, temperature, threshold, entropy=entropy, squares=squares)
     dtype, device = statistics_dtype(rows.logits.dtype), rows.logits.device
     max_T = torch.full((len(rows),), -torch.inf, dtype=dtype, device=device)
     sums_KT = torch.zeros(3 if threshold is None else 5, len(rows), dtype=dtype, device=device)
@@ -149,9 +137,9 @@ def write_logits_gradient(
     largest, else 0;    dz / dx = 1 / temperature.
     """
     if runs_kernels(rows.logits):
-        from megatron_entropic.entropy import kernel_gradient  # imports Triton
+        from megatron_entropic.entropy.triton import gradient  # imports Triton
 
-        kernel_gradient.write_logits_gradient(rows, column_T, temperature, scalars, threshold, upstream, out_NV)
+        gradient.write_logits_gradient(rows, column_T, temperature, scalars, threshold, upstream, out_NV)
         return
     if rows.columns == 0 or len(rows) == 0:
         return

@@ -9,60 +9,15 @@ partial sort is several times faster, and finds the same threshold.
 Shapes: T rows inside the mask, B rows of a block, V this rank's real columns, D = 256 values of a byte, R tensor ranks.
 """
 
-from typing import NamedTuple
-
 import numpy
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_entropic.entropy.block_workers import for_each_block
 from megatron_entropic.entropy.device_path import runs_kernels
+from megatron_entropic.entropy.records import DIGITS, KEY_DTYPES, Threshold, order_keys
 from megatron_entropic.entropy.shard import ShardRows, VocabShard, statistics_dtype
-
-DIGITS = 256
-_KEY_DTYPES = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class Threshold(NamedTuple):
-    """Which of this rank's columns are among a row's K largest: above `key_T`, or equal to it and left of `tie_end_T`.
-
-    Attributes:
-        key_T: integer key of the K-th largest logit, in the key dtype of the logits; equal on all ranks.
-        tie_end_T: int32 column of this rank; columns before it whose key equals `key_T` are kept.
-    """
-
-    key_T: Tensor
-    tie_end_T: Tensor
-
-    def at(self, block: slice) -> "Threshold":
-        return Threshold(self.key_T[block], self.tie_end_T[block])
-
-    def keep(self, raw_BV: Tensor) -> Tensor:
-        """[B, V] bool membership; `self` is already cut to the block."""
-        key_BV = order_keys(raw_BV)
-        column_V = torch.arange(raw_BV.shape[1], device=raw_BV.device, dtype=torch.int32)
-        tie_BV = (key_BV == self.key_T[:, None]) & (column_V < self.tie_end_T[:, None])
-        return tie_BV.logical_or_(key_BV > self.key_T[:, None])
-
-
-def order_keys(raw: Tensor) -> Tensor:
-    """Signed integers of the logits' width that compare as the logits do; -0.0 and 0.0 get the same key."""
-    bits = raw.view(_KEY_DTYPES[raw.element_size()])
-    sign = bits >> (8 * raw.element_size() - 1)  # 0 or -1
-    key = bits ^ (sign & torch.iinfo(bits.dtype).max)
-    return key + (key == -1)  # only -0.0 has key -1, just below the 0 of 0.0
-
-
-def numbers_of_keys(key: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers of type `dtype` whose `order_keys` these are."""
-    sign = key >> (8 * key.element_size() - 1)
-    return (key ^ (sign & torch.iinfo(key.dtype).max)).view(dtype)
-
-
-def keys_below(key: Tensor) -> Tensor:
-    """The next smaller key that a number has: no number has -1, and below -inf come the keys of NaN."""
-    return key - 1 - (key == 0).to(key.dtype)
+from megatron_entropic.entropy.thread_pool import for_each_block
 
 
 def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
@@ -76,9 +31,9 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
     whole rows. NaN takes some place in the order and disturbs nothing but its own row.
     """
     if runs_kernels(rows.logits):
-        from megatron_entropic.entropy import kernel_selection  # imports Triton
+        from megatron_entropic.entropy.triton import selection  # imports Triton
 
-        return kernel_selection.select_largest(rows, count, shard)
+        return selection.select_largest(rows, count, shard)
     if shard.ranks == 1 and rows.logits.is_cpu:
         return select_by_partition(rows, count)
     return select_by_digits(rows, count, shard)
@@ -87,7 +42,7 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
 def select_by_digits(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
     """`select_largest` for rows spread over any number of ranks, on any device."""
     element_size = rows.logits.element_size()
-    key_T = torch.zeros(len(rows), dtype=_KEY_DTYPES[element_size], device=rows.logits.device)
+    key_T = torch.zeros(len(rows), dtype=KEY_DTYPES[element_size], device=rows.logits.device)
     wanted_T = torch.full((len(rows),), count, dtype=torch.int32, device=rows.logits.device)
     for byte in reversed(range(element_size)):
         local_TD = _histogram(rows, key_T, byte)
@@ -103,7 +58,7 @@ def select_by_digits(rows: ShardRows, count: int, shard: VocabShard) -> Threshol
 
 def select_by_partition(rows: ShardRows, count: int) -> Threshold:
     """`select_largest` for whole rows in host memory, where NumPy's vectorised partial sort costs about ten passes over a row."""
-    key_T = torch.empty(len(rows), dtype=_KEY_DTYPES[rows.logits.element_size()])
+    key_T = torch.empty(len(rows), dtype=KEY_DTYPES[rows.logits.element_size()])
     tie_end_T = torch.empty(len(rows), dtype=torch.int32)
     smaller = rows.columns - count
 

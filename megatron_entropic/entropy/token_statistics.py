@@ -13,9 +13,10 @@ from torch import Tensor
 
 from megatron_entropic.entropy.checks import check_arguments, check_rows, refuse_second_derivative
 from megatron_entropic.entropy.device_path import runs_kernels
-from megatron_entropic.entropy.moments import Moments, TokenScalars, combine_moments, finish, mean_lowering
-from megatron_entropic.entropy.row_math import UpstreamGradients, local_moments, write_logits_gradient
-from megatron_entropic.entropy.selection import Threshold, select_largest
+from megatron_entropic.entropy.moments import combine_moments, finish, mean_lowering
+from megatron_entropic.entropy.records import Moments, Threshold, TokenScalars, UpstreamGradients
+from megatron_entropic.entropy.row_math import local_moments, write_logits_gradient
+from megatron_entropic.entropy.selection import select_largest
 from megatron_entropic.entropy.shard import ShardRows, VocabShard
 
 

@@ -17,8 +17,8 @@ from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.source import make_engine
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
+from megatron_entropic.system.atomic_files import write_whole
 from megatron_entropic.system.devices import without_training_ranks
-from megatron_entropic.whole_file import write_whole
 
 LOCAL_PROMPTS = 32
 """Prompts that the in-process engine gets at a time, which says nothing before all are answered."""

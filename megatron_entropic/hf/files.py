@@ -27,7 +27,7 @@ from megatron_entropic.hf.directory import (
     weight_files,
 )
 from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError, TensorHeader, read_header
-from megatron_entropic.whole_file import to_disk
+from megatron_entropic.system.atomic_files import to_disk
 
 DEFAULT_SHARD_BYTES = 5 * 2**30
 DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_NAMES.items()}

@@ -8,11 +8,11 @@ from markupsafe import Markup
 
 from megatron_entropic.observability.explorer import make_explorer
 from megatron_entropic.observability.pages import render_page
-from megatron_entropic.observability.plots import compare_entropy, draw_comparison
+from megatron_entropic.observability.plotting.plots import compare_entropy, draw_comparison
+from megatron_entropic.observability.plotting.style import themed_svg
 from megatron_entropic.observability.run_data import load_run
-from megatron_entropic.observability.style import themed_svg
 from megatron_entropic.observability.summary import summarise_run
-from megatron_entropic.whole_file import write_whole
+from megatron_entropic.system.atomic_files import write_whole
 
 
 def write_comparison(run_dir: str | os.PathLike[str], others: Sequence[str | os.PathLike[str]]) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from megatron_entropic.stop_signal import EXIT_STOPPED
+from megatron_entropic.system.stop_signal import EXIT_STOPPED
 
 FILE = "history.jsonl"
 _ERROR = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (?:ERROR|CRITICAL) [^:]+: (?:error: )?(.*)$")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from shlex import quote
 
-from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError, step_of
+from megatron_entropic.checkpoint_files.store import CheckpointStore, CheckpointStoreError, step_of
 
 
 def last_written(run_dir: Path) -> tuple[int, int] | None:

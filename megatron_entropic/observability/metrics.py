@@ -15,7 +15,7 @@ from shlex import quote
 from typing import Any
 
 from megatron_entropic.control.handoff import Phase
-from megatron_entropic.whole_file import naming
+from megatron_entropic.system.atomic_files import naming
 
 MetricValue = float | int | None
 

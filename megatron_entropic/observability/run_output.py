@@ -8,6 +8,7 @@ import torch
 
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller
+from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.directory import read_companions
 from megatron_entropic.hf.files import write_hf
@@ -18,7 +19,6 @@ from megatron_entropic.observability.step_timer import StepTimer
 from megatron_entropic.observability.trackers import TrackerGroup, make_trackers
 from megatron_entropic.observability.watch import Watch
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.policy.weights import weights_to_rank_zero
 from megatron_entropic.rollout.types import NamedWeights, Rollout

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.control import Controller
 from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricValue
-from megatron_entropic.policy.token_choice import CHOOSING_KINDS
+from megatron_entropic.policy.covariance_selection import CHOOSING_KINDS
 from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.rollout.types import Rollout
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from megatron_entropic.config import TrainerConfig
 from megatron_entropic.observability.metrics import MetricValue
-from megatron_entropic.whole_file import naming
+from megatron_entropic.system.atomic_files import naming
 
 
 class Tracker(Protocol):

@@ -13,7 +13,7 @@ from megatron_entropic.planning.model_memory import GRADIENT_BYTES, ModelSize, S
 from megatron_entropic.planning.workload import Workload
 
 CONTROL_BYTES = 64
-"""One all-reduce over all ranks for each pass: seven sums and a requested target, 8 bytes each (policy/measure.py)."""
+"""One all-reduce over all ranks for each pass: seven sums and a requested target, 8 bytes each (distributed/reductions.py)."""
 STATISTICS_BYTES = 8 * 9
 """The further sums and maxima that a pass reports; sums, maxima, then one broadcast."""
 

@@ -7,7 +7,7 @@ from megatron_entropic.planning.model_memory import element_bytes, vocabulary_sh
 CHUNK_BYTES, TILES, MIN_COLUMNS, MIN_ELEMENTS, ALIGNMENT = 256 * 2**20, 160, 1024, 2**19, 64
 """As in entropy/linear_head.py, which imports torch; a test holds them equal."""
 CHUNK_TOKENS = 4096
-"""As in entropy/hidden_rows.py: under sequence parallelism the hidden states are gathered in chunks of at least so many tokens."""
+"""As in entropy/sequence_chunks.py: under sequence parallelism the hidden states are gathered in chunks of at least so many tokens."""
 SCALARS_PER_TOKEN = 160
 """Bytes a token of targets, masks, log-probs, entropies and what the loss keeps of them."""
 

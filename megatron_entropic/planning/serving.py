@@ -11,7 +11,7 @@ from megatron_entropic.planning.training_memory import BUCKET_BYTES
 from megatron_entropic.planning.workload import Workload, active_layer_parameters, head_flops, layer_flops
 
 MAX_SEQUENCES = 256
-"""Sequences a server runs at a time; as in rollout/server_command.py, which imports torch; a test holds them equal."""
+"""Sequences a server runs at a time; as in rollout/vllm/command_line.py, which imports torch; a test holds them equal."""
 CONTEXT_BYTES = 1 * GB
 """CUDA context and NCCL of a server's worker, outside rollout.gpu_memory_utilization."""
 

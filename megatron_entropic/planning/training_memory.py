@@ -17,7 +17,7 @@ from megatron_entropic.planning.model_memory import (
 from megatron_entropic.planning.passes import PassMemory
 
 BUCKET_BYTES = 2**30
-"""Of a weight update over NCCL; as in rollout/transports.py, which imports torch; a test holds them equal."""
+"""Of a weight update over NCCL; as in rollout/weight_sync/transports.py, which imports torch; a test holds them equal."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from megatron_entropic.planning.cluster import Assumptions
 from megatron_entropic.planning.model_memory import ModelSize
 
 MEASURING_KINDS = ("clip_cov", "kl_cov")
-"""Kinds of control that take a forward pass of their own in every update; as policy/token_choice.py."""
+"""Kinds of control that take a forward pass of their own in every update; as policy/covariance_selection.py."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Batch:
         return self.offsets[-1]
 
     def mini_batches(self, count: int) -> list["Batch"]:
-        """`count` batches of consecutive samples (whole groups: config.py checks the division), with their old log-probs."""
+        """`count` batches of consecutive samples (whole groups: the config checks the division), with their old log-probs."""
         size = len(self.samples) // count
         parts = []
         for start in range(0, len(self.samples), size):

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.config import Config
+from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.policy.batching import Batch, Sample, SampleElsewhere, held, plan_micro_batches
-from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.response import response_samples
 
 _Words = npt.NDArray[np.int32]

@@ -23,19 +23,19 @@ from torch import Tensor
 
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients, Measurement
+from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import meet
+from megatron_entropic.distributed.reductions import reduce_control, reduce_sums, share_from_last_stage
 from megatron_entropic.entropy import TokenStatistics, linear_token_statistics
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.tables import hf_shapes
 from megatron_entropic.policy.batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
+from megatron_entropic.policy.covariance_selection import CHOOSING_KINDS, choose_tokens
+from megatron_entropic.policy.initial_weights import clear_weights, load_start_weights
 from megatron_entropic.policy.loss import CONTROL_SUMS, MAXIMA, SUMS, Objective
-from megatron_entropic.policy.measure import reduce_control, reduce_sums, share_from_last_stage
 from megatron_entropic.policy.model import build_model
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
-from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.response import Response, SteeredEntropy, measured_temperature, reduce_response, response_samples
-from megatron_entropic.policy.start import clear_weights, load_start_weights
-from megatron_entropic.policy.token_choice import CHOOSING_KINDS, choose_tokens
 from megatron_entropic.policy.update_stats import Totals, UpdateStats, measurement, update_stats
 from megatron_entropic.policy.weights import hf_weights
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from megatron_entropic import platform
 from megatron_entropic.config import Config
+from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.hf.tables import padded_vocab_size
 from megatron_entropic.policy.experts import mark_experts, mixture_settings, use_router
 from megatron_entropic.policy.layers import local_block_spec
-from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.rope import describe_yarn, rope_settings
 
 

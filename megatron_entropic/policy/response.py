@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.distributed.parallel import Parallel
+from megatron_entropic.distributed.reductions import reduce_control
 from megatron_entropic.entropy import TokenStatistics
 from megatron_entropic.policy.batching import Batch, MicroBatch
-from megatron_entropic.policy.measure import reduce_control
-from megatron_entropic.policy.parallel import Parallel
 
 
 @dataclass(frozen=True)

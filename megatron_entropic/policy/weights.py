@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import follow_rank_zero, from_rank_zero
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.headers import CheckpointError
@@ -22,7 +23,6 @@ from megatron_entropic.hf.tables import Row, canonical_name, checkpoint_rows, hf
 from megatron_entropic.hf.values import count_not_finite, is_finite
 from megatron_entropic.policy.experts import global_expert_name
 from megatron_entropic.policy.model import PolicyModel
-from megatron_entropic.policy.parallel import Parallel
 
 _LAYER_PREFIX = "decoder.layers."
 PIECE_BYTES = 2**28

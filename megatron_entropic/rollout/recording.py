@@ -4,7 +4,7 @@
                                             damaged file cannot pass for a whole one
     rollouts/step-000012.jsonl.zst          the same, as earlier versions recorded it (recording_jsonl.py)
 
-The writer is `RolloutWriter`, the readers are `read_rollouts` and `recorded_steps`, the consumer is replay.py.
+The writer is `RolloutWriter`, the readers are `read_rollouts` and `recorded_steps`, the consumer is replay_engine.py.
 """
 
 import os

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_entropic.config import Config, ModelConfig
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.rollout.types import RolloutError
-from megatron_entropic.whole_file import write_whole
+from megatron_entropic.system.atomic_files import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from megatron_entropic.config import RewardConfig, TaskConfig
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
-from megatron_entropic.stop_signal import raised_by_signals
+from megatron_entropic.system.stop_signal import raised_by_signals
 from megatron_entropic.tasks import verifier_spec
 from megatron_entropic.tasks.task import Problem, Task
 from megatron_entropic.tasks.verification import Limits, Verdict, VerifierError, VerifierPool, judge

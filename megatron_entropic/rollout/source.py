@@ -7,23 +7,23 @@ from functools import partial
 from types import TracebackType
 
 from megatron_entropic.config import Config
+from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import from_rank_zero, from_rank_zero_unless_stopped
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.parallel import Parallel
 from megatron_entropic.policy.weights import weights_to_rank_zero
-from megatron_entropic.rollout.fleet import make_fleet
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.recording import RolloutWriter, read_counts, read_rollouts
-from megatron_entropic.rollout.remote_server import fleet_folder
-from megatron_entropic.rollout.replay import ReplayEngine
+from megatron_entropic.rollout.replay_engine import ReplayEngine
 from megatron_entropic.rollout.sampling_record import check_replay, record_sampling
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
+from megatron_entropic.rollout.vllm.fleet import make_fleet
+from megatron_entropic.rollout.vllm.remote_server import fleet_folder
 from megatron_entropic.rollout.vocabulary import Vocabulary
-from megatron_entropic.stop_signal import stop_requested
 from megatron_entropic.system.folder_lock import Fence
+from megatron_entropic.system.stop_signal import stop_requested
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.task import Problem
 
@@ -199,7 +199,7 @@ def make_engine(cfg: Config) -> RolloutEngine:
         check_replay(cfg)
         return ReplayEngine(rollout.replay_path)
     if rollout.engine == "local":
-        from megatron_entropic.rollout.local import LocalEngine  # brings transformers: seconds that other engines need not pay
+        from megatron_entropic.rollout.local_engine import LocalEngine  # brings transformers: seconds that other engines need not pay
 
         return LocalEngine(rollout, model_dir=model.hf_dir, dtype=model.dtype, seed=cfg.trainer.seed)
     fleet = make_fleet(cfg)

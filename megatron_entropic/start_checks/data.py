@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import ConfigError
+from megatron_entropic.config.loading import ConfigError
 from megatron_entropic.rollout.prompts import PromptStream, make_stream
 from megatron_entropic.start_checks.golds import unreachable
 from megatron_entropic.tasks import make_task

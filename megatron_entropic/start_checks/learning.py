@@ -2,8 +2,9 @@
 
 import math
 
-from megatron_entropic.config import ADVANTAGES, Config, ControlConfig
-from megatron_entropic.config_loading import ConfigError
+from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.config.loading import ConfigError
+from megatron_entropic.config.schema import ADVANTAGES
 
 TARGETED_KINDS = ("entropic", "entropic+aent", "aec")
 """Kinds of control that read control.target_entropy."""

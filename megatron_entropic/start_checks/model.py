@@ -1,12 +1,12 @@
 """Everything about the checkpoint and the layout that can be known before a process is started."""
 
+from megatron_entropic.checkpoint_files.manifest import check as check_manifest
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import ConfigError
+from megatron_entropic.config.loading import ConfigError
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.check import check_companions, check_hf_dir
 from megatron_entropic.hf.layout import check_layout, check_serving
 from megatron_entropic.hf.stop_tokens import stop_token_ids
-from megatron_entropic.manifest import check as check_manifest
 
 
 def check_model(cfg: Config, *, weights: bool = True) -> Architecture:

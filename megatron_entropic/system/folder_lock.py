@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.system.atomic_files import write_whole
 from megatron_entropic.system.process_identity import ProcessIdentity
-from megatron_entropic.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 

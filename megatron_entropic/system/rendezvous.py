@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.whole_file import write_whole
+from megatron_entropic.system.atomic_files import write_whole
 
 LISTENER_VARIABLE = "MEGATRON_ENTROPIC_STORE_FD"
 """Environment variable of rank 0: number of the open socket that listens on MASTER_PORT."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from megatron_entropic.config import TASK_ENTRY_POINTS, TaskConfig
-from megatron_entropic.config import TASKS as FACTORIES
+from megatron_entropic.config import TaskConfig
+from megatron_entropic.config.schema import TASK_ENTRY_POINTS
+from megatron_entropic.config.schema import TASKS as FACTORIES
 from megatron_entropic.system.named_functions import named_function, raised, reference_of
 from megatron_entropic.tasks.task import Problem, Task, Verifier
 from megatron_entropic.tasks.verification import VerifierSpec

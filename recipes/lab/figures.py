@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from megatron_entropic.observability.style import GREY, INK, SERIES, styled
+from megatron_entropic.observability.plotting.style import GREY, INK, SERIES, styled
 from recipes.lab.cases import METHODS
 from recipes.lab.run import Result
 

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_entropic.config_loading import ConfigError
+from megatron_entropic.config.loading import ConfigError
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.stop_signal import EXIT_STOPPED
 from megatron_entropic.system.folder_lock import FolderLock
+from megatron_entropic.system.stop_signal import EXIT_STOPPED
 from recipes.lab.real_model_numbers import numbers_of
 from recipes.lab.real_model_runs import PLANS, Plan, RealRun
 from recipes.lab.real_model_training import LabError, run_all, state_of

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from megatron_entropic.observability.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, YELLOW, styled
+from megatron_entropic.observability.plotting.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, YELLOW, styled
 from recipes.lab.real_model_numbers import Numbers
 from recipes.lab.settling import SETTLED, WINDOW, moving_mean
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from megatron_entropic.config import Config
-from megatron_entropic.whole_file import write_whole
+from megatron_entropic.system.atomic_files import write_whole
 from recipes.lab.real_model_figure import draw
 from recipes.lab.real_model_numbers import Numbers, numbers_of
 from recipes.lab.real_model_runs import SEEDS, Plan

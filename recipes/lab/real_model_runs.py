@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import ConfigError, load_config
+from megatron_entropic.config.loading import ConfigError, load_config
 from recipes.lab.held_out_sums import make
 
 SEEDS = 2

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import load_config, override, save_config, to_dict
+from megatron_entropic.config.loading import load_config, override, save_config, to_dict
+from megatron_entropic.config.resume import differences
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.settings_difference import differences
 from recipes.lab.code_version import code_version
 from recipes.lab.real_model_progress import Progress, steps_done
 from recipes.lab.real_model_runs import Plan, RealRun

@@ -10,7 +10,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from megatron_entropic.whole_file import write_whole
+from megatron_entropic.system.atomic_files import write_whole
 from recipes.lab.cases import METHODS, SETTINGS, TASKS, Method, all_cases
 from recipes.lab.figures import draw_curves
 from recipes.lab.run import PROMPTS, Result, load_result

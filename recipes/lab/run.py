@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from megatron_entropic.config_loading import load_config, override
+from megatron_entropic.config.loading import load_config, override
+from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.evaluation.evaluate import evaluate
 from megatron_entropic.observability.metrics import read_metrics
-from megatron_entropic.policy.parallel import initialize_parallel
+from megatron_entropic.system.atomic_files import write_whole
 from megatron_entropic.trainer import train
-from megatron_entropic.whole_file import write_whole
 from recipes.lab.cases import Case
 
 PROMPTS = 256

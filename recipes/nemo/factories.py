@@ -16,7 +16,7 @@ import fiddle
 import nemo_run as run
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import from_dict, load_config, override, recipe_names, to_dict
+from megatron_entropic.config.loading import from_dict, load_config, override, recipe_names, to_dict
 
 Factory = Callable[[], Any]
 """Returns a `run.Partial[train]`."""

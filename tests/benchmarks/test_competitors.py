@@ -17,8 +17,8 @@ from torch import Tensor
 from benchmarks import competitors, gpu_device, token_statistics
 from benchmarks.problem import Problem
 from benchmarks.token_statistics_cases import Case, cases, is_linear
-from tests.distributed import run_ranks
 from tests.entropy import kernel_checks
+from tests.run_ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 ARGUMENTS = SimpleNamespace(vocab=300, hidden=128, tokens=8, check_tokens=8, clamp=0.4, device="cpu")

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_control import PRESETS, preset
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.control import PRESETS, preset
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.control import Controller, Measurement, make_controller
 
 UPDATES = 5000

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_entropic.config import BatchConfig, Config, ControlConfig
-from megatron_entropic.config_control import ControlKind
+from megatron_entropic.config.control import ControlKind
 from megatron_entropic.control import Controller, Measurement, NonFiniteEntropyError, make_controller
 from megatron_entropic.control.handoff import Phase, next_phase
 from megatron_entropic.control.reference import Shape, scheduled_target

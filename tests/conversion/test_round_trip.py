@@ -12,20 +12,20 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.conversion.distributed_reader import DistributedReader
 from megatron_entropic.conversion.exporting import ExportOptions, export_hf
 from megatron_entropic.conversion.keys import is_optimizer
+from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import HFReader, write_hf
 from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.hf.mapping import shard
 from megatron_entropic.hf.tables import checkpoint_rows, hf_shapes
-from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.trainer import train
 from tests import tiny_models
 from tests.conversion.conversions import contents, exported, imported
-from tests.distributed import run_ranks
+from tests.run_ranks import run_ranks
 
 
 @pytest.fixture(scope="module")

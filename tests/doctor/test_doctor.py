@@ -13,7 +13,7 @@ from megatron_entropic.doctor.machine import GPU, GPUQueryError, existing, find_
 from megatron_entropic.doctor.model import model_fingerprint, model_problem
 from megatron_entropic.doctor.parts import chosen_paths
 from megatron_entropic.doctor.reach import Answering, reach_all
-from megatron_entropic.network import address_of, address_toward, interface_of, interfaces
+from megatron_entropic.system.network import address_of, address_toward, interface_of, interfaces
 from tests.command_line import ROOT, megatron_entropic
 from tests.tiny_models import TINY_DECOMPOSE
 

@@ -20,11 +20,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.entropy import linear_token_statistics, moments, row_math, selection, token_statistics
-from megatron_entropic.entropy.row_math import UpstreamGradients
+from megatron_entropic.entropy.records import UpstreamGradients
 from megatron_entropic.entropy.shard import ShardRows, VocabShard
-from tests.distributed import run_ranks
+from tests.entropy.membership import kept
 from tests.entropy.oracle import DTYPES, NAMES, Problem, assert_close, expected, gradient_rounding, random_problem, weighted_sum
 from tests.entropy.ranks import equal_on_all_ranks, shard_of, start_group
+from tests.run_ranks import run_ranks
 
 DEVICE = "cpu"
 """Where the kernels run; set by `main`."""
@@ -129,7 +130,7 @@ def check_equal_to_plain_torch() -> None:
         inside = slice(None) if rows_T is None else rows_T
         real_TV = logits_NV[inside, :columns]
         host_cut = selection.Threshold(device_cut.key_T.cpu(), device_cut.tie_end_T.cpu())
-        assert torch.equal(cut.keep(real_TV), host_cut.keep(real_TV))
+        assert torch.equal(kept(cut, real_TV), kept(host_cut, real_TV))
         for with_cut in (False, True):
             one, two = (cut, device_cut) if with_cut else (None, None)
             with plain_torch():
@@ -223,7 +224,7 @@ def check_repeated_upstream_gradients() -> None:
 
 def check_log_prob_alone() -> None:
     """Without the entropy, sum d exp(d) is left out and stays 0; with the squares, the other sums stay what they are."""
-    from megatron_entropic.entropy import kernels
+    from megatron_entropic.entropy.triton import moments as kernels
 
     rows = ShardRows(torch.randn(3, 700, device=DEVICE), None, 700)
     column_T = torch.tensor([0, 350, 699], device=DEVICE)
@@ -273,7 +274,7 @@ def check_the_fused_head() -> None:
 
 def check_gradient_in_the_logits_own_memory() -> None:
     """The fused head may overwrite its chunk (the interpreter works on copies: only a GPU shows it)."""
-    from megatron_entropic.entropy import kernel_gradient
+    from megatron_entropic.entropy.triton import gradient
 
     if DEVICE == "cpu":
         return
@@ -283,8 +284,8 @@ def check_gradient_in_the_logits_own_memory() -> None:
     _, scalars = moments.finish(row_math.local_moments(rows, column_T, 1.0, None))
     upstream = UpstreamGradients(torch.ones(4, device=DEVICE), torch.ones(4, device=DEVICE), None)
     elsewhere_NV = torch.empty_like(logits_NV)
-    kernel_gradient.write_logits_gradient(rows, column_T, 1.0, scalars, None, upstream, elsewhere_NV)
-    kernel_gradient.write_logits_gradient(rows, column_T, 1.0, scalars, None, upstream, logits_NV)
+    gradient.write_logits_gradient(rows, column_T, 1.0, scalars, None, upstream, elsewhere_NV)
+    gradient.write_logits_gradient(rows, column_T, 1.0, scalars, None, upstream, logits_NV)
     assert torch.equal(logits_NV, elsewhere_NV)
 
 
@@ -344,9 +345,10 @@ def use_kernels_here(device: str) -> None:
     if device == "cpu":
         if os.environ.get("TRITON_INTERPRET") != "1":
             raise SystemExit("set TRITON_INTERPRET=1 to run the kernels without a GPU")
-        from megatron_entropic.entropy import kernel_rows, token_statistics
+        from megatron_entropic.entropy import token_statistics
+        from megatron_entropic.entropy.triton import common
 
-        kernel_rows.BLOCK, kernel_rows.SPAN = 128, 256
+        common.BLOCK, common.SPAN = 128, 256
         for module in (row_math, selection, sys.modules[token_statistics.__module__]):
             module.runs_kernels = _runs_interpreted  # type: ignore[attr-defined]
         _interpreting = True

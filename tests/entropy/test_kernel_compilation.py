@@ -43,9 +43,11 @@ def ptx_of(kernel: Any, dtype: str, constants: dict[str, Any], options: dict[str
 @pytest.mark.parametrize("block", [128, 4096])
 def test_kernels_compile_with_16_byte_accesses(dtype: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from megatron_entropic.entropy import kernel_gradient, kernel_rows, kernel_selection, kernels
+    from megatron_entropic.entropy.triton import common, selection
+    from megatron_entropic.entropy.triton import gradient as gradients
+    from megatron_entropic.entropy.triton import moments as kernels
 
-    options = kernel_rows.options(block)
+    options = common.options(block)
     shift = 24 if dtype == "fp32" else 8
     sizes = {"BLOCK": block, "PER": 4 if dtype == "fp32" else 8, "column_stride": 1}
     plain = {**sizes, **dict.fromkeys(CLAMP_POINTERS), "index_ptr": None, "position_ptr": None}
@@ -55,15 +57,15 @@ def test_kernels_compile_with_16_byte_accesses(dtype: str, block: int, tmp_path:
             assert "ex2.approx.ftz.f32" in moments
             if block == 4096:
                 assert "ld.global.v4.b32" in moments
-        gradient = ptx_of(kernel_gradient._gradient, dtype, constants, options)
+        gradient = ptx_of(gradients._gradient, dtype, constants, options)
         if block == 4096:
             assert "ld.global.v4.b32" in gradient
             assert "st.global.v4.b32" in gradient
     for first in (True, False):
-        count = ptx_of(kernel_selection._count_digits, dtype, {**sizes, "SHIFT": shift if first else 0, "FIRST": first}, options)
+        count = ptx_of(selection._count_digits, dtype, {**sizes, "SHIFT": shift if first else 0, "FIRST": first}, options)
         if block == 4096:
             assert "ld.global.v4.b32" in count
-        ptx_of(kernel_selection._walk_down, dtype, {"FIRST": first}, {"num_warps": 1})
-    ptx_of(kernel_selection._find_tie_end, dtype, sizes, options)
+        ptx_of(selection._walk_down, dtype, {"FIRST": first}, {"num_warps": 1})
+    ptx_of(selection._find_tie_end, dtype, sizes, options)
     for without in ({}, {"part_squares_ptr": None, "squares_ptr": None}):
         ptx_of(kernels._join_spans, dtype, {"SUMS": 5, "SPLITS": 8, "ENTROPY": True, **without}, {"num_warps": 1})

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_entropic.entropy import hidden_rows, linear_token_statistics, token_statistics
 from megatron_entropic.entropy import linear_head as linear_module
-from tests.distributed import run_ranks
+from megatron_entropic.entropy import linear_token_statistics, sequence_chunks, token_statistics
 from tests.entropy.oracle import NAMES, assert_close, gradient_rounding, weighted_sum
 from tests.entropy.ranks import counted_collectives, equal_on_all_ranks, shard_of, start_group
+from tests.run_ranks import run_ranks
 
 SEQUENCE, BATCH, HIDDEN, VOCAB, PADDED = 8, 3, 16, 45, 48
 
@@ -248,7 +248,7 @@ def run_sharded(
 ) -> tuple[dict[str, int], dict[str, int]]:
     group = start_group()
     set_narrow_tiles(setattr)
-    hidden_rows.CHUNK_TOKENS = gathered
+    sequence_chunks.CHUNK_TOKENS = gathered
     case = Case(dtype, clamp, masked)
     reference, grad_hidden, grad_weight = case.reference()
     hidden = (shard_of(case.hidden, group, 0) if sequence_parallel else case.hidden.clone()).requires_grad_()
@@ -285,7 +285,7 @@ def run_sharded(
 )
 def test_sharded_weight(world_size: int, dtype: torch.dtype, clamp: float | None, masked: bool, sequence_parallel: bool) -> None:
     chunk_tokens = 7 if clamp else None
-    counts = run_ranks(run_sharded, world_size, dtype, clamp, masked, sequence_parallel, chunk_tokens, hidden_rows.CHUNK_TOKENS)
+    counts = run_ranks(run_sharded, world_size, dtype, clamp, masked, sequence_parallel, chunk_tokens, sequence_chunks.CHUNK_TOKENS)
     assert counts == [collectives([tokens_inside(masked)], dtype, clamp, sequence_parallel)] * world_size
 
 
@@ -326,7 +326,7 @@ def test_sequence_in_chunks(world_size: int, dtype: torch.dtype, clamp: float | 
 def refuse_in_chunks() -> tuple[str, dict[str, int]]:
     """(the error that names the first bad row, the collectives of a sequence of which only the last chunk is inside the mask)."""
     group = start_group()
-    hidden_rows.CHUNK_TOKENS = 4
+    sequence_chunks.CHUNK_TOKENS = 4
     hidden_TH, weight = torch.ones(8, 1), torch.ones(10, 1)
     targets_T = torch.zeros(8, dtype=torch.int64)
     bad_T = targets_T.clone()
@@ -361,7 +361,7 @@ def test_a_half_precision_weight_is_added_up_over_chunks_only_in_main_grad(fused
 
 def count_gathers(fused: bool) -> int:
     group = start_group()
-    hidden_rows.CHUNK_TOKENS = SEQUENCE * BATCH // 3
+    sequence_chunks.CHUNK_TOKENS = SEQUENCE * BATCH // 3
     case = Case(torch.bfloat16, None, False)
     reference, _, grad_weight = case.reference()
     weight = torch.nn.Parameter(shard_of(case.weight, group, 0))

@@ -6,16 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from megatron_entropic.entropy.records import Threshold, keys_below, numbers_of_keys, order_keys
 from megatron_entropic.entropy.selection import (
-    Threshold,
-    keys_below,
-    numbers_of_keys,
-    order_keys,
     select_by_digits,
     select_by_partition,
     select_largest,
 )
 from megatron_entropic.entropy.shard import ShardRows, VocabShard
+from tests.entropy.membership import kept
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -29,7 +27,7 @@ def keep(logits_TV: Tensor, count: int) -> Tensor:
     assert torch.equal(by_digits.tie_end_T, by_partition.tie_end_T)
     chosen: Threshold = select_largest(rows, count, shard)
     assert all(torch.equal(a, b) for a, b in zip(chosen, by_digits, strict=True))
-    return chosen.keep(logits_TV)
+    return kept(chosen, logits_TV)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_entropic.entropy import TokenStatistics, token_statistics
-from tests.distributed import run_ranks
 from tests.entropy.oracle import DTYPES, NAMES, Problem, assert_close, expected, gradient_rounding, random_problem, weighted_sum
 from tests.entropy.ranks import counted_collectives, equal_on_all_ranks, shard_of, start_group
+from tests.run_ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 WORLD_SIZES = [2, 4]

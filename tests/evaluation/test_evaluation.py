@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_entropic.cli import main
+from megatron_entropic.commands.evaluate import _settings
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import ConfigError, load_config, save_config
-from megatron_entropic.evaluation.command import _settings
+from megatron_entropic.config.loading import ConfigError, load_config, save_config
 from megatron_entropic.evaluation.evaluate import evaluate
 from megatron_entropic.evaluation.problems import choose_problems
 from megatron_entropic.evaluation.progress import Counter

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_entropic.checkpoint_store import CheckpointStore, CheckpointStoreError
-from megatron_entropic.manifest import check
+from megatron_entropic.checkpoint_files.manifest import check
+from megatron_entropic.checkpoint_files.store import CheckpointStore, CheckpointStoreError
 from megatron_entropic.observability.metrics import read_metrics
 from tests.command_line import megatron_entropic
 from tests.faults.faults import Damage, Kill

@@ -10,18 +10,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from checkpoint_tools.verification import compare
+from megatron_entropic.checkpoint_files.kind import locate
 from megatron_entropic.config import Config, ModelConfig, ParallelConfig
-from megatron_entropic.conversion.locate import locate
+from megatron_entropic.distributed.parallel import initialize_parallel, shutdown
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.check import check_hf_dir, dtype_problems
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.policy.model import build_model
-from megatron_entropic.policy.parallel import initialize_parallel, shutdown
 from megatron_entropic.policy.weights import load_hf_weights
 from tests import tiny_models
 from tests.conversion.conversions import imported
-from tests.distributed import RankFailedError, run_ranks
+from tests.run_ranks import RankFailedError, run_ranks
 
 Tensors = dict[str, torch.Tensor]
 

@@ -14,10 +14,10 @@ from PIL import Image
 from megatron_entropic.observability.comparison import write_comparison
 from megatron_entropic.observability.history import read_history, record_end, record_start
 from megatron_entropic.observability.pages import format_duration, format_number
-from megatron_entropic.observability.plots import compare_entropy, draw_comparison, write_plots
+from megatron_entropic.observability.plotting.plots import compare_entropy, draw_comparison, write_plots
+from megatron_entropic.observability.plotting.style import INK, SERIES
 from megatron_entropic.observability.report import write_report
 from megatron_entropic.observability.report_samples import pick_samples, visible
-from megatron_entropic.observability.style import INK, SERIES
 from tests.observability.synthetic_runs import MakeRun
 
 EVIL = "<script>alert(1)</script></pre><img src=http://evil.example/x onerror=alert(1)>{{ 7*7 }} \u202eabc\x00 \ud800"

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from megatron_entropic.config import BatchConfig, Config, ControlConfig
-from megatron_entropic.config_control import ControlKind
+from megatron_entropic.config.control import ControlKind
 from megatron_entropic.control import Coefficients, Measurement, make_controller
 from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricsWriter, read_metrics

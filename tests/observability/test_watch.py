@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.run_warnings import read_warnings
 from megatron_entropic.observability.watch import EXHAUSTED_STEPS, Watch

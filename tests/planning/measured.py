@@ -19,11 +19,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients
+from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.tables import hf_shapes
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.parallel import initialize_parallel
 
 _SMALL = {
     "architectures": ["Qwen3ForCausalLM"],

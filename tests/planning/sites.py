@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from megatron_entropic.commands.plan import architecture_of
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.planning.cluster import Assumptions, cluster_of
-from megatron_entropic.planning.command import architecture_of
 from megatron_entropic.planning.layouts import Site
 
 LLAMA_70B = (

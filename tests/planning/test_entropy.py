@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.planning.cluster import Assumptions
 from megatron_entropic.planning.entropy import entropy_lines
 

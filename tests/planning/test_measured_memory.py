@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.training_memory import training_memory
-from tests.distributed import run_ranks
 from tests.planning.measured import peak_of_updates, save_random_model
+from tests.run_ranks import run_ranks
 
 TOLERANCE = 0.10
 SETTINGS = ["parallel.tensor=1", "batch.max_tokens_per_micro_batch=1024", "rollout.engine=local", "trainer.tensorboard=false"]

@@ -12,8 +12,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_entropic import platform
 from megatron_entropic.config import ParallelConfig
-from megatron_entropic.policy.parallel import initialize_parallel, shutdown
-from tests.distributed import RankFailedError, run_ranks
+from megatron_entropic.distributed.parallel import initialize_parallel, shutdown
+from tests.run_ranks import RankFailedError, run_ranks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is patched where there is a GPU")
 
@@ -128,7 +128,7 @@ def test_a_single_process_needs_no_launcher_and_hears_no_warnings(tmp_path: Path
     program.write_text(
         "from megatron_entropic import platform\n"
         "from megatron_entropic.config import ParallelConfig\n"
-        "from megatron_entropic.policy.parallel import initialize_parallel, shutdown\n"
+        "from megatron_entropic.distributed.parallel import initialize_parallel, shutdown\n"
         "import megatron.core.models.gpt\n"
         "print(initialize_parallel(ParallelConfig(), seed=0).world_size)\n"
         "shutdown()\n"

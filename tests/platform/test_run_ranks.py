@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.distributed import RankFailedError, run_ranks
+from tests.run_ranks import RankFailedError, run_ranks
 
 
 def environment(extra: str) -> tuple[str, str, str, str]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from megatron_entropic.config import AlgorithmConfig, BatchConfig, Config, ControlConfig, ParallelConfig
+from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.policy.batching import Batch, Sample, SampleElsewhere, build_micro_batch, held, plan_micro_batches
 from megatron_entropic.policy.dealing import deal, samples_needed
-from megatron_entropic.policy.parallel import initialize_parallel
-from tests.distributed import run_ranks
+from tests.run_ranks import run_ranks
 
 MAX_TOKENS = 64
 

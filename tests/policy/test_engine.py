@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.control import Coefficients, make_controller
+from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.policy.update_stats import UpdateStats
-from tests.distributed import run_ranks
+from tests.run_ranks import run_ranks
 from tests.tiny_models import save_divisible
 
 TEMPERATURE, CLAMP, ALPHA, BONUS = 0.8, 0.3, -0.6, 0.05

@@ -7,12 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_entropic.config import Config, ModelConfig, ParallelConfig
+from megatron_entropic.distributed.parallel import initialize_parallel, shutdown
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.policy.model import build_model
-from megatron_entropic.policy.parallel import initialize_parallel, shutdown
 from megatron_entropic.policy.weights import load_hf_weights
 from tests import tiny_models
-from tests.distributed import run_ranks
+from tests.run_ranks import run_ranks
 
 TOKENS = 20_000
 

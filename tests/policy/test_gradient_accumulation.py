@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.control import Coefficients
+from megatron_entropic.distributed.parallel import Parallel, initialize_parallel
 from megatron_entropic.entropy import TokenStatistics, linear_token_statistics, token_statistics
 from megatron_entropic.policy import engine
 from megatron_entropic.policy.batching import Batch
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.loss import Objective
-from megatron_entropic.policy.parallel import Parallel, initialize_parallel
 from tests import tiny_models
-from tests.distributed import run_ranks
 from tests.entropy.oracle import gradient_rounding
 from tests.policy.test_engine import make_samples
+from tests.run_ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 LAYOUTS = {

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from megatron_entropic.config import Config, ModelConfig, ParallelConfig
+from megatron_entropic.distributed.parallel import initialize_parallel, shutdown
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.policy.model import build_model, transformer_config
-from megatron_entropic.policy.parallel import initialize_parallel, shutdown
 from megatron_entropic.policy.weights import hf_weights, load_hf_weights
 from tests import tiny_models
-from tests.distributed import RankFailedError, run_ranks
+from tests.run_ranks import RankFailedError, run_ranks
 
 
 def bfloat16_round_trip(hf_dir: Path) -> None:

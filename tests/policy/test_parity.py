@@ -10,15 +10,15 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from safetensors.torch import load_file
 
 from megatron_entropic.config import Config, ModelConfig, ParallelConfig
+from megatron_entropic.distributed.parallel import Parallel, initialize_parallel, shutdown
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import write_hf
 from megatron_entropic.hf.mapping import merge
 from megatron_entropic.hf.tables import model_rows
 from megatron_entropic.policy.model import PolicyModel, build_model
-from megatron_entropic.policy.parallel import Parallel, initialize_parallel, shutdown
 from megatron_entropic.policy.weights import hf_weights, load_hf_weights, named_parameters
 from tests import tiny_models
-from tests.distributed import run_ranks
+from tests.run_ranks import run_ranks
 
 LENGTHS = (3, 200, 17, 1, 63)  # their sum is a multiple of 4, as sequence parallelism needs
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.control import Coefficients
+from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.parallel import initialize_parallel
-from tests.distributed import run_ranks
 from tests.planning.measured import full_batch, save_random_model
+from tests.run_ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 SMALL = {

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.config import Config, ControlConfig
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.control import Coefficients, Measurement, make_controller
+from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.policy.response import Response, response_samples
 from megatron_entropic.trainer import update_policy
-from tests.distributed import run_ranks
+from tests.run_ranks import run_ranks
 from tests.tiny_models import save_divisible
 
 LAYOUTS = {

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from checkpoint_tools.parity import compare_logits
-from megatron_entropic.conversion.locate import locate
+from megatron_entropic.checkpoint_files.kind import locate
 from tests import tiny_models
-from tests.distributed import run_ranks
+from tests.run_ranks import run_ranks
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 SCALINGS: dict[str, dict[str, Any]] = {

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients
+from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.policy.update_stats import UpdateStats
-from tests.distributed import run_ranks
 from tests.policy.test_engine import ALPHA, TEMPERATURE, make_samples, settings
+from tests.run_ranks import run_ranks
 from tests.tiny_models import save_divisible
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

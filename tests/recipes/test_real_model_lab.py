@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_entropic.config_loading import ConfigError, save_config
+from megatron_entropic.config.loading import ConfigError, save_config
 from megatron_entropic.observability.metrics import METRIC_FIELDS, read_metrics
 from megatron_entropic.system.folder_lock import FolderLock
 from megatron_entropic.tasks.addition import make_addition

@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from megatron_entropic.commands.plan import architecture_of, published_architecture
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import ConfigError, load_config, recipe_names
+from megatron_entropic.config.loading import ConfigError, load_config, recipe_names
+from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.hf.tables import hf_shapes
 from megatron_entropic.observability.metrics import read_metrics
-from megatron_entropic.planning.command import architecture_of, published_architecture
 from megatron_entropic.planning.model_memory import ModelSize
-from megatron_entropic.policy.parallel import initialize_parallel
 from megatron_entropic.trainer import train
 from recipes import overview
-from tests.distributed import run_ranks
+from tests.run_ranks import run_ranks
 from tests.tiny_models import TINY_DECOMPOSE
 
 NAMES = overview.names()

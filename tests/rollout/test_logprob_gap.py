@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.config import Config
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.rollout.logprob_gap import likely_causes, stop_bounds, warn_bounds
 
 NEVER = None

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from megatron_entropic.rollout.recording import RolloutWriter, read_rollouts, recorded_steps
-from megatron_entropic.rollout.replay import ReplayEngine
+from megatron_entropic.rollout.replay_engine import ReplayEngine
 from megatron_entropic.rollout.types import Prompt
 from megatron_entropic.tasks.task import Problem
 from tests.rollout.tokens import one_token_rollout

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from megatron_entropic.config import Config, ModelConfig, RolloutConfig, RunConfig
-from megatron_entropic.config_loading import save_config
+from megatron_entropic.config.loading import save_config
 from megatron_entropic.rollout.sampling_record import NAME, check_replay, record_sampling
 from megatron_entropic.rollout.types import RolloutError
 from megatron_entropic.start_checks.start import check_start

@@ -10,7 +10,7 @@ from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
-from megatron_entropic.stop_signal import StoppedAtOnce, _stop_now
+from megatron_entropic.system.stop_signal import StoppedAtOnce, _stop_now
 from megatron_entropic.tasks import FACTORIES, Problem, make_task
 from megatron_entropic.tasks.verification import VerifierError
 from tests.rollout.tokens import one_token_rollout

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_entropic.config import RewardConfig, RolloutConfig, TaskConfig
-from megatron_entropic.rollout.local import LocalEngine
+from megatron_entropic.rollout.local_engine import LocalEngine
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import Prompt, Rollout

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.observability.metrics import read_metrics
-from tests.launch.environment import SHRUNKEN, launch
+from tests.recipes.launch.environment import SHRUNKEN, launch
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.distributed]

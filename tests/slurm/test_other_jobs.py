@@ -22,7 +22,7 @@ def test_a_killed_rank_takes_the_servers_along(idle: Cluster, tmp_path: Path) ->
     run_dir = tmp_path / "run"
     submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", *SERVED, f"run.dir={run_dir}")
     submitted.wait_until((run_dir / "logs" / "vllm_0.log").exists, 60)
-    assert any("vllm_main" in " ".join(process.cmdline()) for process in submitted.processes())
+    assert any("vllm.server_main" in " ".join(process.cmdline()) for process in submitted.processes())
     submitted.kill("megatron_entropic.cli", "train")
     submitted.wait(90)
     assert submitted.state == "FAILED", submitted.output
@@ -35,7 +35,7 @@ def test_a_dead_server_is_named(idle: Cluster, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     submitted = job(idle, tmp_path, "train.sbatch", "--nodes=2", *SERVED, f"run.dir={run_dir}")
     submitted.wait_until(lambda: any((run_dir / "fleet").glob("*/server-0.json")), 60)
-    submitted.kill("megatron_entropic.rollout.vllm_main")
+    submitted.kill("megatron_entropic.rollout.vllm.server_main")
     submitted.wait(120)
     assert submitted.state == "FAILED", submitted.output
     assert "[fleet n2] megatron-entropic: error: rollout server 0 (http://10." in submitted.output

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_entropic.config_loading import load_config
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.start_checks.golds import MOST, _unlike
 from megatron_entropic.start_checks.learning import check_learning

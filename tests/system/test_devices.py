@@ -8,7 +8,7 @@ import torch
 
 from megatron_entropic import launcher
 from megatron_entropic.config import RolloutConfig
-from megatron_entropic.rollout import server_command
+from megatron_entropic.rollout.vllm import command_line
 from megatron_entropic.system.devices import (
     PlacementError,
     ranks_per_node,
@@ -101,4 +101,4 @@ def test_servers_of_a_run_that_train_started_are_on_other_gpus_than_its_ranks(mo
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     cfg = RolloutConfig(servers=2, tensor=2)
-    assert [server_command._gpu_environment(cfg, server)["CUDA_VISIBLE_DEVICES"] for server in range(2)] == ["4,5", "6,7"]
+    assert [command_line._gpu_environment(cfg, server)["CUDA_VISIBLE_DEVICES"] for server in range(2)] == ["4,5", "6,7"]

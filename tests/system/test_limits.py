@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricsWriter
-from megatron_entropic.whole_file import write_whole
+from megatron_entropic.system.atomic_files import write_whole
 from tests.command_line import ROOT
 
 FULL = Path("/dev/full")
@@ -51,7 +51,7 @@ def test_a_full_disk_is_named_with_the_path(tmp_path: Path) -> None:
 
 def test_a_thread_that_ends_with_an_error_is_one_line_and_its_traceback_is_in_the_log(tmp_path: Path) -> None:
     script = (
-        "import pathlib, sys, threading; from megatron_entropic.worker import _log_to; _log_to(pathlib.Path(sys.argv[1]), 0)\n"
+        "import pathlib, sys, threading; from megatron_entropic.launch.worker import _log_to; _log_to(pathlib.Path(sys.argv[1]), 0)\n"
         "def write(): raise OSError(28, 'No space left on device', 'events')\n"
         "thread = threading.Thread(target=write, name='writer'); thread.start(); thread.join()"
     )

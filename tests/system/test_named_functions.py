@@ -9,7 +9,7 @@ import torch
 
 from megatron_entropic.algorithms import group_advantages, leave_one_out_advantages, make_advantage
 from megatron_entropic.config import TaskConfig
-from megatron_entropic.config_loading import ConfigError, load_config
+from megatron_entropic.config.loading import ConfigError, load_config
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.start_checks.learning import check_learning
 from megatron_entropic.system.named_functions import load_module

@@ -1,0 +1,1 @@
+"""Checkpoints as files: folders that are whole or not there, their manifests, and which kind one is."""

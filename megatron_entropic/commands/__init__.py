@@ -1,0 +1,1 @@
+"""What the command line runs beside training: one function a command."""

@@ -1,0 +1,93 @@
+"""`megatron-entropic serve`, `doctor` and `slurm-files`: what is asked of a machine, not of a run."""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron_entropic.config import Config
+from megatron_entropic.config.loading import ConfigError, load_config
+from megatron_entropic.system.shipped_files import slurm_folder
+
+
+def add_serve(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Adds the command `serve`."""
+    serve = commands.add_parser(
+        "serve",
+        allow_abbrev=False,
+        help="start a run's vLLM servers on this machine for a trainer elsewhere",
+        description="Starts servers of a run here, announces them in the folder rollout.fleet_dir, and stays until it is told to end. "
+        "A run with the same rollout.fleet_dir then samples from them. On a cluster the job does this by itself.",
+        epilog="Example: megatron-entropic serve quickstart rollout.servers=2 rollout.fleet_dir=/shared/fleet rollout.host=10.0.0.7",
+    )
+    serve.add_argument("source", metavar="RECIPE", help="as for train, or the folder of a run")
+    serve.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change; the trainer needs the same")
+    serve.add_argument(
+        "--share",
+        metavar="K/N",
+        help="start share K (from 0) of N equal shares of the servers (default: under srun one a task, else all)",
+    )
+    serve.set_defaults(command=_serve)
+
+
+def add_doctor(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Adds the command `doctor`."""
+    doctor = commands.add_parser(
+        "doctor",
+        allow_abbrev=False,
+        help="say what this machine has, what each part of a run will use, and what is wrong",
+        description="Looks at the environment, GPUs, network, SLURM and free space, and says which path each part of a run takes here. "
+        "Exit code 0 when nothing keeps a run from working, else 1.",
+    )
+    doctor.add_argument("source", nargs="?", metavar="RECIPE", help="also look at this run's model and folder")
+    doctor.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
+    doctor.set_defaults(command=_doctor)
+
+
+def add_slurm_files(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Adds the command `slurm-files`."""
+    files = commands.add_parser(
+        "slurm-files",
+        allow_abbrev=False,
+        help="print the folder of the sbatch files",
+        description="Prints the folder with train.sbatch, train_het.sbatch and convert.sbatch, in a checkout or installed.",
+        epilog='Example: sbatch --nodes=3 "$(megatron-entropic slurm-files)/train.sbatch" quickstart',
+    )
+    files.set_defaults(command=_slurm_files)
+
+
+def _slurm_files(_: argparse.Namespace) -> int:
+    """Prints where the sbatch files lie."""
+    print(slurm_folder())
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Runs vLLM servers until this process is told to end."""
+    from megatron_entropic.rollout.vllm.serve import serve, serving_address
+
+    run_config = Path(options.source) / "config.yaml"
+    cfg = load_config(run_config if run_config.is_file() else options.source, options.overrides)
+    if cfg.rollout.host == Config().rollout.host:
+        cfg = dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, host=serving_address(os.environ)))
+    serve(cfg, _share(options.share))
+    return 0
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    """K/N of `serve --share`, by default from srun's variables. Raises ConfigError unless 0 <= K < N."""
+    text = text or f"{os.environ.get('SLURM_PROCID', '0')}/{os.environ.get('SLURM_STEP_NUM_TASKS', '1')}"
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise ConfigError(f"--share={text}: K/N with 0 <= K < N is needed, such as 0/2")
+    return int(part), int(parts)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Prints what this machine has and what is wrong with it."""
+    from megatron_entropic.doctor.report import diagnose
+
+    diagnosis = diagnose(load_config(options.source, options.overrides) if options.source else None)
+    print(diagnosis)
+    return 1 if diagnosis.problems else 0

@@ -1,0 +1,372 @@
+"""Every setting of a run, as typed, bounded, documented dataclasses. One `Config` describes one run.
+
+A field's bounds and description live in the field itself, so the error for a bad value, `--help` and the reference page
+all say the same. Unknown names are refused everywhere. How a Config is read, overridden and saved: loading.py.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+from megatron_entropic.config.control import STRICT
+from megatron_entropic.config.control import ControlConfig as ControlConfig
+from megatron_entropic.system.named_functions import FORMS, check_name
+
+LONGEST_NAME = 80
+"""Characters of a run's name."""
+
+
+def _expanded(path: Path | None) -> Path | None:
+    """The path with a `~` in front replaced by the home folder."""
+    return None if path is None else Path(os.path.expanduser(path))
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    """Where a run lives."""
+
+    name: str = Field(default="run", description="name of the run; names its folder: no / in it, and no - . ~ or space in front")
+    dir: Path | None = Field(default=None, description="folder of the run; default runs/<name>")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        fits = 0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()
+        if not fits or "/" in name or name[0] in "-.~":
+            raise ValueError(f"must name a folder: 1 to {LONGEST_NAME} printable characters, no / in it, no - . ~ or space in front")
+        return name
+
+    @field_validator("dir")
+    @classmethod
+    def _in_the_home(cls, path: Path | None) -> Path | None:
+        return _expanded(path)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """The policy network."""
+
+    hf_path: Path = Field(
+        default=Path("models/tiny-decompose"),
+        description="Hugging Face directory (config.json, safetensors, tokenizer), or a distributed checkpoint as checkpoint_tools "
+        "import and runs write it",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="type of weights and activations; masters are fp32")
+    layer_spec: Literal["auto", "local", "transformer_engine"] = Field(
+        default="auto", description="layer implementation; auto takes Transformer Engine when it can be imported and a GPU is there"
+    )
+    vocab_pad_multiple: int = Field(
+        default=128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor"
+    )
+    recompute: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="what the backward pass computes again instead of keeping it: nothing, the MLPs or experts (about half of the "
+        "activations), or whole layers; docs/choosing_a_layout.md",
+    )
+
+    @field_validator("hf_path")
+    @classmethod
+    def _in_the_home(cls, path: Path) -> Path:
+        return _expanded(path) or path
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether hf_path is a distributed checkpoint, which has the weights in policy/ and everything else in hf/."""
+        return (self.hf_path / "policy" / "metadata.json").is_file()
+
+    @property
+    def hf_dir(self) -> Path:
+        """The directory with config.json and tokenizer; with the weights too unless `is_distributed`."""
+        return self.hf_path / "hf" if self.is_distributed else self.hf_path
+
+    @property
+    def weights_path(self) -> Path:
+        """The folder the first weights are read from."""
+        return self.hf_path / "policy" if self.is_distributed else self.hf_path
+
+
+@dataclass(frozen=True, config=STRICT)
+class ParallelConfig:
+    """How the policy is split over ranks; tensor x pipeline x context x data is the world size.
+
+    Expert-parallel ranks are not counted: they are tensor x data ranks of a pipeline stage that hold different experts.
+    """
+
+    tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks")
+    pipeline: int = Field(default=1, ge=1, description="pipeline stages")
+    context: int = Field(default=1, ge=1, le=1, description="context-parallel ranks; only 1 is available")
+    expert: int = Field(
+        default=1,
+        ge=1,
+        description="ranks that share out the experts of a mixture; taken out of the tensor x data ranks, so it divides those and "
+        "the number of experts; 1 for dense models",
+    )
+    data: int = Field(default=1, ge=1, description="data-parallel replicas")
+    sequence: bool = Field(default=False, description="sequence parallelism: shard norms and dropout over the tensor ranks")
+    timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="a collective that takes longer, or a rank silent for so long, ends the run; generation and such do not count",
+    )
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.context * self.data
+
+    @model_validator(mode="after")
+    def _sequence_needs_tensor(self) -> "ParallelConfig":
+        if self.sequence and self.tensor == 1:
+            raise ValueError("parallel.sequence=true needs parallel.tensor >= 2: it shards activations over the tensor ranks")
+        return self
+
+    @model_validator(mode="after")
+    def _expert_ranks_are_among_the_others(self) -> "ParallelConfig":
+        ranks = self.tensor * self.context * self.data
+        if ranks % self.expert:
+            legal = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+            raise ValueError(
+                f"parallel.expert={self.expert} does not divide parallel.tensor={self.tensor} x parallel.context={self.context} x "
+                f"parallel.data={self.data}: expert-parallel ranks are taken out of those; legal values: {legal}"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class BatchConfig:
+    """How many rollouts make a step, and how they are cut into updates."""
+
+    prompts_per_step: int = Field(default=64, ge=1, description="prompts drawn each step")
+    samples_per_prompt: int = Field(default=8, ge=1, description="rollouts of each prompt; the group of a GRPO advantage")
+    mini_batches: int = Field(default=1, ge=1, description="optimizer updates per step; 1 is on-policy")
+    max_tokens_per_micro_batch: int = Field(
+        default=4096, ge=8, description="packed tokens (prompt + response) of one forward pass per rank"
+    )
+
+    @model_validator(mode="after")
+    def _mini_batches_hold_whole_groups(self) -> "BatchConfig":
+        if self.prompts_per_step % self.mini_batches:
+            raise ValueError(
+                f"batch.prompts_per_step={self.prompts_per_step} must be a multiple of batch.mini_batches={self.mini_batches}"
+            )
+        return self
+
+
+ADVANTAGES = {
+    "grpo": "megatron_entropic.algorithms.advantages:group_advantages",
+    "grpo_no_std": "megatron_entropic.algorithms.advantages:centred_advantages",
+    "rloo": "megatron_entropic.algorithms.advantages:leave_one_out_advantages",
+}
+"""The advantages that come with the project, by name; imported when they are used."""
+ADVANTAGE_ENTRY_POINTS = "megatron_entropic.advantages"
+
+
+@dataclass(frozen=True, config=STRICT)
+class AlgorithmConfig:
+    """The policy-gradient part of the loss."""
+
+    advantage: str = Field(
+        default="grpo",
+        description="grpo: relative to the group, over its std; grpo_no_std: without; rloo: against the group's others; or "
+        f"{FORMS} of yours: rewards [prompts, samples] to advantages",
+    )
+    clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
+    clip_high: float = Field(default=0.2, gt=0, description="ratio is clipped above 1 + clip_high; larger than clip_low is clip-higher")
+    sampler_correction_cap: float = Field(
+        default=0.0,
+        ge=0,
+        description="truncate exp(trainer log-prob - sampler log-prob) at this and weight the loss with it; 0 is off: with "
+        "rollout.max_staleness > 0 the clipped ratio is then to the sampler instead of to the policy before the step",
+    )
+
+    @field_validator("advantage")
+    @classmethod
+    def _known_or_importable(cls, name: str) -> str:
+        return check_name(name, ADVANTAGES, ADVANTAGE_ENTRY_POINTS)
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(default=1e-6, gt=0, description="peak learning rate")
+    min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of the decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="shape of the decay after the warm-up")
+    warmup_updates: int = Field(default=0, ge=0, description="optimizer updates of linear warm-up")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's beta1")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Adam's beta2")
+    eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    clip_grad: float = Field(default=1.0, ge=0, description="clip the global gradient norm to this; 0 is off")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RolloutConfig:
+    """How rollouts are made."""
+
+    engine: Literal["vllm", "local", "replay"] = Field(
+        default="vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts"
+    )
+    servers: int = Field(default=1, ge=1, description="vLLM servers of the run, which launches and owns them unless fleet_dir is set")
+    fleet_dir: Path | None = Field(
+        default=None,
+        description="folder in which servers started elsewhere by `megatron-entropic serve` are announced, with their keys; the run "
+        "then starts none. Jobs on a cluster need no such setting",
+    )
+    tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks of each server")
+    temperature: float = Field(
+        default=1.0, ge=0, description="sampling temperature; entropy is measured at it; 0, greedy, is for evaluations"
+    )
+    max_new_tokens: int = Field(default=64, ge=1, description="longest response in tokens")
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        description="rollouts of step k come from weight version max(0, k - this); 1 generates the next batch during the update, "
+        "more only makes rollouts staler; see algorithm.sampler_correction_cap",
+    )
+    replay_path: Path | None = Field(default=None, description="rollouts/ folder of the recorded run that engine=replay reads")
+    base_port: int = Field(default=0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
+    host: str = Field(default="127.0.0.1", description="address the servers listen on and are reached at")
+    memory_gb: float = Field(default=0.5, gt=0, description="KV cache of each server on a CPU, GiB")
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="share of GPU memory a server may take")
+    startup_timeout_s: float = Field(default=600.0, gt=0, description="a server not ready by then ends the run")
+    request_timeout_s: float = Field(default=600.0, gt=0, description="a generation request that takes longer ends the run")
+    sync_timeout_s: float = Field(default=300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
+    max_logprob_gap: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        default="auto",
+        description="stop when |trainer - sampler| log-prob exceeds this on any token (staleness adds to it); auto: by model.dtype and "
+        "max_staleness, of the mean, too, and warn well below that; 0 is off. See docs/rollouts.md",
+    )
+    server_args: tuple[str, ...] = Field(default=(), description="further arguments for the vLLM server, as on its command line")
+
+    @field_validator("fleet_dir", "replay_path")
+    @classmethod
+    def _in_the_home(cls, path: Path | None) -> Path | None:
+        return _expanded(path)
+
+
+TASKS = {
+    "decompose": "megatron_entropic.tasks.decompose:make_decompose",
+    "addition": "megatron_entropic.tasks.addition:make_addition",
+    "reasoning_gym": "megatron_entropic.tasks.reasoning_gym:make_reasoning_gym",
+    "math": "megatron_entropic.tasks.math:make_math",
+}
+"""The tasks that come with the project: by name the function that makes one of (options, seed); imported when it is used."""
+TASK_ENTRY_POINTS = "megatron_entropic.tasks"
+"""Group of entry points by which an installed package brings tasks of its own."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class TaskConfig:
+    """Prompts and the verifiable reward."""
+
+    name: str = Field(
+        default="decompose",
+        description=f"which task: {', '.join(TASKS)}, one of an installed package, or {FORMS} that makes one of yours; "
+        "docs/your_model_your_task.md",
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the task; see its module in tasks/")
+    chat_template: bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
+    overlong_prompts: Literal["refuse", "drop", "truncate"] = Field(
+        default="refuse",
+        description="prompts that leave no room for rollout.max_new_tokens in the model's context or in a micro-batch: refused at the "
+        "start, left out, or cut in their middle",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known_or_importable(cls, name: str) -> str:
+        return check_name(name, TASKS, TASK_ENTRY_POINTS)
+
+
+@dataclass(frozen=True, config=STRICT)
+class RewardConfig:
+    """How answers are verified: in processes beside generation, each answer within limits. docs/rewards.md."""
+
+    workers: int = Field(default=0, ge=0, description="verifier processes at most; 0: a quarter of the processor cores, 2 to 16")
+    cpu_limit_s: float = Field(default=3.0, gt=0, description="CPU seconds of one answer's verification; beyond, the answer scores 0")
+    wall_limit_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="the same in wall-clock seconds, for verifiers that wait instead of computing; far above cpu_limit_s, so that "
+        "rewards do not depend on how busy the machine is",
+    )
+    memory_gb: float = Field(default=4.0, gt=0, description="address space of a verifier process, GiB; beyond, the answer scores 0")
+    on_failure: Literal["zero", "stop"] = Field(
+        default="zero",
+        description="when a verifier raises, dies or returns no score: score 0, count it in reward/failures and warn; or stop the run",
+    )
+
+    @model_validator(mode="after")
+    def _wall_clock_is_the_backstop(self) -> "RewardConfig":
+        if self.wall_limit_s < self.cpu_limit_s:
+            raise ValueError(
+                f"reward.wall_limit_s={self.wall_limit_s:g} is below reward.cpu_limit_s={self.cpu_limit_s:g}, which it would hide; "
+                "raise it or lower the other"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainerConfig:
+    """The loop."""
+
+    steps: int = Field(default=100, ge=0, description="steps of the loop: generate, score, update, sync")
+    seed: int = Field(default=0, ge=0, description="seeds prompts, sampling and dropout")
+    export_hf: bool = Field(default=True, description="write the final policy as a Hugging Face directory under hf/")
+    tensorboard: bool = Field(default=True, description="write TensorBoard events under logs/tensorboard")
+
+
+@dataclass(frozen=True, config=STRICT)
+class CheckpointConfig:
+    """Training checkpoints, from which an interrupted run goes on."""
+
+    every: int = Field(default=50, ge=0, description="save every so many steps, and at the end; 0: only when a signal stops the run")
+    keep: int = Field(default=2, ge=0, description="newest checkpoints to keep; 0 keeps all")
+    asynchronous: bool = Field(
+        default=True, description="write while training goes on: a step waits only until the state is copied to host memory"
+    )
+    grace_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="after SIGTERM, SIGUSR1, SIGHUP or Ctrl-C: time to save and end in, or else it ends without saving",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """One run."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    batch: BatchConfig = Field(default_factory=BatchConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    control: ControlConfig = Field(default_factory=ControlConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.dir or Path("runs") / self.run.name
+
+    @model_validator(mode="after")
+    def _kl_cov_has_an_old_policy(self) -> "Config":
+        if self.control.kind == "kl_cov" and self.batch.mini_batches == 1 and self.rollout.max_staleness == 0:
+            raise ValueError(
+                "control.kind=kl_cov needs batch.mini_batches >= 2 or rollout.max_staleness >= 1: "
+                "its penalty |log pi - log pi_old| is 0 in the first update on fresh rollouts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replay_has_a_path(self) -> "Config":
+        if self.rollout.engine == "replay" and self.rollout.replay_path is None:
+            raise ValueError("rollout.engine=replay needs rollout.replay_path=RUN_DIR/rollouts")
+        return self

@@ -1,0 +1,1 @@
+"""The vLLM engine: servers, the fleet of them, and requests to them."""

@@ -1,0 +1,1 @@
+"""How a policy's weights reach running servers: buckets, transports, checksums."""
