@@ -8,6 +8,7 @@ from megatron_entropic.algorithms import make_advantage
 from megatron_entropic.checkpoint.checkpointer import Checkpointer
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller, make_controller
+from megatron_entropic.control.kinds import measures_first
 from megatron_entropic.control.target_file import TargetFile
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import RankZeroError
@@ -84,7 +85,7 @@ def update_policy(
     rollouts or with `control.fresh_measurement` that of the log-prob pass before the first, and of the previous mini-batch
     before the others; else that of the previous step. A `requested_target` (of rank 0) comes with the first measurement.
     """
-    prepared = cfg.batch.mini_batches > 1 or cfg.rollout.max_staleness > 0 or cfg.control.fresh_measurement
+    prepared = measures_first(cfg.control, mini_batches=cfg.batch.mini_batches, max_staleness=cfg.rollout.max_staleness)
     if prepared:
         controller.step(policy.prepare(batch, requested_target))
         requested_target = None

@@ -8,6 +8,7 @@ from megatron_entropic.algorithms.policy_loss import (
     entropic_adjustment,
     entropy_bonus,
     kl_cov_penalty,
+    make_policy_loss,
     ratio_clipped,
     truncated_importance_weight,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "kl_cov_selection",
     "leave_one_out_advantages",
     "make_advantage",
+    "make_policy_loss",
     "ratio_clipped",
     "truncated_importance_weight",
 ]

@@ -4,8 +4,41 @@ Shapes: T response tokens. Every function returns a [tokens] tensor to be summed
 *global* count of the mini-batch, so that the gradient does not depend on how tokens are spread over micro-batches or ranks.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
+
+from megatron_entropic.config.schema import POLICY_LOSS_ENTRY_POINTS, POLICY_LOSSES
+from megatron_entropic.system.named_functions import named_function, raised
+
+PolicyLoss = Callable[..., Tensor]
+"""As clipped_policy_loss: (ratio_T, advantage_T, *, clip_low, clip_high, weight_T) to [tokens]."""
+
+
+@cache
+def make_policy_loss(name: str) -> PolicyLoss:
+    """The policy loss `name` (`algorithm.policy_loss`): of POLICY_LOSSES, of an installed package, or the user's function.
+
+    Raises ValueError when it cannot be imported. A user's function raises ValueError for whatever goes wrong in it, and where it
+    gives anything but one number a token.
+    """
+    loss: PolicyLoss = named_function("algorithm.policy_loss", name, POLICY_LOSSES, POLICY_LOSS_ENTRY_POINTS)
+    if name in POLICY_LOSSES:
+        return loss
+
+    def checked(ratio_T: Tensor, advantage_T: Tensor, **settings: object) -> Tensor:
+        try:
+            loss_T = loss(ratio_T, advantage_T, **settings)
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"algorithm.policy_loss={name}: {raised(error)}") from error
+        if not isinstance(loss_T, Tensor) or loss_T.shape != ratio_T.shape:
+            got = list(loss_T.shape) if isinstance(loss_T, Tensor) else type(loss_T).__name__
+            raise ValueError(f"algorithm.policy_loss={name}: gave {got}, not a loss for each of {list(ratio_T.shape)} tokens")
+        return loss_T
+
+    return checked
 
 
 def clipped_policy_loss(

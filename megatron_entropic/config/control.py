@@ -1,28 +1,77 @@
 """The settings of entropy control, and the presets that reproduce released code. Equations: docs/entropy_control.md."""
 
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
+
+from megatron_entropic.system.named_functions import FORMS, check_name, named_object
 
 STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
-ControlKind = Literal["entropic", "aent", "entropic+aent", "entropy_bonus", "nsr", "aec", "clip_cov", "kl_cov", "none"]
-Actuator = Literal["high_prob", "surprisal", "signed", "exact"]
 AntiWindup = Literal["conditional", "back_calculation", "off"]
 
-STEERED_KINDS = ("entropic", "entropic+aent")
-"""Kinds in which EntroPIC's PI controller steers to `target_entropy`."""
+KINDS = {
+    "entropic": "megatron_entropic.control.steering:ENTROPIC",
+    "aent": "megatron_entropic.control.aent:AENT",
+    "entropic+aent": "megatron_entropic.control.entropic_aent:ENTROPIC_AENT",
+    "entropy_bonus": "megatron_entropic.control.constant:ENTROPY_BONUS",
+    "nsr": "megatron_entropic.control.constant:NSR",
+    "aec": "megatron_entropic.control.aec:AEC_KIND",
+    "clip_cov": "megatron_entropic.control.covariance:CLIP_COV",
+    "kl_cov": "megatron_entropic.control.covariance:KL_COV",
+    "none": "megatron_entropic.control.constant:NONE",
+}
+"""The kinds of control that come with the project: by name the record (control/kinds.py); imported when it is used."""
+KIND_ENTRY_POINTS = "megatron_entropic.control_kinds"
+
+ACTUATORS = {
+    "high_prob": "megatron_entropic.algorithms.actuators:HIGH_PROB",
+    "surprisal": "megatron_entropic.algorithms.actuators:SURPRISAL",
+    "signed": "megatron_entropic.algorithms.actuators:SIGNED",
+    "exact": "megatron_entropic.algorithms.actuators:EXACT",
+}
+"""The actuators that come with the project: by name the record (algorithms/actuators.py)."""
+ACTUATOR_ENTRY_POINTS = "megatron_entropic.actuators"
+
+READ_BY_ALL = ("kind", "entropy_temperature", "fresh_measurement", "high_prob_threshold", "max_bad_steps")
+"""Settings of `control` that mean the same for every kind: what is measured, and when measurements are bad."""
+READ_BY_OUTSIDERS = ("options",)
+"""Further ones that a kind from outside the package reads."""
+
+
+class ReadsSettings(Protocol):
+    """The part of a kind's record that its settings are checked by."""
+
+    @property
+    def meaning(self) -> str: ...
+
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+
+def kind_settings(kind: str) -> ReadsSettings:
+    """The record of a kind, as far as settings are concerned. Raises ValueError naming what is missing of one from outside."""
+    record: ReadsSettings = named_object("control.kind", kind, KINDS, KIND_ENTRY_POINTS)
+    return record
+
+
+def settings_read_by(kind: str) -> tuple[str, ...]:
+    """Names of the settings of `control` that a kind reads. Raises as `kind_settings`."""
+    return (*READ_BY_ALL, *kind_settings(kind).reads, *(READ_BY_OUTSIDERS if kind not in KINDS else ()))
 
 
 @dataclass(frozen=True, config=STRICT)
 class ControlConfig:
     """Which controller holds the entropy, and how (EntroPIC: arXiv 2511.15248; AEnt: arXiv 2509.03493)."""
 
-    kind: ControlKind = Field(
-        default="entropic", description="EntroPIC, AEnt, both, a baseline of the papers, or none (plain GRPO); docs/entropy_control.md"
+    kind: str = Field(
+        default="entropic",
+        description=f"{', '.join(KINDS)}; one of an installed package, or package.module:KIND or file.py:KIND of yours; "
+        "docs/entropy_control.md",
     )
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of a kind from outside: control.options.NAME=value")
     # -- the target
     target_entropy: float = Field(default=0.1, description="target: token-mean entropy in nats at rollout.temperature")
     target_unit: Literal["nats", "initial"] = Field(
@@ -76,8 +125,10 @@ class ControlConfig:
         description="gains=auto: updates in a cycle of the small steps that test the response while it is in doubt; 0 is none",
     )
     # -- the actuator
-    actuator: Actuator = Field(
-        default="signed", description="which tokens alpha re-weights, and with which sign; docs/entropy_control.md says how they differ"
+    actuator: str = Field(
+        default="signed",
+        description=f"which tokens alpha re-weights, and with which sign: {', '.join(ACTUATORS)}, or {FORMS} of yours; "
+        "docs/entropy_control.md says how they differ",
     )
     high_prob_threshold: float = Field(default=0.95, gt=0, lt=1, description="tau of the high_prob actuator")
     denominator: Literal["response_tokens", "high_prob_tokens"] = Field(
@@ -110,25 +161,15 @@ class ControlConfig:
     # -- when measurements are bad
     max_bad_steps: int = Field(default=5, ge=1, description="stop after this many non-finite entropy measurements in a row")
 
-    @property
-    def steered(self) -> bool:
-        """Whether a PI controller steers to a target."""
-        return self.kind in STEERED_KINDS
+    @field_validator("kind")
+    @classmethod
+    def _known_or_importable_kind(cls, name: str) -> str:
+        return check_name(name, KINDS, KIND_ENTRY_POINTS)
 
-    @property
-    def needs_clamped_entropy(self) -> bool:
-        """Whether the clamped entropy is measured in every update (a handed-over bonus asks for it only while it acts)."""
-        return self.kind in ("aent", "entropic+aent") or (self.steered and self.steer_by == "clamped_entropy")
-
-    @property
-    def needs_mean_lowering(self) -> bool:
-        """Whether the actuator weighs tokens by the exact response of the entropy."""
-        return self.actuator == "exact"
-
-    @property
-    def measures_response(self) -> bool:
-        """Whether each update's effect on the entropy is measured on the same tokens: only where something is steered by it."""
-        return self.steered and self.response_share > 0
+    @field_validator("actuator")
+    @classmethod
+    def _known_or_importable_actuator(cls, name: str) -> str:
+        return check_name(name, ACTUATORS, ACTUATOR_ENTRY_POINTS)
 
     @model_validator(mode="after")
     def _ordered_bounds(self) -> "ControlConfig":

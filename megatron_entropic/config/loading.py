@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_entropic.config import Config
-from megatron_entropic.config.control import PRESETS
+from megatron_entropic.config.control import KINDS, PRESETS, ControlConfig, settings_read_by
 from megatron_entropic.config.values import option_of, sections_of, text_of, value_of
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.system.atomic_files import write_whole
@@ -21,8 +21,9 @@ from megatron_entropic.system.named_functions import run_file
 from megatron_entropic.system.shipped_files import find_model
 
 _ADAPTER = TypeAdapter(Config)
-_KINDS: dict[str, dict[str, Any]] = {section: get_type_hints(kind) for section, kind in get_type_hints(Config).items()}
-_OPTION = "task.options."
+_FIELDS: dict[str, dict[str, Any]] = {section: get_type_hints(kind) for section, kind in get_type_hints(Config).items()}
+_DEFAULT_CONTROL = TypeAdapter(ControlConfig).dump_python(ControlConfig(), mode="json")
+_OPTIONS = ("task.options.", "control.options.")
 
 
 class ConfigError(ReportedError, ValueError):
@@ -31,7 +32,7 @@ class ConfigError(ReportedError, ValueError):
 
 def field_names() -> list[str]:
     """All dotted field names of a Config, such as `trainer.steps`."""
-    return [f"{section}.{field}" for section, kinds in _KINDS.items() for field in kinds]
+    return [f"{section}.{field}" for section, kinds in _FIELDS.items() for field in kinds]
 
 
 def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -42,21 +43,27 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Con
             saved config (*.yaml); None: the defaults of all settings.
         overrides: `section.field=value` each, the value as values.py reads it (`run.name=2024-11-25`, `trainer.steps=3`,
             `rollout.server_args=[--foo]`). `task.options.NAME=value` sets one option and keeps the others; with another
-            `task.name` than the source's, its options go. `control.preset=NAME` sets what control.PRESETS[NAME] holds;
-            overrides after it win.
+            `task.name` than the source's, its options go. Likewise `control.options.NAME=value` and `control.kind`.
+            `control.preset=NAME` sets what control.PRESETS[NAME] holds; overrides after it win.
     Raises:
-        ConfigError: unknown source, unknown field, value out of bounds, or fields that contradict each other.
+        ConfigError: unknown source, unknown field, value out of bounds, fields that contradict each other, or an override of a
+            setting of entropy control that `control.kind` does not read.
     """
     is_yaml = str(source).endswith((".yaml", ".yml"))
     base = Config() if source is None else _read_yaml(Path(source)) if is_yaml else _recipe_config(str(source))
     settings = to_dict(base)
-    if any(override.startswith("task.name=") and override != f"task.name={settings['task']['name']}" for override in overrides):
-        settings["task"]["options"] = {}
+    for section, field in (("task", "name"), ("control", "kind")):
+        named = f"{section}.{field}="
+        if any(override.startswith(named) and override != f"{named}{settings[section][field]}" for override in overrides):
+            settings[section]["options"] = {}
     for override in overrides:
         _apply_override(settings, override)
     if isinstance(path := settings["model"]["hf_path"], str):
         settings["model"]["hf_path"] = str(find_model(Path(path)))
-    return from_dict(settings, origin="settings" if source is None else str(source))
+    loaded = from_dict(settings, origin="settings" if source is None else str(source))
+    given = [override.partition("=")[0] for override in overrides]
+    _refuse_unread(loaded.control, [name.split(".")[1] for name in given if name.startswith("control.") and name != "control.preset"])
+    return loaded
 
 
 def from_dict(settings: dict[str, Any], *, origin: str) -> Config:
@@ -77,7 +84,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 def override(name: str, value: Any) -> str:
     """The override that sets the field `name` to `value` (a Config's, or as in `to_dict`), whatever characters are in it."""
     section, field = name.split(".")
-    return f"{name}={text_of(str(value) if isinstance(value, Path) else value, _KINDS[section][field])}"
+    return f"{name}={text_of(str(value) if isinstance(value, Path) else value, _FIELDS[section][field])}"
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -121,7 +128,7 @@ def _recipe_config(source: str) -> Config:
 
 def _read_yaml(path: Path) -> Config:
     try:
-        settings = sections_of(path.read_text(encoding="utf-8-sig"), _KINDS)
+        settings = sections_of(path.read_text(encoding="utf-8-sig"), _FIELDS)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8: {error}") from None
     except OSError as error:
@@ -130,7 +137,12 @@ def _read_yaml(path: Path) -> Config:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: holds no settings; expected sections such as trainer: and control:")
-    return from_dict(settings, origin=str(path))
+    config = from_dict(settings, origin=str(path))
+    given = settings.get("control") or {}
+    if len(given) < len(_FIELDS["control"]) / 2:  # a saved config.yaml holds all of them, read or not
+        unusual = [name for name, value in to_dict(config)["control"].items() if name in given and value != _DEFAULT_CONTROL[name]]
+        _refuse_unread(config.control, unusual, origin=f"{path}: ")
+    return config
 
 
 def _apply_override(settings: dict[str, Any], override: str) -> None:
@@ -143,20 +155,39 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
         settings["control"].update(PRESETS[text])
         return
     try:
-        if name.startswith(_OPTION):
-            settings["task"]["options"][name.removeprefix(_OPTION)] = option_of(name.removeprefix(_OPTION), text)
+        if name.startswith(_OPTIONS):
+            section, _, option = name.split(".", 2)
+            settings[section]["options"][option] = option_of(option, text)
             return
         if name not in (names := field_names()):
             raise ConfigError(f"unknown setting {name!r}{_nearest(name, names)}")
         section, field = name.split(".")
-        value = value_of(text, _KINDS[section][field])
+        value = value_of(text, _FIELDS[section][field])
     except ConfigError:
         raise
     except ValueError as problem:
         raise ConfigError(f"override {override!r}: {problem}{_quoting(text)}") from None
-    if get_origin(_KINDS[section][field]) is dict and not isinstance(value, dict):
+    if get_origin(_FIELDS[section][field]) is dict and not isinstance(value, dict):
         raise ConfigError(f"override {override!r}: a mapping is needed, in quotes: '{name}={{NAME: VALUE}}'; or set {name}.NAME=VALUE")
     settings[section][field] = value
+
+
+def _refuse_unread(control: ControlConfig, given: Sequence[str], origin: str = "") -> None:
+    """Raises ConfigError for settings of entropy control that `control.kind` does not read, naming the kinds that do."""
+    if not given or set(given) == {"kind"}:
+        return
+    try:
+        read = settings_read_by(control.kind)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for name in given:
+        if name not in read:
+            kinds = [kind for kind in KINDS if name in settings_read_by(kind)]
+            readers = f"{', '.join(kinds)} do" if len(kinds) > 1 else f"{kinds[0]} does" if kinds else "a kind of your own does"
+            raise ConfigError(
+                f"{origin}control.{name} is given, but control.kind={control.kind} does not read it ({readers}); leave it out or "
+                "choose another control.kind; `megatron-entropic settings control` shows what belongs to which"
+            )
 
 
 def _quoting(text: str) -> str:

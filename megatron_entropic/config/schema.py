@@ -163,6 +163,11 @@ ADVANTAGES = {
 ADVANTAGE_ENTRY_POINTS = "megatron_entropic.advantages"
 
 
+POLICY_LOSSES = {"ppo": "megatron_entropic.algorithms.policy_loss:clipped_policy_loss"}
+"""The policy losses that come with the project, by name; imported when they are used."""
+POLICY_LOSS_ENTRY_POINTS = "megatron_entropic.policy_losses"
+
+
 @dataclass(frozen=True, config=STRICT)
 class AlgorithmConfig:
     """The policy-gradient part of the loss."""
@@ -171,6 +176,11 @@ class AlgorithmConfig:
         default="grpo",
         description="grpo: relative to the group, over its std; grpo_no_std: without; rloo: against the group's others; or "
         f"{FORMS} of yours: rewards [prompts, samples] to advantages",
+    )
+    policy_loss: str = Field(
+        default="ppo",
+        description=f"loss of a response token from its ratio and advantage: {', '.join(POLICY_LOSSES)} (the clipped objective), or "
+        f"{FORMS} of yours",
     )
     clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
     clip_high: float = Field(default=0.2, gt=0, description="ratio is clipped above 1 + clip_high; larger than clip_low is clip-higher")
@@ -185,6 +195,11 @@ class AlgorithmConfig:
     @classmethod
     def _known_or_importable(cls, name: str) -> str:
         return check_name(name, ADVANTAGES, ADVANTAGE_ENTRY_POINTS)
+
+    @field_validator("policy_loss")
+    @classmethod
+    def _known_or_importable_loss(cls, name: str) -> str:
+        return check_name(name, POLICY_LOSSES, POLICY_LOSS_ENTRY_POINTS)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -202,13 +217,20 @@ class OptimizerConfig:
     clip_grad: float = Field(default=1.0, ge=0, description="clip the global gradient norm to this; 0 is off")
 
 
+ENGINES = {
+    "vllm": "megatron_entropic.rollout.vllm.fleet:launch_fleet",
+    "local": "megatron_entropic.rollout.local_engine:make_local_engine",
+    "replay": "megatron_entropic.rollout.replay_engine:make_replay_engine",
+}
+"""The rollout engines that come with the project: by name what makes one of a Config; imported when it is used."""
+ENGINE_ENTRY_POINTS = "megatron_entropic.rollout_engines"
+
+
 @dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
     """How rollouts are made."""
 
-    engine: Literal["vllm", "local", "replay"] = Field(
-        default="vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts"
-    )
+    engine: str = Field(default="vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts")
     servers: int = Field(default=1, ge=1, description="vLLM servers of the run, which launches and owns them unless fleet_dir is set")
     fleet_dir: Path | None = Field(
         default=None,
@@ -246,6 +268,10 @@ class RolloutConfig:
     def _in_the_home(cls, path: Path | None) -> Path | None:
         return _expanded(path)
 
+
+TRACKERS = {"tensorboard": "megatron_entropic.observability.trackers:TensorBoardTracker"}
+"""The trackers that come with the project: by name what makes one of (run folder, run_id, first step)."""
+TRACKER_ENTRY_POINTS = "megatron_entropic.trackers"
 
 TASKS = {
     "decompose": "megatron_entropic.tasks.decompose:make_decompose",
@@ -317,6 +343,14 @@ class TrainerConfig:
     seed: int = Field(default=0, ge=0, description="seeds prompts, sampling and dropout")
     export_hf: bool = Field(default=True, description="write the final policy as a Hugging Face directory under hf/")
     tensorboard: bool = Field(default=True, description="write TensorBoard events under logs/tensorboard")
+    trackers: tuple[str, ...] = Field(
+        default=(), description=f"further places that each step's metrics go to: of installed packages, or {FORMS} of yours"
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _known_or_importable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_name(name, TRACKERS, TRACKER_ENTRY_POINTS) for name in names)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -355,15 +389,6 @@ class Config:
     @property
     def run_dir(self) -> Path:
         return self.run.dir or Path("runs") / self.run.name
-
-    @model_validator(mode="after")
-    def _kl_cov_has_an_old_policy(self) -> "Config":
-        if self.control.kind == "kl_cov" and self.batch.mini_batches == 1 and self.rollout.max_staleness == 0:
-            raise ValueError(
-                "control.kind=kl_cov needs batch.mini_batches >= 2 or rollout.max_staleness >= 1: "
-                "its penalty |log pi - log pi_old| is 0 in the first update on fresh rollouts"
-            )
-        return self
 
     @model_validator(mode="after")
     def _replay_has_a_path(self) -> "Config":

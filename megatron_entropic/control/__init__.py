@@ -2,9 +2,20 @@
 
 from megatron_entropic.control.aent import AEnt
 from megatron_entropic.control.coefficients import Coefficients
-from megatron_entropic.control.controller import Controller, make_controller
+from megatron_entropic.control.controller import Controller
 from megatron_entropic.control.entropic import EntroPIC
+from megatron_entropic.control.kinds import ControlKind, make_controller
 from megatron_entropic.control.measurement import Measurement, NonFiniteEntropyError
 from megatron_entropic.control.steering import Steering
 
-__all__ = ["AEnt", "Coefficients", "Controller", "EntroPIC", "Measurement", "NonFiniteEntropyError", "Steering", "make_controller"]
+__all__ = [
+    "AEnt",
+    "Coefficients",
+    "ControlKind",
+    "Controller",
+    "EntroPIC",
+    "Measurement",
+    "NonFiniteEntropyError",
+    "Steering",
+    "make_controller",
+]

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from megatron_entropic.control.measurement import MeasurementGuard
+from megatron_entropic.config import ControlConfig
+from megatron_entropic.control.coefficients import Coefficients
+from megatron_entropic.control.kinds import ControlKind, always
+from megatron_entropic.control.measurement import Measurement, MeasurementGuard
 
 
 class AEnt:
@@ -63,3 +66,55 @@ class AEnt:
         self.coefficient = float(state["coefficient"])
         self.updates = int(state["updates"])
         self._guard.bad_steps = int(state["bad_steps"])
+
+
+class BonusByAEnt:
+    """AEnt as a Controller."""
+
+    def __init__(self, control: ControlConfig) -> None:
+        self._aent = AEnt(
+            control.coefficient,
+            control.clamp,
+            control.entropy_low,
+            control.entropy_high,
+            control.coefficient_lr,
+            (control.coefficient_min, control.coefficient_max),
+            control.coefficient_warmup_steps,
+            control.max_bad_steps,
+        )
+
+    def coefficients(self) -> Coefficients:
+        return Coefficients(bonus=self._aent.coefficient)
+
+    def step(self, measured: Measurement) -> None:
+        assert measured.clamped_entropy is not None, "AEnt steers by the clamped entropy; the policy measures it for this kind"
+        self._aent.step(measured.clamped_entropy)
+
+    def report(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._aent.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._aent.load_state_dict(state)
+
+
+AENT_READS = (
+    "clamp",
+    "coefficient",
+    "entropy_low",
+    "entropy_high",
+    "coefficient_lr",
+    "coefficient_min",
+    "coefficient_max",
+    "coefficient_warmup_steps",
+)
+AENT = ControlKind(
+    meaning="AEnt (arXiv 2509.03493): a clamped-entropy bonus whose coefficient keeps the clamped entropy within a range",
+    make=lambda control, momentum: BonusByAEnt(control),
+    reads=AENT_READS,
+    ranged=True,
+    clamped_entropy=always,
+    adds_bonus=always,
+)

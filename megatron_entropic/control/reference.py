@@ -8,6 +8,9 @@ from megatron_entropic.config import ControlConfig
 
 Shape = Literal["hold", "linear", "cosine"]
 
+TARGET_READS = ("target_entropy", "target_unit", "target_points", "target_shape")
+"""Settings of the target and its schedule."""
+
 
 def scheduled_target(start: float, points: Sequence[tuple[int, float]], shape: Shape, update: int) -> float:
     """The target at an update: through (0, start) and the points, constant after the last.

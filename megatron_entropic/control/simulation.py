@@ -15,9 +15,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from megatron_entropic.config import ControlConfig
 from megatron_entropic.control.coefficients import Coefficients
 from megatron_entropic.control.controller import Controller
 from megatron_entropic.control.handoff import BONUS_UNIT
+from megatron_entropic.control.kinds import measures_first
 from megatron_entropic.control.measurement import Measurement
 
 
@@ -197,7 +199,7 @@ def simulate(
         NonFiniteEntropyError: as the controller.
     """
     policy = SimulatedPolicy(plant, seed, mini_batches)
-    prepared = mini_batches > 1 or fresh_measurement
+    prepared = measures_first(ControlConfig(fresh_measurement=fresh_measurement), mini_batches=mini_batches, max_staleness=0)
     history: list[Moment] = []
     while len(history) < updates:
         batch = policy.start_batch()

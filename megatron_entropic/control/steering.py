@@ -8,11 +8,12 @@ from typing import Any
 from megatron_entropic.config import ControlConfig
 from megatron_entropic.control.coefficients import Coefficients
 from megatron_entropic.control.handoff import Delivery, Handoff, Phase
+from megatron_entropic.control.kinds import ControlKind
 from megatron_entropic.control.measurement import Measurement, MeasurementGuard
 from megatron_entropic.control.persistence import Persistence
 from megatron_entropic.control.pi import PI
 from megatron_entropic.control.plant import Plant
-from megatron_entropic.control.reference import Reference
+from megatron_entropic.control.reference import TARGET_READS, Reference
 from megatron_entropic.control.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -154,3 +155,31 @@ class Steering:
         self.executed = int(state["executed"])
         self._unmeasured = [float(alpha) for alpha in state["unmeasured"]]
         self._guard.bad_steps = int(state["bad_steps"])
+
+
+STEERING_READS = (
+    *TARGET_READS,
+    "steer_by",
+    "smoothing",
+    "response_share",
+    "gains",
+    "kp",
+    "ki",
+    "alpha_limit",
+    "anti_windup",
+    "soft_setpoint",
+    "closed_loop_updates",
+    "probe_updates",
+    "actuator",
+    "denominator",
+    "clamp",
+)
+ENTROPIC = ControlKind(
+    meaning="EntroPIC (arXiv 2511.15248): a PI controller holds the entropy at a target by re-weighting positive and negative samples",
+    make=Steering,
+    reads=(*STEERING_READS, "handoff", "handoff_coefficient_max"),
+    targeted=True,
+    steered=True,
+    clamped_entropy=lambda control: control.steer_by == "clamped_entropy",
+    adds_bonus=lambda control: control.handoff,
+)

@@ -24,7 +24,7 @@ def chosen_paths(gpus: list[GPU], rollout_engine: str = "vllm") -> dict[str, str
         "token statistics": "Triton kernels"
         if gpu and importable("triton")
         else f"torch ({_why(gpu, importable('triton'), 'Triton')})",
-        **(_served(gpu) if rollout_engine == "vllm" else _WITHOUT_SERVERS[rollout_engine]),
+        **(_served(gpu) if rollout_engine == "vllm" else _WITHOUT_SERVERS.get(rollout_engine, {"rollouts": rollout_engine})),
     }
 
 

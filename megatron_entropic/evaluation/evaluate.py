@@ -117,9 +117,9 @@ def _answers(cfg: Config, chosen: ChosenProblems) -> tuple[list[Rollout], list[f
 
 def _rollouts(cfg: Config, chosen: ChosenProblems, scorer: Scorer) -> list[Rollout]:
     """All rollouts; `scorer` begins with each as it comes."""
-    per_call = LOCAL_PROMPTS if cfg.rollout.engine == "local" else len(chosen.prompts)
     rollouts: list[Rollout] = []
     engine = make_engine(cfg)
+    per_call = len(chosen.prompts) if engine.in_background else LOCAL_PROMPTS
     try:
         engine.start()
         with Counter(len(chosen.prompts)) as counter:

@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from megatron_entropic.hf.config_json import ConfigFields
 from megatron_entropic.hf.rope import Rope, read_rope
+from megatron_entropic.system.named_functions import named_object
 
 
-class _Window(Enum):
+class Window(Enum):
     """What decides whether attention is limited to a sliding window."""
 
     SWITCHED_BY_LAYER = "use_sliding_window, for the layers from max_window_layers on"
@@ -24,8 +26,18 @@ _DEFAULT_WINDOW, _DEFAULT_WINDOW_LAYERS = 4096, 28
 
 
 @dataclass(frozen=True)
-class _Family:
-    """What tells one architecture from another."""
+class MoENames:
+    """What an architecture's Hugging Face names call the MoE block of a layer and an expert's three matrices."""
+
+    block: str
+    gate: str
+    up: str
+    down: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tells one architecture from another: one row of FAMILIES, or of a package's own (CONTRIBUTING.md)."""
 
     qkv_bias: bool
     qk_norm: bool
@@ -43,24 +55,27 @@ class _Family:
     """The fields with the number of experts, by transformers' versions; none: a dense model."""
     always_normalized_experts: bool = False
     """Whether the weights of a token's experts always sum to 1, instead of as norm_topk_prob says."""
-    window: _Window = _Window.SWITCHED_BY_LAYER
+    moe_names: MoENames | None = None
+    """None: a dense model."""
+    window: Window = Window.SWITCHED_BY_LAYER
 
 
-FAMILIES: Mapping[str, _Family] = {
-    "LlamaForCausalLM": _Family(qkv_bias=False, qk_norm=False, max_positions=2048, window=_Window.NONE_BY_DEFAULT),
-    "Qwen2ForCausalLM": _Family(qkv_bias=True, qk_norm=False, max_positions=32768, kv_heads=32),
-    "Qwen3ForCausalLM": _Family(qkv_bias=False, qk_norm=True, max_positions=32768, kv_heads=32, head_dim=128),
-    "MistralForCausalLM": _Family(qkv_bias=False, qk_norm=False, max_positions=131072, kv_heads=8, window=_Window.SOME_BY_DEFAULT),
-    "Qwen3MoeForCausalLM": _Family(
+FAMILIES: Mapping[str, Family] = {
+    "LlamaForCausalLM": Family(qkv_bias=False, qk_norm=False, max_positions=2048, window=Window.NONE_BY_DEFAULT),
+    "Qwen2ForCausalLM": Family(qkv_bias=True, qk_norm=False, max_positions=32768, kv_heads=32),
+    "Qwen3ForCausalLM": Family(qkv_bias=False, qk_norm=True, max_positions=32768, kv_heads=32, head_dim=128),
+    "MistralForCausalLM": Family(qkv_bias=False, qk_norm=False, max_positions=131072, kv_heads=8, window=Window.SOME_BY_DEFAULT),
+    "Qwen3MoeForCausalLM": Family(
         qkv_bias=False,
         qk_norm=True,
         max_positions=32768,
         kv_heads=4,
         ffn_field="moe_intermediate_size",
         expert_fields=("num_experts", "num_local_experts"),
-        window=_Window.SWITCHED,
+        moe_names=MoENames("mlp", "gate_proj", "up_proj", "down_proj"),
+        window=Window.SWITCHED,
     ),
-    "MixtralForCausalLM": _Family(
+    "MixtralForCausalLM": Family(
         qkv_bias=False,
         qk_norm=False,
         max_positions=131072,
@@ -69,9 +84,13 @@ FAMILIES: Mapping[str, _Family] = {
         rope_theta=1e6,
         expert_fields=("num_local_experts", "num_experts"),
         always_normalized_experts=True,
-        window=_Window.NONE_BY_DEFAULT,
+        moe_names=MoENames("block_sparse_moe", "w1", "w3", "w2"),
+        window=Window.NONE_BY_DEFAULT,
     ),
 }
+
+FAMILY_ENTRY_POINTS = "megatron_entropic.architectures"
+"""Group of entry points by which an installed package brings a Family of its own, under the name in config.json."""
 
 # Fields that must have this value or be absent: the policy has no other way to compute them.
 _FIXED: Mapping[str, Any] = {"hidden_act": "silu", "decoder_sparse_step": 1, "router_jitter_noise": 0.0}
@@ -102,6 +121,7 @@ class Architecture:
     num_experts_per_token: int = 0
     norm_topk_prob: bool = True
     """Whether the router's weights of a token's experts are scaled to sum to 1."""
+    moe_names: MoENames | None = None
 
     @classmethod
     def from_hf(cls, hf_dir: Path) -> "Architecture":
@@ -111,8 +131,7 @@ class Architecture:
         for something the policy does not compute exactly.
         """
         fields = ConfigFields(Path(hf_dir) / "config.json")
-        name = _architecture(fields)
-        family = FAMILIES[name]
+        name, family = _family(fields)
         for fixed, value in _FIXED.items():
             fields.require_fixed(fixed, value)
         for fixed, value in _FIXED_OR_NULL.items():
@@ -136,14 +155,23 @@ class Architecture:
         )
 
 
-def _architecture(fields: ConfigFields) -> str:
+def _family(fields: ConfigFields) -> tuple[str, Family]:
+    """The architecture's name and row: of FAMILIES, or of an installed package's entry points."""
     names = fields.get("architectures")
-    if not (isinstance(names, list) and len(names) == 1 and names[0] in FAMILIES):
-        raise fields.error("architectures", f"= {names!r} is not supported; supported are {sorted(FAMILIES)}, one at a time")
-    return str(names[0])
+    outside = {point.name for point in metadata.entry_points(group=FAMILY_ENTRY_POINTS)}
+    known = sorted({*FAMILIES, *outside})
+    if not (isinstance(names, list) and len(names) == 1 and names[0] in known):
+        raise fields.error("architectures", f"= {names!r} is not supported; supported are {known}, one at a time")
+    name = str(names[0])
+    family = FAMILIES.get(name) or named_object("architectures", name, {}, FAMILY_ENTRY_POINTS)
+    if not isinstance(family, Family):
+        raise fields.error(
+            "architectures", f"= {name}: its entry point of {FAMILY_ENTRY_POINTS} names no Family but {type(family).__name__}"
+        )
+    return name, family
 
 
-def _heads(fields: ConfigFields, family: _Family) -> dict[str, Any]:
+def _heads(fields: ConfigFields, family: Family) -> dict[str, Any]:
     """The hidden size and how attention divides it."""
     hidden_size, num_heads = fields.positive_int("hidden_size"), fields.positive_int("num_attention_heads")
     if fields.values.get("num_key_value_heads", family.kv_heads) is None:
@@ -163,7 +191,7 @@ def _heads(fields: ConfigFields, family: _Family) -> dict[str, Any]:
     return {"hidden_size": hidden_size, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
 
 
-def _mixture(fields: ConfigFields, family: _Family) -> dict[str, Any]:
+def _mixture(fields: ConfigFields, family: Family) -> dict[str, Any]:
     """The fields of a mixture of experts; none for a dense model."""
     if not family.expert_fields:
         return {}
@@ -176,20 +204,25 @@ def _mixture(fields: ConfigFields, family: _Family) -> dict[str, Any]:
         raise fields.error(
             "num_experts_per_tok", "= 1 is not supported where the experts' weights are scaled to sum to 1: a router could not learn"
         )
-    return {"num_experts": experts, "num_experts_per_token": per_token, "norm_topk_prob": normalized}
+    return {
+        "num_experts": experts,
+        "num_experts_per_token": per_token,
+        "norm_topk_prob": normalized,
+        "moe_names": family.moe_names,
+    }
 
 
-def _require_full_attention(fields: ConfigFields, window: _Window, max_positions: int) -> None:
+def _require_full_attention(fields: ConfigFields, window: Window, max_positions: int) -> None:
     """Refuses a sliding window in any layer that is shorter than the longest sequence."""
     layer_types = fields.get("layer_types")
     if layer_types is not None and set(layer_types) != {"full_attention"}:
         raise fields.error("layer_types", f"= {layer_types!r} is not supported; every layer must be 'full_attention'")
-    if window in (_Window.SWITCHED, _Window.SWITCHED_BY_LAYER):
+    if window in (Window.SWITCHED, Window.SWITCHED_BY_LAYER):
         if not fields.get("use_sliding_window") or _no_layer_slides(fields, window):
             return
         default: int | None = _DEFAULT_WINDOW
     else:
-        default = _DEFAULT_WINDOW if window is _Window.SOME_BY_DEFAULT else None
+        default = _DEFAULT_WINDOW if window is Window.SOME_BY_DEFAULT else None
     size = fields.values.get("sliding_window", default)
     if size is not None and not (isinstance(size, int) and size >= max_positions):
         stated = f"= {size!r}" if "sliding_window" in fields.values else f"is missing, which means {size},"
@@ -198,9 +231,9 @@ def _require_full_attention(fields: ConfigFields, window: _Window, max_positions
         )
 
 
-def _no_layer_slides(fields: ConfigFields, window: _Window) -> bool:
+def _no_layer_slides(fields: ConfigFields, window: Window) -> bool:
     """Whether use_sliding_window switches on what no layer has."""
-    if window is _Window.SWITCHED:
+    if window is Window.SWITCHED:
         return False
     first = fields.values.get("max_window_layers", _DEFAULT_WINDOW_LAYERS)
     return fields.get("layer_types") is not None or (isinstance(first, int) and first >= fields.positive_int("num_hidden_layers"))

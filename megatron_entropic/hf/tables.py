@@ -1,15 +1,15 @@
-"""Hugging Face <-> Megatron parameters: one declarative table per architecture, and the layouts its rows name.
+"""Hugging Face <-> Megatron parameters: one declarative table, of which an architecture has the rows that it needs.
 
 A row says which Hugging Face tensors make one Megatron parameter and how. Names and shapes follow from the rows here; shards and
 merges in mapping.py. No tensors in this file: a checkpoint can be checked without importing torch.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.architectures import Architecture, MoENames
 
 
 class Layout(Enum):
@@ -71,23 +71,7 @@ _NORMS = (
 )
 
 
-@dataclass(frozen=True)
-class MixtureNames:
-    """What the Hugging Face names of an architecture call a layer's mixture of experts and an expert's three matrices."""
-
-    block: str
-    gate: str
-    up: str
-    down: str
-
-
-MIXTURE_NAMES: Mapping[str, MixtureNames] = {
-    "Qwen3MoeForCausalLM": MixtureNames("mlp", "gate_proj", "up_proj", "down_proj"),
-    "MixtralForCausalLM": MixtureNames("block_sparse_moe", "w1", "w3", "w2"),
-}
-
-
-def _mixture(names: MixtureNames) -> tuple[Row, ...]:
+def _moe(names: MoENames) -> tuple[Row, ...]:
     """Router and experts."""
     router, expert = _H + f"{names.block}.gate.weight", _H + f"{names.block}.experts.{{e}}."
     return (
@@ -97,14 +81,11 @@ def _mixture(names: MixtureNames) -> tuple[Row, ...]:
     )
 
 
-LAYER_TABLES: Mapping[str, tuple[Row, ...]] = {
-    "LlamaForCausalLM": _ATTENTION + _MLP + _NORMS,
-    "MistralForCausalLM": _ATTENTION + _MLP + _NORMS,
-    "Qwen2ForCausalLM": _ATTENTION + _ATTENTION_BIAS + _MLP + _NORMS,
-    "Qwen3ForCausalLM": _ATTENTION + _QK_NORM + _MLP + _NORMS,
-    "Qwen3MoeForCausalLM": _ATTENTION + _QK_NORM + _mixture(MIXTURE_NAMES["Qwen3MoeForCausalLM"]) + _NORMS,
-    "MixtralForCausalLM": _ATTENTION + _mixture(MIXTURE_NAMES["MixtralForCausalLM"]) + _NORMS,
-}
+def layer_table(arch: Architecture) -> tuple[Row, ...]:
+    """The rows of a layer of `arch`, with `{i}` for its number and `{e}` for an expert's."""
+    attention = _ATTENTION + (_ATTENTION_BIAS if arch.qkv_bias else ()) + (_QK_NORM if arch.qk_norm else ())
+    return attention + (_MLP if arch.moe_names is None else _moe(arch.moe_names)) + _NORMS
+
 
 # Transformer Engine fuses these norms into the linear layer that follows them and names their weights after it.
 FUSED_NORMS = {
@@ -129,7 +110,7 @@ def checkpoint_rows(arch: Architecture) -> tuple[Row, ...]:
 
 def _layer_rows(arch: Architecture, layer: int) -> Iterator[Row]:
     """The rows of one layer: of an expert's rows, one for each expert, all of expert 0 before those of expert 1."""
-    for is_experts, rows in itertools.groupby(LAYER_TABLES[arch.architecture], key=lambda row: row.megatron.startswith(_EXPERT)):
+    for is_experts, rows in itertools.groupby(layer_table(arch), key=lambda row: row.megatron.startswith(_EXPERT)):
         block = tuple(rows)
         for expert in range(arch.num_experts or 0) if is_experts else (None,):
             for row in block:

@@ -3,14 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.config import Config
 from megatron_entropic.control import Controller
+from megatron_entropic.control.kinds import kind_of, measures_response
 from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricValue
-from megatron_entropic.policy.covariance_selection import CHOOSING_KINDS
 from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.rollout.types import Rollout
-
-BONUS_KINDS = ("aent", "entropic+aent", "entropy_bonus", "aec")
 
 
 def step_metrics(
@@ -29,7 +27,7 @@ def step_metrics(
     """
     tokens = sum(update.response_tokens for update in updates)
     coefficients = updates[-1].coefficients
-    control = cfg.control
+    control, kind = cfg.control, kind_of(cfg.control)
 
     def token_mean(field: str) -> float:
         return math.fsum(getattr(update, field) * update.response_tokens for update in updates) / tokens
@@ -42,21 +40,21 @@ def step_metrics(
     unknown = {name: None for name, field in METRIC_FIELDS.items() if field.optional}
     return unknown | {
         "policy/entropy": token_mean("entropy"),
-        "policy/clamped_entropy": token_mean("clamped_entropy") if control.needs_clamped_entropy else None,
+        "policy/clamped_entropy": token_mean("clamped_entropy") if kind.clamped_entropy(control) else None,
         "policy/high_prob_fraction": token_mean("high_prob_fraction"),
         "policy/clip_fraction": token_mean("clip_fraction"),
         "policy/kl_old": token_mean("kl_old"),
-        "control/alpha": coefficients.alpha if control.steered else None,
-        "control/coefficient": coefficients.bonus + coefficients.entropy_bonus if _has_bonus(control) else None,
-        "control/phase": coefficients.phase.number if control.steered else None,
+        "control/alpha": coefficients.alpha if kind.steered else None,
+        "control/coefficient": coefficients.bonus + coefficients.entropy_bonus if kind.adds_bonus(control) else None,
+        "control/phase": coefficients.phase.number if kind.steered else None,
         "control/active_fraction": measured("active_fraction"),
         "control/authority": measured("authority"),
         "control/pressure": measured("pressure"),
         "control/bonus_authority": measured("bonus_authority"),
-        **(_response(updates) if control.measures_response else {}),
+        **(_response(updates) if measures_response(control) else {}),
         **{f"control/{name}": value for name, value in controller.report().items()},
         "control/actuated_fraction": token_mean("actuated_fraction"),
-        "control/selected_fraction": token_mean("selected_fraction") if control.kind in CHOOSING_KINDS else None,
+        "control/selected_fraction": token_mean("selected_fraction") if kind.selection else None,
         "reward/mean": sum(rewards) / len(rewards),
         "reward/solve_all": sum(min(group) == 1.0 for group in groups) / len(groups),
         "reward/solve_none": sum(max(group) == 0.0 for group in groups) / len(groups),
@@ -83,8 +81,3 @@ def _response(updates: Sequence[UpdateStats]) -> dict[str, MetricValue]:
         "control/response_tokens": sum(update.measurement.response_tokens for update in updates),
         "time/response_s": math.fsum(update.response_seconds for update in updates),
     }
-
-
-def _has_bonus(control: ControlConfig) -> bool:
-    """Whether this kind of control may apply an entropy bonus."""
-    return control.kind in BONUS_KINDS or (control.kind == "entropic" and control.handoff)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from megatron_entropic.config import TrainerConfig
+from megatron_entropic.config.schema import TRACKER_ENTRY_POINTS, TRACKERS
 from megatron_entropic.observability.metrics import MetricValue
 from megatron_entropic.system.atomic_files import naming
+from megatron_entropic.system.named_functions import named_function, raised
 
 
 class Tracker(Protocol):
@@ -24,22 +26,23 @@ class Tracker(Protocol):
 
 
 class RemoteTracker(Tracker, Protocol):
-    """A Tracker whose destination knows the run by `run_id`, which a resumed run must use again; `name` says whose it is."""
+    """A Tracker whose destination knows the run by `run_id`, which a resumed run must use again.
 
-    name: str
+    `make(run_dir, run_id, first_step)` of the table TRACKERS makes one: `run_id` is that of before, None for a new run; `first_step`
+    the step it starts with, later ones of a killed run are to be hidden.
+    """
+
     run_id: str
 
 
 class TensorBoardTracker:
     """Scalars for TensorBoard under run_dir/`run_id`. `first_step` hides what a killed run logged from that step on."""
 
-    name = "tensorboard"
-
-    def __init__(self, run_dir: str | os.PathLike[str], run_id: str = "logs/tensorboard", first_step: int = 0) -> None:
+    def __init__(self, run_dir: str | os.PathLike[str], run_id: str | None = None, first_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # here: it takes seconds to import and rank 0 alone needs it
 
-        self.run_id = run_id
-        self._folder = Path(run_dir) / run_id
+        self.run_id = run_id or "logs/tensorboard"
+        self._folder = Path(run_dir) / self.run_id
         self._writer = SummaryWriter(str(self._folder), purge_step=first_step if first_step > 0 else None)
 
     def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
@@ -77,13 +80,21 @@ class TrackerGroup:
 
 def make_trackers(
     run_dir: str | os.PathLike[str], trainer_cfg: TrainerConfig, *, first_step: int = 0, known_ids: Mapping[str, str] | None = None
-) -> list[RemoteTracker]:
-    """The trackers the settings ask for; metrics.jsonl (MetricsWriter) and the progress bar are the caller's to add.
+) -> dict[str, RemoteTracker]:
+    """The trackers the settings ask for, by name; metrics.jsonl (MetricsWriter) and the progress bar are the caller's to add.
 
     `first_step` is the step a resumed run starts with, `known_ids` under which run_id each tracker, by name, has its earlier steps.
     """
-    trackers: list[RemoteTracker] = []
-    if trainer_cfg.tensorboard:
-        run_id = (known_ids or {}).get(TensorBoardTracker.name, "logs/tensorboard")
-        trackers.append(TensorBoardTracker(run_dir, run_id, first_step))
-    return trackers
+    names = list(dict.fromkeys([*(["tensorboard"] if trainer_cfg.tensorboard else []), *trainer_cfg.trackers]))
+    return {name: _make_tracker(name, Path(run_dir), (known_ids or {}).get(name), first_step) for name in names}
+
+
+def _make_tracker(name: str, run_dir: Path, run_id: str | None, first_step: int) -> RemoteTracker:
+    make = named_function("trainer.trackers", name, TRACKERS, TRACKER_ENTRY_POINTS)
+    try:
+        tracker: RemoteTracker = make(run_dir, run_id, first_step)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"trainer.trackers={name}: {raised(error)}") from error
+    return tracker

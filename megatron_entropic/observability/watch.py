@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from megatron_entropic.config import Config
 from megatron_entropic.control.handoff import Phase
+from megatron_entropic.control.kinds import kind_of
 from megatron_entropic.observability.metrics import MetricValue
 from megatron_entropic.observability.run_warnings import RunWarning, append_warning, read_warnings
 from megatron_entropic.rollout.logprob_gap import likely_causes, warn_bounds
@@ -57,7 +58,7 @@ class Watch:
                 f"the sampler's log-probs are {mean:.2g} nats from the trainer's in the mean and {largest:.2g} at most, where up to "
                 f"{bounds} would be usual; likely causes: {likely_causes(self._cfg, step)}",
             )
-        if self._cfg.control.steered:
+        if kind_of(self._cfg.control).steered:
             yield from self._target_troubles(step, metrics)
 
     def _no_signal(self, metrics: Mapping[str, MetricValue]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from megatron_entropic.config import Config
 from megatron_entropic.control.accuracy import BAND, expected_accuracy
+from megatron_entropic.control.kinds import kind_of
 from megatron_entropic.planning.cluster import Assumptions
 
 SIMULATED_UPDATES = 100
@@ -24,7 +25,7 @@ def entropy_lines(cfg: Config, assumed: Assumptions) -> Iterator[str]:
     of_five = _percent(noise / math.sqrt(5))
     yield f"Entropy: {samples} samples measure it to {_percent(noise)} in a step (standard deviation), to {of_five} in five"
     updates = min(SIMULATED_UPDATES, cfg.trainer.steps * batch.mini_batches)
-    simulated = control.steered and control.gains == "auto" and control.target_entropy > 0
+    simulated = kind_of(control).steered and control.gains == "auto" and control.target_entropy > 0
     if not simulated or noise > 1 or updates < FEWEST_UPDATES:
         return
     accuracy = expected_accuracy(

@@ -1,6 +1,7 @@
 """What the output head allocates on the last pipeline stage: tiles of the logits, never all of them (entropy/linear_head.py)."""
 
 from megatron_entropic.config import Config
+from megatron_entropic.control.kinds import kind_of
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.model_memory import element_bytes, vocabulary_shard
 
@@ -31,7 +32,7 @@ def head_rows(cfg: Config, tokens: int) -> int:
 def head_working_bytes(arch: Architecture, cfg: Config, tokens: int) -> float:
     """Bytes the head takes for a micro-batch of `tokens` while it computes gradients, beside the hidden states it was given."""
     size, hidden, rows = element_bytes(cfg), arch.hidden_size, head_rows(cfg, tokens)
-    selects = bool(cfg.control.needs_clamped_entropy and cfg.control.clamp > 0)
+    selects = bool(kind_of(cfg.control).clamped_entropy(cfg.control) and cfg.control.clamp > 0)
     height, width = tile_shape(rows, vocabulary_shard(arch, cfg), selects=selects)
     gradient = 4 * rows * hidden + (0 if size == 4 else size * rows * hidden)  # summed in float32, rounded once
     given = size * rows * hidden  # the rows inside the mask, gathered

@@ -4,12 +4,10 @@ import math
 from dataclasses import dataclass
 
 from megatron_entropic.config import Config
+from megatron_entropic.control.kinds import kind_of, measures_first
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.cluster import Assumptions
 from megatron_entropic.planning.model_memory import ModelSize
-
-MEASURING_KINDS = ("clip_cov", "kl_cov")
-"""Kinds of control that take a forward pass of their own in every update; as policy/covariance_selection.py."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,11 @@ class Workload:
 
 def forward_passes(cfg: Config) -> float:
     """Log-prob passes of a step: before the first update, for D of L_adjust, and to choose tokens by covariance."""
-    prepared = cfg.batch.mini_batches > 1 or cfg.rollout.max_staleness > 0 or cfg.control.fresh_measurement
-    counted = cfg.control.steered and cfg.control.denominator == "high_prob_tokens"
+    kind = kind_of(cfg.control)
+    prepared = measures_first(cfg.control, mini_batches=cfg.batch.mini_batches, max_staleness=cfg.rollout.max_staleness)
+    counted = kind.steered and cfg.control.denominator == "high_prob_tokens"
     # The first update after `prepare` chooses from its log-probs.
-    chosen = (1.0 - prepared / cfg.batch.mini_batches) if cfg.control.kind in MEASURING_KINDS else 0.0
+    chosen = (1.0 - prepared / cfg.batch.mini_batches) if kind.selection else 0.0
     return float(prepared) + float(counted) + chosen
 
 

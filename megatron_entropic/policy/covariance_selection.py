@@ -1,4 +1,4 @@
-"""Which tokens of a mini-batch Clip-Cov and KL-Cov act on.
+"""Which tokens of a mini-batch a kind of control with a selection acts on (Clip-Cov, KL-Cov).
 
 Shapes: N response tokens of the mini-batch.
 """
@@ -9,44 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_entropic.algorithms import clip_cov_selection, kl_cov_selection, ratio_clipped
+from megatron_entropic.algorithms import ratio_clipped
 from megatron_entropic.config import Config
+from megatron_entropic.control.kinds import TokenPool, TokenSelection
 from megatron_entropic.policy.batching import Batch, held
 from megatron_entropic.policy.loss import clip_range, old_log_probs
 
-CHOOSING_KINDS = ("clip_cov", "kl_cov")
-"""Values of control.kind that choose tokens by their covariance."""
 
-
-def choose_tokens(cfg: Config, batch: Batch, current_N: Tensor, update: int) -> Tensor:
+def choose_tokens(cfg: Config, selection: TokenSelection, batch: Batch, current_N: Tensor, update: int) -> Tensor:
     """The tokens that `control.kind` acts on in one update: [tokens] bool, the same on every rank that holds the same numbers.
 
     Args:
-        batch: the whole mini-batch, every sample of it held here for Clip-Cov. Without `old_log_probs_N` the ratios to the policy
-            before the step are 1.
+        batch: the whole mini-batch, every sample of it held here when the selection `needs_every_token`. Without
+            `old_log_probs_N` the ratios to the policy before the step are 1.
         current_N: log-probs under the policy about to be updated, [tokens] float32, the same bits on every rank.
-        update: number of updates so far; with trainer.seed it determines the draw of Clip-Cov.
+        update: number of updates so far; with trainer.seed it determines what a selection draws.
     """
-    control, device = cfg.control, current_N.device
+    device = current_N.device
     advantage_N = torch.repeat_interleave(
         torch.tensor([sample.advantage for sample in batch.samples]), torch.tensor([sample.response_length for sample in batch.samples])
     ).to(device)
-    if control.kind == "kl_cov":
-        return kl_cov_selection(current_N, advantage_N, share=control.cov_share)
+    clipped_N = _clipped(cfg, batch, current_N, advantage_N) if selection.needs_every_token else None
+    return selection.choose(cfg.control, TokenPool(current_N, advantage_N, clipped_N, _generator(cfg.trainer.seed, update)))
+
+
+def _clipped(cfg: Config, batch: Batch, current_N: Tensor, advantage_N: Tensor) -> Tensor:
+    """The tokens that the ratio's clip takes out, [tokens] bool."""
+    device = current_N.device
     before_N = current_N if batch.old_log_probs_N is None else batch.old_log_probs_N.to(device)
     sampler_N = torch.from_numpy(
         np.concatenate([np.asarray(held(sample).sampler_log_probs, dtype=np.float32) for sample in batch.samples])
     ).to(device)
     ratio_N = (current_N - old_log_probs(cfg, before_N, sampler_N)).exp()
-    return clip_cov_selection(
-        current_N,
-        advantage_N,
-        share=control.cov_share,
-        low=control.cov_low,
-        high=control.cov_high,
-        generator=_generator(cfg.trainer.seed, update),
-        clipped_N=ratio_clipped(ratio_N, advantage_N, **clip_range(cfg)),
-    )
+    return ratio_clipped(ratio_N, advantage_N, **clip_range(cfg))
 
 
 def _generator(seed: int, update: int) -> torch.Generator:

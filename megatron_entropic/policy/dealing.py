@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_entropic.config import Config
+from megatron_entropic.control.kinds import kind_of
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.policy.batching import Batch, Sample, SampleElsewhere, held, plan_micro_batches
 from megatron_entropic.policy.response import response_samples
@@ -48,7 +49,8 @@ def deal(cfg: Config, parallel: Parallel, samples: Sequence[Sample]) -> Batch:
 
 def samples_needed(cfg: Config, samples: Sequence[Sample | SampleElsewhere], data_parallel: int) -> list[list[int]]:
     """Which samples each data-parallel rank trains on or measures in a step, ascending. Deterministic; only lengths matter."""
-    if cfg.control.kind == "clip_cov":
+    selection = kind_of(cfg.control).selection
+    if selection is not None and selection.needs_every_token:
         return [list(range(len(samples)))] * data_parallel
     needed: list[set[int]] = [set() for _ in range(data_parallel)]
     size = len(samples) // cfg.batch.mini_batches

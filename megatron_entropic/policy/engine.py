@@ -21,8 +21,10 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_entropic.algorithms.actuators import find_actuator
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients, Measurement
+from megatron_entropic.control.kinds import TokenSelection, kind_of
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import meet
 from megatron_entropic.distributed.reductions import reduce_control, reduce_sums, share_from_last_stage
@@ -30,7 +32,7 @@ from megatron_entropic.entropy import TokenStatistics, linear_token_statistics
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.tables import hf_shapes
 from megatron_entropic.policy.batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
-from megatron_entropic.policy.covariance_selection import CHOOSING_KINDS, choose_tokens
+from megatron_entropic.policy.covariance_selection import choose_tokens
 from megatron_entropic.policy.initial_weights import clear_weights, load_start_weights
 from megatron_entropic.policy.loss import CONTROL_SUMS, MAXIMA, SUMS, Objective
 from megatron_entropic.policy.model import build_model
@@ -73,6 +75,8 @@ class Policy:
         self.optimizer = make_optimizer(cfg, self.ddp)
         self.scheduler = make_scheduler(cfg, self.optimizer)
         self.updates = 0
+        self._measures_clamped = kind_of(cfg.control).clamped_entropy(cfg.control)
+        self._needs_mean_lowering = find_actuator(cfg.control.actuator).needs_mean_lowering
         self.response = Response()
         """Of the latest update, for the next measurement."""
         layout = cfg.parallel
@@ -97,8 +101,8 @@ class Policy:
         not finite leaves the weights alone (`applied=False`). `requested_target`: of rank 0, reaches the controllers of all
         ranks with the measurement.
         """
-        if self.cfg.control.kind in CHOOSING_KINDS:
-            batch = self._with_chosen_tokens(batch)
+        if selection := kind_of(self.cfg.control).selection:
+            batch = self._with_chosen_tokens(selection, batch)
         self.ddp.train()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -143,7 +147,7 @@ class Policy:
         totals, request = self._run(batch, objective, forward_only=True, log_probs_N=log_probs_N, requested_target=requested_target)
         return share_from_last_stage(log_probs_N, self.parallel), totals, request
 
-    def _with_chosen_tokens(self, batch: Batch) -> Batch:
+    def _with_chosen_tokens(self, selection: TokenSelection, batch: Batch) -> Batch:
         """`batch` with `selected_N`. Covariances are of the whole mini-batch, so they take a forward pass of their own.
 
         In the first update after `prepare` its log-probs are the present ones: no pass is made, and ratios to the policy before
@@ -153,7 +157,7 @@ class Policy:
             current_N, batch = batch.old_log_probs_N, replace(batch, old_log_probs_N=None, old_version=None)
         else:
             current_N, _, _ = self._log_probs(batch)
-        return replace(batch, selected_N=choose_tokens(self.cfg, batch, current_N, self.updates))
+        return replace(batch, selected_N=choose_tokens(self.cfg, selection, batch, current_N, self.updates))
 
     def _measure(self, totals: Totals, version: int, requested_target: float | None) -> Measurement:
         return measurement(
@@ -162,7 +166,7 @@ class Policy:
             version=version,
             executed=self.updates,
             learning_rate=float(self.scheduler.get_lr({})) / self.cfg.optimizer.lr,
-            clamped=self.cfg.control.needs_clamped_entropy,
+            clamped=self._measures_clamped,
             requested_target=requested_target,
         )
 
@@ -246,13 +250,13 @@ class Policy:
         hidden_T1H: Tensor,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Megatron's loss function of the last stage: (sum of the loss, number of tokens, report)."""
-        control, rollout = self.cfg.control, self.cfg.rollout
-        needs_clamped = bool(control.needs_clamped_entropy or objective.coefficients.bonus)
+        rollout = self.cfg.rollout
+        needs_clamped = bool(self._measures_clamped or objective.coefficients.bonus)
         stats = self._statistics(hidden_T1H, micro_batch, rollout.temperature, needs_clamped)
         measured = None
         if (temperature := measured_temperature(self.cfg)) != rollout.temperature:
             with torch.no_grad():
-                measured = self._statistics(hidden_T1H.detach(), micro_batch, temperature, control.needs_clamped_entropy)
+                measured = self._statistics(hidden_T1H.detach(), micro_batch, temperature, self._measures_clamped)
         loss, report = objective.micro_batch_loss(stats, micro_batch, measured)
         if log_probs_N is not None:
             log_probs_N[micro_batch.response_index_T[micro_batch.mask_T]] = stats.log_prob.detach()[micro_batch.mask_T]
@@ -271,7 +275,7 @@ class Policy:
             temperature=temperature,
             clamp=self.cfg.control.clamp if needs_clamped else None,
             mask=micro_batch.mask_T[:, None],
-            mean_lowering=self.cfg.control.needs_mean_lowering,
+            mean_lowering=self._needs_mean_lowering,
             sequence_parallel=self.cfg.parallel.sequence,
             validate=False,
             accumulate_main_grad=True,

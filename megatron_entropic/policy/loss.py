@@ -12,16 +12,16 @@ from torch import Tensor
 
 from megatron_entropic.algorithms import (
     actuator_mask,
-    clipped_policy_loss,
     entropic_adjustment,
     entropy_bonus,
     entropy_lowering,
-    kl_cov_penalty,
+    make_policy_loss,
     ratio_clipped,
     truncated_importance_weight,
 )
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients
+from megatron_entropic.control.kinds import TokenLoss, kind_of
 from megatron_entropic.entropy import TokenStatistics
 from megatron_entropic.policy.batching import MicroBatch
 
@@ -49,7 +49,7 @@ class Objective:
         L = (1/N) sum_t [ policy_t + alpha (N/D) adjust_t - c Hc_t - c' H_t ]
 
     N is the number of response tokens of the mini-batch; `adjustment_scale` is N/D (1 when D = N). On the batch's selected tokens
-    Clip-Cov leaves policy_t out, and KL-Cov adds its penalty.
+    the kind of control changes policy_t or adds a term: Clip-Cov leaves it out, KL-Cov adds its penalty.
     """
 
     cfg: Config
@@ -115,12 +115,11 @@ class Objective:
         if coefficients.positive_weight != 1.0:
             reinforced_T = torch.where(advantage_T > 0, coefficients.positive_weight, 1.0)
             weight_T = reinforced_T if weight_T is None else weight_T * reinforced_T
-        policy_T = clipped_policy_loss(ratio_T, advantage_T, **clip_range(self.cfg), weight_T=weight_T)
-        if control.kind == "clip_cov" and batch.selected_T is not None:
-            policy_T = torch.where(batch.selected_T, 0.0, policy_T)
-        total_T = policy_T
-        if control.kind == "kl_cov" and batch.selected_T is not None:
-            total_T = total_T + control.cov_kl_coefficient * kl_cov_penalty(log_ratio_T, batch.selected_T, weight_T)
+        policy_T = make_policy_loss(algorithm.policy_loss)(ratio_T, advantage_T, **clip_range(self.cfg), weight_T=weight_T)
+        added_T = None
+        if (selection := kind_of(control).selection) and batch.selected_T is not None:
+            policy_T, added_T = selection.change(control, TokenLoss(policy_T, log_ratio_T, batch.selected_T, weight_T))
+        total_T = policy_T if added_T is None else policy_T + added_T
         if coefficients.alpha:
             adjust_T = entropic_adjustment(ratio_T, advantage_T, actuator_T, weight_T)
             total_T = total_T + coefficients.alpha * self.adjustment_scale * adjust_T
@@ -144,6 +143,7 @@ def old_log_probs(cfg: Config, before_T: Tensor, sampler_T: Tensor) -> Tensor:
 
 def clip_range(cfg: Config) -> ClipRange:
     """How far r_t may leave 1. KL-Cov has a penalty in the place of the clip, in the paper and in the authors' code."""
-    if cfg.control.kind == "kl_cov":
+    selection = kind_of(cfg.control).selection
+    if selection is not None and not selection.clips_ratio:
         return {"clip_low": 1.0, "clip_high": math.inf}
     return {"clip_low": cfg.algorithm.clip_low, "clip_high": cfg.algorithm.clip_high}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.control.kinds import measures_response
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.reductions import reduce_control
 from megatron_entropic.entropy import TokenStatistics
@@ -51,7 +52,7 @@ def response_samples(control: ControlConfig, count: int) -> list[int]:
     Samples are in the order of their prompts, so all prompts are represented alike. At least one unless it is not measured at all:
     then none.
     """
-    if not control.measures_response or not count:
+    if not measures_response(control) or not count:
         return []
     chosen = max(1, round(control.response_share * count))
     return [(2 * number + 1) * count // (2 * chosen) for number in range(chosen)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from megatron_entropic.config import RolloutConfig
+from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.platform import select_device
 from megatron_entropic.rollout.local_weights import copy_weights
@@ -49,6 +49,8 @@ class LocalEngine:
     RolloutError when `model_dir` is no directory or `dtype` is unknown.
     """
 
+    in_background = False
+
     def __init__(self, cfg: RolloutConfig, *, model_dir: Path, dtype: str, seed: int, device: torch.device | str | None = None) -> None:
         if not model_dir.is_dir():
             raise RolloutError(f"local engine: model.hf_path={model_dir} is not a directory; give a Hugging Face directory")
@@ -66,6 +68,9 @@ class LocalEngine:
 
     def start(self) -> None:
         """The model was read when the engine was made."""
+
+    def seek(self, step: int) -> None:
+        """Any step can be generated at any time."""
 
     def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
@@ -140,6 +145,11 @@ class LocalEngine:
             last_version=self._version,
             server="local",
         )
+
+
+def make_local_engine(cfg: Config) -> LocalEngine:
+    """The engine of `rollout.engine=local`. Raises RolloutError."""
+    return LocalEngine(cfg.rollout, model_dir=cfg.model.hf_dir, dtype=cfg.model.dtype, seed=cfg.trainer.seed)
 
 
 def sample_responses(

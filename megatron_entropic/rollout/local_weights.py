@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_entropic.hf.tables import MIXTURE_NAMES
+from megatron_entropic.hf.architectures import FAMILIES, MoENames
 
 _GATE_UP, _DOWN, _ROUTER = "mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"
 
@@ -44,16 +44,15 @@ def copy_weights(model: Any, weights: Iterator[tuple[str, Tensor]]) -> list[str]
 def checkpoint_tensors(model: Any) -> Mapping[str, Tensor]:
     """The model's own tensors (views: writing to them changes the model) under the names a checkpoint has for them."""
     tensors: dict[str, Tensor] = {}
-    architecture = type(model).__name__
+    family = FAMILIES.get(type(model).__name__)
     for name, tensor in model.state_dict().items():
-        parts = _mixture_parts(name, tensor, architecture) if architecture in MIXTURE_NAMES else None
+        parts = _moe_parts(name, tensor, family.moe_names) if family and family.moe_names else None
         tensors.update(parts or {name: tensor})
     return tensors
 
 
-def _mixture_parts(name: str, tensor: Tensor, architecture: str) -> dict[str, Tensor] | None:
-    """What a tensor of a mixture is in the checkpoint; None when it is no such tensor, or named as there."""
-    names = MIXTURE_NAMES[architecture]
+def _moe_parts(name: str, tensor: Tensor, names: MoENames) -> dict[str, Tensor] | None:
+    """What a tensor of an MoE block is in the checkpoint; None when it is no such tensor, or named as there."""
     if name.endswith(_ROUTER):
         return {f"{name.removesuffix(_ROUTER)}{names.block}.gate.weight": tensor}
     if name.endswith(_DOWN):

@@ -8,7 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_entropic.config import Config
 from megatron_entropic.rollout.recording import RecordedRollout, file_name, read_rollouts, recorded_file, recorded_steps
+from megatron_entropic.rollout.sampling_record import check_replay
 from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Rollout, RolloutError
 
 
@@ -19,6 +21,8 @@ class ReplayEngine:
     updates, `version` is the last one's; neither changes what is returned: rollouts carry the versions recorded.
     Raises RolloutError when the folder is missing or empty.
     """
+
+    in_background = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -98,6 +102,13 @@ class ReplayEngine:
                 f"{where}: {len(records)} recorded rollouts; this run asks for {len(prompts)} prompts x "
                 f"{samples_per_prompt} samples = {len(expected)}. batch.* must be that of the recorded run"
             )
+
+
+def make_replay_engine(cfg: Config) -> ReplayEngine:
+    """The engine of `rollout.engine=replay`. Raises RolloutError, and ValueError for rollouts of another model or temperature."""
+    assert cfg.rollout.replay_path is not None
+    check_replay(cfg)
+    return ReplayEngine(cfg.rollout.replay_path)
 
 
 def _first_difference(recorded_ids: Sequence[int], asked_ids: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from types import TracebackType
 
 from megatron_entropic.config import Config
+from megatron_entropic.config.schema import ENGINE_ENTRY_POINTS, ENGINES
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import from_rank_zero, from_rank_zero_unless_stopped
 from megatron_entropic.errors import ReportedError
@@ -15,14 +16,12 @@ from megatron_entropic.policy.weights import weights_to_rank_zero
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.recording import RolloutWriter, read_counts, read_rollouts
-from megatron_entropic.rollout.replay_engine import ReplayEngine
-from megatron_entropic.rollout.sampling_record import check_replay, record_sampling
+from megatron_entropic.rollout.sampling_record import record_sampling
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
-from megatron_entropic.rollout.vllm.fleet import make_fleet
-from megatron_entropic.rollout.vllm.remote_server import fleet_folder
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.system.folder_lock import Fence
+from megatron_entropic.system.named_functions import named_function
 from megatron_entropic.system.stop_signal import stop_requested
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.task import Problem
@@ -73,15 +72,9 @@ class RolloutSource:
 
     def _open(self) -> None:
         self._opened = time.monotonic()
-        if self.cfg.rollout.engine == "vllm":
-            does = "looking for" if fleet_folder(self.cfg.rollout) else "starting"
-            logger.info("%s %d vLLM servers; their logs: %s", does, self.cfg.rollout.servers, self.cfg.run_dir / "logs" / "vllm_*.log")
-        rollout = self.cfg.rollout
-        self._pipeline = GenerationPipeline(  # first: servers start while the rest is read
-            make_engine(self.cfg),
-            self.cfg.batch.samples_per_prompt,
-            background=rollout.engine == "vllm" and rollout.max_staleness > 0,
-        )
+        engine = make_engine(self.cfg)  # first: servers start while the rest is read
+        background = engine.in_background and self.cfg.rollout.max_staleness > 0
+        self._pipeline = GenerationPipeline(engine, self.cfg.batch.samples_per_prompt, background=background)
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
         self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step)
         vocabulary = Vocabulary(self.prompts.encoder.tokenizer)
@@ -136,10 +129,10 @@ class RolloutSource:
             self._experience[step] = [record.rollout for record in records], [record.reward for record in records]
             self._score_metrics[step] = dict(read_counts(self.writer.folder, step))
         engine = self.pipeline.engine
-        if isinstance(engine, ReplayEngine) and first_step:
+        if first_step:
             engine.seek(first_step + len(ahead))
         engine.start()
-        if self.cfg.rollout.engine == "vllm":
+        if engine.in_background:
             logger.info("servers ready after %.0f s", time.monotonic() - self._opened)
 
     def collect(self, step: int) -> tuple[list[Rollout], list[float]]:
@@ -192,16 +185,6 @@ class RolloutSource:
 
 
 def make_engine(cfg: Config) -> RolloutEngine:
-    """The engine that `rollout.engine` names; servers are launched, not waited for. Raises RolloutError."""
-    rollout, model = cfg.rollout, cfg.model
-    if rollout.engine == "replay":
-        assert rollout.replay_path is not None
-        check_replay(cfg)
-        return ReplayEngine(rollout.replay_path)
-    if rollout.engine == "local":
-        from megatron_entropic.rollout.local_engine import LocalEngine  # brings transformers: seconds that other engines need not pay
-
-        return LocalEngine(rollout, model_dir=model.hf_dir, dtype=model.dtype, seed=cfg.trainer.seed)
-    fleet = make_fleet(cfg)
-    fleet.launch()
-    return fleet
+    """The engine that `rollout.engine` names; servers are launched, not waited for. Raises RolloutError, ValueError."""
+    engine: RolloutEngine = named_function("rollout.engine", cfg.rollout.engine, ENGINES, ENGINE_ENTRY_POINTS)(cfg)
+    return engine

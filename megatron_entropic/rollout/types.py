@@ -66,7 +66,12 @@ Finished = Callable[[Sequence[Rollout]], None]
 
 
 class RolloutEngine(Protocol):
-    """A source of rollouts, driven by one process (rank 0)."""
+    """A source of rollouts, driven by one process (rank 0). `make(cfg: Config)` of the table ENGINES makes one.
+
+    in_background: whether it computes in other processes, so that it can generate while the policy is updated.
+    """
+
+    in_background: bool
 
     def start(self) -> None:
         """Returns once `generate` can be called; a fleet waits for its servers here. Raises RolloutError."""
@@ -82,6 +87,10 @@ class RolloutEngine(Protocol):
 
     def sync_weights(self, weights: NamedWeights, version: int) -> None:
         """Replaces the weights by `weights`; later rollouts carry `version`. Drains `weights` always. Raises RolloutError."""
+        ...
+
+    def seek(self, step: int) -> None:
+        """Says that `step` is the first that will be generated, when a run is resumed. Raises RolloutError."""
         ...
 
     def close(self) -> None:

@@ -5,11 +5,7 @@ import math
 from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.config.loading import ConfigError
 from megatron_entropic.config.schema import ADVANTAGES
-
-TARGETED_KINDS = ("entropic", "entropic+aent", "aec")
-"""Kinds of control that read control.target_entropy."""
-CLAMPED_KINDS = ("aent", "entropic+aent")
-"""Kinds that read the range of the clamped entropy."""
+from megatron_entropic.control.kinds import kind_of
 
 
 def check_learning(cfg: Config, vocab_size: int) -> None:
@@ -24,10 +20,15 @@ def check_learning(cfg: Config, vocab_size: int) -> None:
             "prompt with one another, and the advantage of one alone is 0; take at least 2, such as 8"
         )
     _check_advantage(cfg)
-    control = cfg.control
-    if control.kind in TARGETED_KINDS:
+    control, kind = cfg.control, kind_of(cfg.control)
+    if kind.selection is not None and kind.selection.needs_old_policy and cfg.batch.mini_batches == 1 and not cfg.rollout.max_staleness:
+        raise ConfigError(
+            f"control.kind={control.kind} needs batch.mini_batches >= 2 or rollout.max_staleness >= 1: "
+            "its penalty |log pi - log pi_old| is 0 in the first update on fresh rollouts"
+        )
+    if kind.targeted:
         _check_target(control, _largest(control, vocab_size, clamped=control.steer_by == "clamped_entropy"))
-    if control.kind in CLAMPED_KINDS:
+    if kind.ranged:
         _check_range(control, _largest(control, vocab_size, clamped=True))
 
 

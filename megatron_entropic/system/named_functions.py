@@ -1,4 +1,4 @@
-"""Functions that a setting names: of a table, of an installed package's entry points, or of the user's own module or file.
+"""Functions and records that a setting names: of a table, of an installed package's entry points, or of the user's own module or file.
 
 Only the standard library, and nothing is imported before it is asked for.
 """
@@ -35,7 +35,15 @@ def check_name(name: str, known: Mapping[str, str], group: str) -> str:
 
 
 def named_function(setting: str, name: str, table: Mapping[str, str], group: str) -> Callable[..., Any]:
-    """The function behind `name`; that of the table wins over an entry point of `group`.
+    """The function behind `name`. Raises as `named_object`, and ValueError for what cannot be called."""
+    found: Callable[..., Any] = named_object(setting, name, table, group)
+    if not callable(found):
+        raise ValueError(f"{setting}={name}: {name.rpartition(':')[2]} is no function but {type(found).__name__}")
+    return found
+
+
+def named_object(setting: str, name: str, table: Mapping[str, str], group: str) -> Any:
+    """What `name` stands for; the table's wins over an entry point of `group`.
 
     A user's module may lie in the working directory, as for the ranks (`python -m`); a file's neighbours can be imported by it.
 
@@ -55,12 +63,10 @@ def named_function(setting: str, name: str, table: Mapping[str, str], group: str
         raise ValueError(f"{setting}={name}: no module {location} in {folder} or on PYTHONPATH") from None
     except (Exception, SystemExit) as error:
         raise ValueError(f"{setting}={name}: {raised(error)}") from error
-    found: Callable[..., Any] | None = getattr(module, function, None)
+    found = getattr(module, function, None)
     if found is None:
         file = "" if location.endswith(".py") else f" ({getattr(module, '__file__', None) or 'built in'})"
         raise ValueError(f"{setting}={name}: {location} has no function {function}{file}{_nearest(function, dir(module))}")
-    if not callable(found):
-        raise ValueError(f"{setting}={name}: {function} is no function but {type(found).__name__}")
     return found
 
 

@@ -5,14 +5,14 @@ import itertools
 import json
 import logging
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_entropic.config import BatchConfig, Config, ControlConfig
-from megatron_entropic.config.control import ControlKind
+from megatron_entropic.config.control import KINDS
 from megatron_entropic.control import Controller, Measurement, NonFiniteEntropyError, make_controller
 from megatron_entropic.control.handoff import Phase, next_phase
 from megatron_entropic.control.reference import Shape, scheduled_target
@@ -21,7 +21,7 @@ from megatron_entropic.control.steering import Steering
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 VARIANTS: list[dict[str, Any]] = [
-    *({"kind": kind} for kind in get_args(ControlKind)),
+    *({"kind": kind} for kind in KINDS),
     {"kind": "entropic", "gains": "fixed", "soft_setpoint": False, "smoothing": 0.5, "anti_windup": "back_calculation"},
     {
         "kind": "entropic",

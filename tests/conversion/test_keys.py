@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from megatron_entropic.conversion.keys import Split, pieces, place
+from megatron_entropic.hf.architectures import FAMILIES
 from megatron_entropic.hf.mapping import shard
 from megatron_entropic.hf.segments import cut, segments
-from megatron_entropic.hf.tables import LAYER_TABLES, checkpoint_rows, hf_shapes, padded_vocab_size
+from megatron_entropic.hf.tables import checkpoint_rows, hf_shapes, padded_vocab_size
 from tests.hf.test_hf_mapping import architecture
 
 SPLITS = [Split(tensor, pipeline, expert) for tensor, pipeline, expert in itertools.product((1, 2, 4), (1, 3), (1, 3))]
 
 
-@pytest.mark.parametrize("name", LAYER_TABLES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_segments_are_what_one_rank_holds(name: str) -> None:
     arch = architecture(name)
     shapes = hf_shapes(arch)
@@ -40,7 +41,7 @@ def test_a_cut_is_those_rows() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-@pytest.mark.parametrize("name", LAYER_TABLES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_pieces_tile_every_parameter_once(name: str, split: Split) -> None:
     arch = architecture(name)
     shapes = hf_shapes(arch)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.architectures import FAMILIES, Architecture
 from megatron_entropic.hf.headers import read_header
 from megatron_entropic.hf.mapping import merge, shard
 from megatron_entropic.hf.rope import Rope
-from megatron_entropic.hf.tables import LAYER_TABLES, Layout, canonical_name, checkpoint_rows, hf_shapes, model_rows, padded_vocab_size
+from megatron_entropic.hf.tables import Layout, canonical_name, checkpoint_rows, hf_shapes, model_rows, padded_vocab_size
 from tests import tiny_models
 
 ARCH = Architecture(
@@ -34,11 +34,12 @@ ARCH = Architecture(
 
 def architecture(name: str) -> Architecture:
     """ARCH as another architecture, with experts where that has them."""
-    experts = {"num_experts": 3, "num_experts_per_token": 2} if name in ("Qwen3MoeForCausalLM", "MixtralForCausalLM") else {}
-    return replace(ARCH, architecture=name, **experts)
+    family = FAMILIES[name]
+    experts = {"num_experts": 3, "num_experts_per_token": 2, "moe_names": family.moe_names} if family.moe_names else {}
+    return replace(ARCH, architecture=name, qkv_bias=family.qkv_bias, qk_norm=family.qk_norm, **experts)
 
 
-@pytest.mark.parametrize("name", LAYER_TABLES)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_shards_of_every_row_merge_back_bit_for_bit(name: str, tp: int) -> None:
     arch = architecture(name)

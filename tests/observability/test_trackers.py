@@ -53,7 +53,7 @@ def test_every_destination_is_a_tracker(tmp_path: Path) -> None:
 
 
 def test_factory_follows_the_settings(tmp_path: Path) -> None:
-    assert make_trackers(tmp_path, TrainerConfig(tensorboard=False)) == []
+    assert make_trackers(tmp_path, TrainerConfig(tensorboard=False)) == {}
     assert not (tmp_path / "logs").exists()
 
 
@@ -61,7 +61,7 @@ def test_factory_follows_the_settings(tmp_path: Path) -> None:
 def test_tensorboard_keeps_finite_scalars_and_forgets_what_a_killed_run_logged(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (tracker,) = make_trackers(tmp_path, TrainerConfig())
+    (tracker,) = make_trackers(tmp_path, TrainerConfig()).values()
     for step in range(5):
         tracker.log(step, {"step": step, "policy/entropy": 0.5 + step, "control/alpha": None, "grad_norm": float("nan")})
     tracker.close()

@@ -3,8 +3,8 @@
 import pytest
 
 from megatron_entropic.entropy import linear_head, sequence_chunks
-from megatron_entropic.planning import communication, lm_head, serving, training_memory, workload
-from megatron_entropic.policy import covariance_selection, loss
+from megatron_entropic.planning import communication, lm_head, serving, training_memory
+from megatron_entropic.policy import loss
 from megatron_entropic.rollout.vllm import command_line
 from megatron_entropic.rollout.weight_sync import transports
 
@@ -15,7 +15,6 @@ def test_repeated_numbers() -> None:
     assert lm_head.CHUNK_TOKENS == sequence_chunks.CHUNK_TOKENS
     assert transports.NCCLTransport.bucket_bytes == training_memory.BUCKET_BYTES
     assert serving.MAX_SEQUENCES == command_line.MAX_SEQUENCES
-    assert set(workload.MEASURING_KINDS) == set(covariance_selection.CHOOSING_KINDS)
     assert 8 * (len(loss.CONTROL_SUMS) + 1) == communication.CONTROL_BYTES
     assert 8 * (len(loss.SUMS) + len(loss.MAXIMA)) == communication.STATISTICS_BYTES
 

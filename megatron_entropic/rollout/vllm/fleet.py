@@ -1,5 +1,6 @@
 """The fleet of vLLM servers that one run samples from and keeps in step with its weights; usually it launches and owns them."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from megatron_entropic.system.folder_lock import FolderLock
 _LATEST_S = 10.0
 """A thread that waits for a server ends by itself within so much more than its limit."""
 
+logger = logging.getLogger(__name__)
+
 
 class VLLMFleet:
     """A RolloutEngine over cfg.servers vLLM servers: on this node, or as announced in a folder. One process, rank 0, drives it.
@@ -31,6 +34,8 @@ class VLLMFleet:
     RolloutError that names the server, its address, process and log. After a failed weight update the fleet refuses to work.
     The first server's number is `first_index`.
     """
+
+    in_background = True
 
     def __init__(
         self, cfg: RolloutConfig, *, model_dir: Path, dtype: str, max_model_len: int, seed: int, log_dir: Path, first_index: int = 0
@@ -160,6 +165,9 @@ class VLLMFleet:
             server=server.name,
         )
 
+    def seek(self, step: int) -> None:
+        """Any step can be generated at any time."""
+
     def sync_weights(self, weights: NamedWeights, version: int) -> None:
         """Replaces every server's weights by `weights`; rollouts made afterwards carry `version`. Always drains `weights`.
 
@@ -220,6 +228,15 @@ def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
         log_dir=cfg.run_dir / "logs",
         first_index=first_index,
     )
+
+
+def launch_fleet(cfg: Config) -> VLLMFleet:
+    """The engine of `rollout.engine=vllm`: servers are launched, or looked for, and not waited for. Raises RolloutError."""
+    does = "looking for" if fleet_folder(cfg.rollout) else "starting"
+    logger.info("%s %d vLLM servers; their logs: %s", does, cfg.rollout.servers, cfg.run_dir / "logs" / "vllm_*.log")
+    fleet = make_fleet(cfg)
+    fleet.launch()
+    return fleet
 
 
 def _wait(server: ServerClient, timeout_s: float, limit_s: float) -> Callable[[], None]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_entropic.config import BatchConfig, Config, ControlConfig
 from megatron_entropic.control import Coefficients, Controller, Measurement, NonFiniteEntropyError, make_controller
-from megatron_entropic.control.baselines import AEC
+from megatron_entropic.control.aec import AEC
 
 STATIC_KINDS = ("none", "nsr", "entropy_bonus", "clip_cov", "kl_cov")
 

@@ -1,35 +1,13 @@
-"""The baselines' controllers: constant coefficients, and AEC's stepwise one."""
+"""AEC: a full-entropy bonus that moves in steps and acts only below the target."""
 
 import math
 from typing import Any
 
 from megatron_entropic.config import ControlConfig
 from megatron_entropic.control.coefficients import Coefficients
+from megatron_entropic.control.kinds import ControlKind, always
 from megatron_entropic.control.measurement import Measurement, MeasurementGuard
-from megatron_entropic.control.reference import Reference
-
-
-class Static:
-    """Constant coefficients: plain GRPO, and the baselines that adapt nothing. It measures only to notice a broken policy."""
-
-    def __init__(self, cfg: ControlConfig, coefficients: Coefficients) -> None:
-        self._coefficients = coefficients
-        self._guard = MeasurementGuard(f"control.kind={cfg.kind}", cfg.max_bad_steps)
-
-    def coefficients(self) -> Coefficients:
-        return self._coefficients
-
-    def step(self, measured: Measurement) -> None:
-        self._guard.accepts(measured.entropy)
-
-    def report(self) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"bad_steps": self._guard.bad_steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._guard.bad_steps = int(state["bad_steps"])
+from megatron_entropic.control.reference import TARGET_READS, Reference
 
 
 class AEC:
@@ -81,3 +59,12 @@ class AEC:
         self.applied = float(state["applied"])
         self._reference.load_state_dict(state["reference"])
         self._guard.bad_steps = int(state["bad_steps"])
+
+
+AEC_KIND = ControlKind(
+    meaning="adaptive entropy control of Skywork-OR1 (arXiv 2505.22312): a bonus that acts only below the target",
+    make=lambda control, momentum: AEC(control),
+    reads=(*TARGET_READS, "coefficient", "coefficient_step", "coefficient_min", "coefficient_max"),
+    targeted=True,
+    adds_bonus=always,
+)
