@@ -30,11 +30,11 @@ def head_rows(cfg: Config, tokens: int) -> int:
 
 def head_working_bytes(arch: Architecture, cfg: Config, tokens: int) -> float:
     """Bytes the head takes for a micro-batch of `tokens` while it computes gradients, beside the hidden states it was given."""
-    size, hidden, rows = element_bytes(cfg), arch.hidden_size, head_rows(cfg, tokens)
+    size, hidden, rows = element_bytes(cfg.model), arch.hidden_size, head_rows(cfg, tokens)
     selects = bool(cfg.control.needs_clamped_entropy and cfg.control.clamp > 0)
-    height, width = tile_shape(rows, vocabulary_shard(arch, cfg), selects=selects)
+    height, width = tile_shape(rows, vocabulary_shard(arch, cfg.model, cfg.parallel), selects=selects)
     gradient = 4 * rows * hidden + (0 if size == 4 else size * rows * hidden)  # summed in float32, rounded once
     given = size * rows * hidden  # the rows inside the mask, gathered
     returned = size * tokens * hidden / (cfg.parallel.tensor if cfg.parallel.sequence else 1)
-    placeholder = size * vocabulary_shard(arch, cfg) * hidden  # what autograd is given for the weight
+    placeholder = size * vocabulary_shard(arch, cfg.model, cfg.parallel) * hidden  # what autograd is given for the weight
     return given + gradient + size * height * width + returned + placeholder

@@ -17,7 +17,7 @@ def test_every_layout_found_is_legal_fits_and_uses_all_gpus(gpus: int) -> None:
     for candidate in fit:
         assert not check_layout(site.arch, candidate.cfg)
         assert candidate.needed <= site.gpu_bytes
-        assert gpus_used(candidate.cfg) == gpus
+        assert gpus_used(candidate.cfg.parallel, candidate.cfg.rollout) == gpus
     times = [candidate.time.total for candidate in fit]
     assert times == sorted(times)
     full = site.evaluate(fit[0].cfg, all_stages=True)

@@ -78,7 +78,7 @@ def test_a_recipe_fits_and_says_what_it_needs(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_variant_is_a_run_of_its_own_on_the_same_gpus(name: str) -> None:
     cfg, base = load_config(name), load_config(name.partition(":")[0])
-    assert check_layout(architecture_of(cfg), cfg) == []
+    assert check_layout(architecture_of(cfg.model.hf_dir), cfg) == []
     assert cfg.parallel == base.parallel
     assert cfg.model == base.model
     assert (cfg.run.name == base.run.name) == (cfg == base)
