@@ -73,7 +73,7 @@ def plan(
     """(the report, whether any layout fits). Raises ConfigError or ValueError naming the field and its legal values."""
     cfg = load_config(source, overrides)
     arch = architecture_of(cfg.model.hf_dir)
-    if problems := check_layout(arch, cfg):
+    if problems := check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout):
         raise ConfigError("; ".join(problems))
     used = gpus_used(cfg.parallel, cfg.rollout)
     cluster = cluster_of(gpu=gpu, memory_gb=memory_gb, gpus=gpus, nodes=nodes, gpus_per_node=gpus_per_node, needed=used)

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_entropic.config import Config, ModelConfig, ParallelConfig, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.hf.layout import check_layout
+from megatron_entropic.hf.layout import check_layout, server_problems
 from megatron_entropic.planning.activations import Implementation, Unevenness
 from megatron_entropic.planning.cluster import GB, Assumptions, Cluster
 from megatron_entropic.planning.serving import ServerMemory, server_memory
@@ -152,7 +152,7 @@ def _best_servers(site: Site, cfg: Config, gpus: int) -> Config:
     choices: list[tuple[bool, float, Config]] = []
     for tensor in _powers(min(gpus, site.cluster.gpus_per_node)):
         choice = changed(cfg, rollout__tensor=tensor, rollout__servers=gpus // tensor)
-        if gpus % tensor or any("rollout.tensor" in problem for problem in check_layout(site.arch, choice)):
+        if gpus % tensor or server_problems(site.arch, choice.rollout):
             continue
         candidate = site.evaluate(choice)
         assert candidate.server is not None
@@ -178,7 +178,7 @@ def _layouts(site: Site, cfg: Config, gpus: int) -> Iterator[Config]:
                     parallel__expert=expert,
                     parallel__sequence=tensor > 1,
                 )
-                if not check_layout(site.arch, layout):
+                if not check_layout(site.arch, layout.parallel, layout.batch, layout.rollout):
                     yield layout
 
 
@@ -218,7 +218,7 @@ def helpful_knobs(candidate: Candidate) -> list[str]:
         if data * tensor % layout.expert:
             continue
         other = changed(cfg, **change)
-        if check_layout(site.arch, other):
+        if check_layout(site.arch, other.parallel, other.batch, other.rollout):
             continue
         needed = site.evaluate(other).needed
         if needed <= site.gpu_bytes:
