@@ -70,8 +70,8 @@ class Policy:
         )
         self.ddp = DistributedDataParallel(self.model_config, ddp_config, self.model)
         self.model_config.finalize_model_grads_func = finalize_model_grads
-        self.optimizer = make_optimizer(cfg, self.ddp)
-        self.scheduler = make_scheduler(cfg, self.optimizer)
+        self.optimizer = make_optimizer(cfg.optimizer, self.ddp, dtype=cfg.model.dtype)
+        self.scheduler = make_scheduler(cfg.optimizer, self.optimizer, updates=cfg.trainer.steps * cfg.batch.mini_batches)
         self.updates = 0
         self.response = Response()
         """Of the latest update, for the next measurement."""

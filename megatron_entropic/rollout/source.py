@@ -129,7 +129,7 @@ class RolloutSource:
         self.sync_weights(policy, version=first_step)
 
     def _wait_for_servers(self, first_step: int) -> None:
-        record_sampling(self.cfg, first_step)
+        record_sampling(self.cfg.run_dir, self.cfg.model, self.cfg.rollout, first_step)
         ahead = range(first_step, min(first_step + self.cfg.rollout.max_staleness, self.cfg.trainer.steps)) if first_step else range(0)
         for step in ahead:
             records = read_rollouts(self.writer.folder, step)
@@ -196,7 +196,7 @@ def make_engine(cfg: Config) -> RolloutEngine:
     rollout, model = cfg.rollout, cfg.model
     if rollout.engine == "replay":
         assert rollout.replay_path is not None
-        check_replay(cfg)
+        check_replay(model, rollout)
         return ReplayEngine(rollout.replay_path)
     if rollout.engine == "local":
         from megatron_entropic.rollout.local_engine import LocalEngine  # brings transformers: seconds that other engines need not pay
