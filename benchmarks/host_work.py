@@ -109,7 +109,7 @@ def _measured(cfg: Config, parallel: Parallel, count: int, tokens: int, folder: 
     if rollouts:
         problems = {rollout.prompt_index: Problem("p") for rollout in rollouts}
         writer.begin(0, rollouts, problems, [1.0] * count)
-    batch, deal_s = _timed(lambda: deal(cfg, parallel, samples))
+    batch, deal_s = _timed(lambda: deal(cfg.control, cfg.batch, parallel, samples))
     positions, pack_s = _timed(lambda: _pack_all(cfg, parallel, batch.samples, batch))
     _, wait_s = _timed(writer.close)
     found = {"deal_s": deal_s, "pack_s": pack_s, "left_s": wait_s}

@@ -158,23 +158,23 @@ def _train(options: argparse.Namespace) -> int:
             code = run_rank(cfg, flags)
         if not Fence.of_this_run(cfg.run_dir).is_open():  # rank 0 has said who owns the run now
             return code or EXIT_FAILED
-        _conclude(cfg, code, trained=last_written(cfg.run_dir) != before)
+        _conclude(cfg.run_dir, cfg.trainer.steps, code, trained=last_written(cfg.run_dir) != before)
     return code
 
 
-def _conclude(cfg: Config, code: int, *, trained: bool) -> None:
+def _conclude(run_dir: Path, steps: int, code: int, *, trained: bool) -> None:
     """What is written and said about a run that ended with `code`; nothing of an earlier start when this one `trained` nothing."""
     try:
-        record_end(cfg.run_dir, code)
+        record_end(run_dir, code)
         if code and not trained:
             return
         if code != EXIT_STOPPED:  # then there is no time for a report
-            _summarise(cfg)
+            _summarise(run_dir, steps)
     except OSError as error:  # a full disk, which has ended the run already: its exit code stays
         if not code:
             raise
         print(f"megatron-entropic: error: {error}", file=sys.stderr)
-    if code not in (0, EXIT_STOPPED) and (lost := lost_steps(cfg.run_dir)):
+    if code not in (0, EXIT_STOPPED) and (lost := lost_steps(run_dir)):
         print(lost, file=sys.stderr)
 
 
@@ -207,17 +207,17 @@ def _prepare_run_dir(cfg: Config, lock: FolderLock, *, overwrite: bool) -> None:
     save_config(cfg, run_dir / "config.yaml")
 
 
-def _summarise(cfg: Config) -> None:
-    """After a run, whole or not: the report, and its headline numbers on the terminal. Nothing before the first step."""
-    metrics = cfg.run_dir / "metrics.jsonl"
+def _summarise(run_dir: Path, steps: int) -> None:
+    """After a run of `steps`, whole or not: the report, and its headline numbers on the terminal. Nothing before the first step."""
+    metrics = run_dir / "metrics.jsonl"
     if not metrics.exists() or not metrics.stat().st_size:
         return
     from megatron_entropic.observability.report import write_report
     from megatron_entropic.observability.summary import summarise
 
-    report = write_report(cfg.run_dir)
-    summary = summarise(cfg.run_dir)
-    print(f"\n{summary.steps_done} of {cfg.trainer.steps} steps done.")
+    report = write_report(run_dir)
+    summary = summarise(run_dir)
+    print(f"\n{summary.steps_done} of {steps} steps done.")
     if summary.signal is not None:
         print(f"signal  {summary.signal}")
     if summary.tracking_error is not None:
@@ -229,8 +229,8 @@ def _summarise(cfg: Config) -> None:
         print(f"control {summary.control}")
     if summary.reward_first is not None:
         print(f"reward  {summary.reward_first:.3f} at the first step, {summary.reward_last:.3f} in the last third")
-    if (cfg.run_dir / "hf").is_dir():
-        print(f"model   {cfg.run_dir / 'hf'}  (Hugging Face)")
+    if (run_dir / "hf").is_dir():
+        print(f"model   {run_dir / 'hf'}  (Hugging Face)")
     print(f"report  {report}")
 
 

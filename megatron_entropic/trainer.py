@@ -41,7 +41,7 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
             with output.time("rollout"), checkpointer.saving_if_stopped(step, policy, controller):
                 rollouts, rewards = source.collect(step)
             with output.time("update"):
-                batch = deal(cfg, parallel, make_samples(cfg, rollouts, rewards))
+                batch = deal(cfg.control, cfg.batch, parallel, make_samples(cfg, rollouts, rewards))
                 updates = list(update_policy(cfg, policy, controller, batch, target_file.poll(controller)))
             with output.time("sync"):
                 source.sync_weights(policy, version=step + 1)
@@ -55,12 +55,12 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
 def check_sampler(cfg: Config, parallel: Parallel, step: int, updates: Sequence[UpdateStats]) -> None:
     """Ends the run, on every rank, when the sampler's log-probs are too far from the trainer's (`rollout.max_logprob_gap`)."""
     largest, mean = gap_of(updates)
-    bounds = stop_bounds(cfg, step)
+    bounds = stop_bounds(cfg.model, cfg.rollout, step)
     if bounds and bounds.exceeded(largest, mean):
         message = (
             f"step {step + 1}: |trainer - sampler| log-prob is {mean:.3g} nats in the mean and {largest:.3g} at most, above "
             f"rollout.max_logprob_gap={cfg.rollout.max_logprob_gap} ({bounds}): the engine does not sample from the trainer's policy. "
-            f"Likely causes: {likely_causes(cfg, step)}. A higher limit, or 0, lets the run go on"
+            f"Likely causes: {likely_causes(cfg.model, cfg.rollout, step)}. A higher limit, or 0, lets the run go on"
         )
         raise RolloutError(message) if parallel.rank == 0 else RankZeroError(message)
 

@@ -33,7 +33,12 @@ TABLE = re.compile(r"^\| recipe \|.*?(?=\n\n)", flags=re.MULTILINE | re.DOTALL)
 def names() -> list[str]:
     """All recipes for clusters, smallest model first."""
     found = [path.stem for path in FOLDER.glob("*.py") if LINE.search(path.read_text(encoding="utf-8")) and path.stem != "overview"]
-    return sorted(found, key=lambda name: (ModelSize.of(architecture_of(load_config(name))).total, gpus_used(load_config(name)), name))
+
+    def size(name: str) -> tuple[int, int, str]:
+        cfg = load_config(name)
+        return ModelSize.of(architecture_of(cfg.model.hf_dir)).total, gpus_used(cfg.parallel, cfg.rollout), name
+
+    return sorted(found, key=size)
 
 
 def variants(name: str) -> tuple[str, ...]:
@@ -44,17 +49,17 @@ def variants(name: str) -> tuple[str, ...]:
 
 def planned(cfg: Config) -> Candidate:
     """Memory and time of a recipe on as many GPUs as it takes."""
-    used = gpus_used(cfg)
+    used = gpus_used(cfg.parallel, cfg.rollout)
     cluster = cluster_of(gpu=GPU, memory_gb=None, gpus=used, nodes=None, gpus_per_node=GPUS_PER_NODE, needed=used)
-    return Site(architecture_of(cfg), cluster, Assumptions()).evaluate(cfg, all_stages=True)
+    return Site(architecture_of(cfg.model.hf_dir), cluster, Assumptions()).evaluate(cfg, all_stages=True)
 
 
 def line(name: str) -> str:
     """What `name` needs, in a sentence."""
     cfg = load_config(name)
-    candidate, training = planned(cfg), cfg.parallel.world_size
+    candidate, training, used = planned(cfg), cfg.parallel.world_size, gpus_used(cfg.parallel, cfg.rollout)
     return (
-        f"{gpus_used(cfg)} x 80 GB: {training} train, {gpus_used(cfg) - training} serve; the fullest training GPU needs "
+        f"{used} x 80 GB: {training} train, {used - training} serve; the fullest training GPU needs "
         f"{candidate.needed / GB:.0f} GB, and a step takes about {seconds(candidate.time.total)} on H100s."
     )
 
@@ -78,7 +83,7 @@ def _row(name: str) -> str:
     cells = (
         f"`{name}`",
         f"{cfg.model.hf_path.name}, {parameter_count(ModelSize.of(candidate.site.arch).total)}",
-        f"{gpus_used(cfg)}",
+        f"{gpus_used(layout, rollout)}",
         f"{layout.world_size}: " + ", ".join(parts),
         f"{rollout.servers} x {rollout.tensor}",
         f"{candidate.needed / GB:.0f} GB",

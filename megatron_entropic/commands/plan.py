@@ -72,10 +72,10 @@ def plan(
 ) -> tuple[str, bool]:
     """(the report, whether any layout fits). Raises ConfigError or ValueError naming the field and its legal values."""
     cfg = load_config(source, overrides)
-    arch = architecture_of(cfg)
-    if problems := check_layout(arch, cfg):
+    arch = architecture_of(cfg.model.hf_dir)
+    if problems := check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout):
         raise ConfigError("; ".join(problems))
-    used = gpus_used(cfg)
+    used = gpus_used(cfg.parallel, cfg.rollout)
     cluster = cluster_of(gpu=gpu, memory_gb=memory_gb, gpus=gpus, nodes=nodes, gpus_per_node=gpus_per_node, needed=used)
     site = Site(arch, cluster, Assumptions.of(assume))
     fit, misfit = search(site, cfg)
@@ -92,13 +92,12 @@ def _shown(site: Site, cfg: Config, fit: Sequence[Candidate], used: int) -> tupl
     return site.evaluate(fit[0].cfg, all_stages=True), f"the fastest that fits; the recipe's own takes {used} GPUs"
 
 
-def architecture_of(cfg: Config) -> Architecture:
-    """The architecture of `cfg.model.hf_path`, or the published one of its name while the model is not there yet."""
-    folder = Path(cfg.model.hf_dir)
-    published = published_architecture(folder)
-    if not (folder / "config.json").is_file() and published is not None:
+def architecture_of(hf_dir: Path) -> Architecture:
+    """The architecture of the model in `hf_dir`, or the published one of its name while the model is not there yet."""
+    published = published_architecture(hf_dir)
+    if not (hf_dir / "config.json").is_file() and published is not None:
         return Architecture.from_hf(published)
-    return Architecture.from_hf(folder)
+    return Architecture.from_hf(hf_dir)
 
 
 def published_architecture(folder: Path) -> Path | None:

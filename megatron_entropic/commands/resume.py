@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_entropic.checkpoint_files.manifest import damaged_files, read_manifest
 from megatron_entropic.checkpoint_files.store import COMPANIONS, CheckpointStore
-from megatron_entropic.config import Config
+from megatron_entropic.config import Config, ModelConfig
 from megatron_entropic.config.loading import ConfigError, load_config, override, to_dict
 from megatron_entropic.config.resume import differences, refuse
 from megatron_entropic.control.target_file import NAME, read_target, write_target
@@ -30,14 +30,14 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
         raise ConfigError(f"{run_dir}: no run to resume here (no config.yaml); give the folder of a run, such as runs/quickstart")
     cfg = load_config(run_dir / "config.yaml", [*overrides, override("run.dir", run_dir)])
     present = all((cfg.model.hf_dir / name).is_file() for name in (CONFIG_FILE, TOKENIZER_FILE))
-    if present or any(given.startswith("model.hf_path=") for given in overrides) or latest_checkpoint(cfg) is None:
+    if present or any(given.startswith("model.hf_path=") for given in overrides) or latest_checkpoint(cfg.run_dir) is None:
         return cfg
     return replace(cfg, model=replace(cfg.model, hf_path=run_dir / BASE_MODEL))
 
 
-def latest_checkpoint(cfg: Config) -> Path | None:
+def latest_checkpoint(run_dir: Path) -> Path | None:
     """Folder of the latest checkpoint; None when there is none, or it is the ranks' business: they read all of it."""
-    store = CheckpointStore(cfg.run_dir / "checkpoints")
+    store = CheckpointStore(run_dir / "checkpoints")
     try:
         name = store.latest()
         return store.folder / name if name and store.state(name)["settings"] else None
@@ -50,28 +50,28 @@ def prepare_resume(cfg: Config, overrides: Sequence[str], *, allow_change: bool)
 
     Raises SettingsDifferenceError for settings, ConfigError for a base model that is not the one of before.
     """
-    checkpoint = latest_checkpoint(cfg)
+    checkpoint = latest_checkpoint(cfg.run_dir)
     if checkpoint is None:
-        _say_anew(cfg)
+        _say_anew(cfg.run_dir)
     else:
         state = CheckpointStore(checkpoint.parent).state(checkpoint.name)
         ahead = bool(state["settings"].get("rollout", {}).get("max_staleness"))
         refuse(differences(state["settings"], to_dict(cfg)), checkpoint, allow_change=allow_change, ahead=ahead)
-        _take_base_model(cfg, checkpoint)
-    _supersede_target(cfg, overrides)
+        _take_base_model(cfg.run_dir, cfg.model, checkpoint, chat_template=cfg.task.chat_template)
+    _supersede_target(cfg.run_dir, overrides)
     return checkpoint is not None
 
 
-def _say_anew(cfg: Config) -> None:
+def _say_anew(run_dir: Path) -> None:
     """Before the first checkpoint nothing of a run can be gone on with."""
-    metrics = cfg.run_dir / "metrics.jsonl"
+    metrics = run_dir / "metrics.jsonl"
     steps = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
-    if not CheckpointStore(cfg.run_dir / "checkpoints").names():
+    if not CheckpointStore(run_dir / "checkpoints").names():
         dropped = f"; the {steps} step(s) in {metrics} are dropped" if steps else ""
-        logger.warning("warning: %s has no checkpoint: the run begins anew%s", cfg.run_dir, dropped)
+        logger.warning("warning: %s has no checkpoint: the run begins anew%s", run_dir, dropped)
 
 
-def _take_base_model(cfg: Config, checkpoint: Path) -> None:
+def _take_base_model(run_dir: Path, model: ModelConfig, checkpoint: Path, *, chat_template: bool) -> None:
     """Compares the base model with the checkpoint's copy of all but its weights, or takes that where it is gone."""
     saved = checkpoint / COMPANIONS
     if not (saved / CONFIG_FILE).is_file():  # of a version that did not save it
@@ -80,12 +80,12 @@ def _take_base_model(cfg: Config, checkpoint: Path) -> None:
     companions = {name: entry for name, entry in expected.items() if name.startswith(f"{COMPANIONS}/")}
     if any(problem.startswith(f"{COMPANIONS}/") for problem in problems) or damaged_files(checkpoint, companions):
         return  # the ranks name it, with all other damage
-    if cfg.model.hf_path == cfg.run_dir / BASE_MODEL:
-        shutil.copytree(saved, cfg.model.hf_path, dirs_exist_ok=True)
-        logger.info("the base model is gone; going on with the checkpoint's own, without its weights: %s", cfg.model.hf_path)
-    if changes := list(_changes(saved, cfg.model.hf_dir, chat_template=cfg.task.chat_template)):
+    if model.hf_path == run_dir / BASE_MODEL:
+        shutil.copytree(saved, model.hf_path, dirs_exist_ok=True)
+        logger.info("the base model is gone; going on with the checkpoint's own, without its weights: %s", model.hf_path)
+    if changes := list(_changes(saved, model.hf_dir, chat_template=chat_template)):
         raise ConfigError(
-            f"model.hf_path={cfg.model.hf_path} is not the model that this run was begun with: {'; '.join(changes)}. Give the right "
+            f"model.hf_path={model.hf_path} is not the model that this run was begun with: {'; '.join(changes)}. Give the right "
             f"model.hf_path; without it (moved away) the run goes on with {saved}"
         )
 
@@ -113,12 +113,12 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _supersede_target(cfg: Config, overrides: Sequence[str]) -> None:
+def _supersede_target(run_dir: Path, overrides: Sequence[str]) -> None:
     """A target that is given now wins over one that was asked for earlier, in target.json."""
     given = [text for text in overrides if text.partition("=")[0] in _TARGET_SETTINGS]
-    if not given or not (cfg.run_dir / NAME).is_file():
+    if not given or not (run_dir / NAME).is_file():
         return
-    asked = read_target(cfg.run_dir / NAME)
+    asked = read_target(run_dir / NAME)
     if asked is not None and asked.target_entropy is not None:
-        write_target(cfg.run_dir, None)
+        write_target(run_dir, None)
         logger.info("%s takes the place of the target of %g nats asked for in %s", " ".join(given), asked.target_entropy, NAME)

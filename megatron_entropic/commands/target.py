@@ -4,7 +4,7 @@ import logging
 import math
 from pathlib import Path
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.control import make_controller
 from megatron_entropic.control.target_file import NAME, AskedTarget, TargetError, read_target, write_target
@@ -23,7 +23,7 @@ def request_target(run_dir: Path, target: float | None) -> None:
     """
     cfg = _steered_run(run_dir)
     if target is not None and math.isfinite(target):
-        _check_reachable(cfg, target)
+        _check_reachable(cfg.control, cfg.model.hf_dir, target)
     if len(_metrics(run_dir)) >= cfg.trainer.steps:
         logger.warning("warning: %s has done all of its %d steps; nothing reads the new target", run_dir, cfg.trainer.steps)
     write_target(run_dir, target)
@@ -44,12 +44,12 @@ def describe_target(run_dir: Path) -> str:
     return "\n".join([*lines, *([_wish(asked, target)] if asked else [])])
 
 
-def _check_reachable(cfg: Config, target: float) -> None:
+def _check_reachable(control: ControlConfig, hf_dir: Path, target: float) -> None:
     """Raises TargetError for what no entropy is: below 0, or above that of the uniform distribution where the model is there."""
     if target < 0:
         raise TargetError(f"{target:g} nats: an entropy is never below 0")
-    if (cfg.model.hf_dir / "config.json").is_file():
-        largest = largest_entropy(cfg, Architecture.from_hf(cfg.model.hf_dir).vocab_size)
+    if (hf_dir / "config.json").is_file():
+        largest = largest_entropy(control, Architecture.from_hf(hf_dir).vocab_size)
         if target > largest:
             raise TargetError(f"{target:g} nats: no policy over this vocabulary has more than {largest:.2f} (its logarithm)")
 

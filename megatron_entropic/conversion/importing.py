@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_entropic.checkpoint_files.manifest import write_manifest
-from megatron_entropic.config import Config, ParallelConfig
+from megatron_entropic.config import ParallelConfig
 from megatron_entropic.conversion.distributed_writer import Rectangle, write_metadata, write_record
 from megatron_entropic.conversion.finite import FiniteValues
 from megatron_entropic.conversion.keys import Piece, Split, pieces
@@ -25,7 +25,7 @@ from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.check import dtype_problems, hf_problems, refuse
 from megatron_entropic.hf.directory import read_companions
 from megatron_entropic.hf.files import HFReader
-from megatron_entropic.hf.layout import check_layout
+from megatron_entropic.hf.layout import split_problems
 from megatron_entropic.hf.segments import cut, segments
 from megatron_entropic.hf.tables import Row, checkpoint_rows, hf_shapes, padded_vocab_size
 
@@ -158,7 +158,7 @@ def _layout_problems(arch: Architecture, split: Split) -> list[str]:
     data = -(-split.expert // split.tensor)  # expert ranks are taken out of tensor x data
     sequence = split.tensor > 1  # which experts need, and which cuts no weight
     layout = ParallelConfig(tensor=split.tensor, pipeline=split.pipeline, expert=split.expert, data=data, sequence=sequence)
-    return check_layout(arch, Config(parallel=layout))
+    return split_problems(arch, layout)
 
 
 def _fingerprint(source: Path, options: ImportOptions) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def diagnose(cfg: Config | None = None) -> Diagnosis:
         "GPUs": {f"GPU {number}": _gpu(gpu) for number, gpu in enumerate(gpus)} or {"GPUs": "none"},
         "interfaces": {name: ", ".join(addresses) for name, addresses in interfaces().items()},
         "SLURM": {"version": slurm_version() or "not found", "allocation": allocation() or "none: not in a job"},
-        "free space": _space(cfg, problems),
+        "free space": _space(cfg.run_dir if cfg else Path("runs"), problems),
         "each part will use": chosen_paths(gpus, cfg.rollout.engine if cfg else "vllm"),
     }
     if cfg is not None:
@@ -75,9 +75,9 @@ def _gpu(gpu: GPU) -> str:
     return f"{gpu.name}, driver {gpu.driver}, {gpu.memory} MiB, {gpu.used} in use, {gpu.uncorrected} uncorrected memory errors"
 
 
-def _space(cfg: Config | None, problems: list[str]) -> dict[str, str]:
+def _space(runs: Path, problems: list[str]) -> dict[str, str]:
     """Free space by place; adds to `problems` a place that cannot be written or is full."""
-    places = {"TMPDIR": temporary_folder(), "runs": cfg.run_dir if cfg else Path("runs"), "home": Path(os.path.expanduser("~"))}
+    places = {"TMPDIR": temporary_folder(), "runs": runs, "home": Path(os.path.expanduser("~"))}
     for name in ("TMPDIR", "runs"):
         problem = write_problem(places[name])
         problems += [problem] if problem else []

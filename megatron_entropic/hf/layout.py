@@ -1,15 +1,26 @@
 """Whether a model can be split the way the settings ask."""
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import BatchConfig, ParallelConfig, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Those that vLLM's attention for CPUs is compiled for. A table, because asking vLLM costs seconds and it need not be installed."""
 
 
-def check_layout(arch: Architecture, cfg: Config) -> list[str]:
-    """Every reason why `arch` cannot be laid out as `cfg.parallel` says, each naming the field and legal values; [] if it can."""
-    tensor, pipeline = cfg.parallel.tensor, cfg.parallel.pipeline
+def check_layout(arch: Architecture, layout: ParallelConfig, batch: BatchConfig, rollout: RolloutConfig) -> list[str]:
+    """Every reason why `arch` cannot be laid out as the settings say, each naming the field and legal values; [] if it can."""
+    problems = split_problems(arch, layout) + server_problems(arch, rollout)
+    if rollout.max_new_tokens >= batch.max_tokens_per_micro_batch:
+        problems.append(
+            f"batch.max_tokens_per_micro_batch={batch.max_tokens_per_micro_batch} leaves no room for a prompt beside "
+            f"rollout.max_new_tokens={rollout.max_new_tokens}"
+        )
+    return problems
+
+
+def split_problems(arch: Architecture, layout: ParallelConfig) -> list[str]:
+    """Why the policy cannot be split over the ranks of `layout`."""
+    tensor, pipeline = layout.tensor, layout.pipeline
     divided = [
         ("parallel.tensor", tensor, "num_attention_heads", arch.num_heads),
         ("parallel.pipeline", pipeline, "num_hidden_layers", arch.num_layers),
@@ -17,7 +28,7 @@ def check_layout(arch: Architecture, cfg: Config) -> list[str]:
     if arch.num_experts is None:
         divided.append(("parallel.tensor", tensor, "intermediate_size", arch.ffn_hidden_size))
     else:
-        divided.append(("parallel.expert", cfg.parallel.expert, "number of experts", arch.num_experts))
+        divided.append(("parallel.expert", layout.expert, "number of experts", arch.num_experts))
     problems = [
         f"{setting}={parts} does not divide the model's {field}={size}; legal values: {_divisors(size)}"
         for setting, parts, field, size in divided
@@ -29,18 +40,12 @@ def check_layout(arch: Architecture, cfg: Config) -> list[str]:
             f"parallel.tensor={tensor} is neither a divisor nor a multiple of the model's num_key_value_heads={arch.num_kv_heads}; "
             f"legal values: {legal}"
         )
-    if arch.num_experts is None and cfg.parallel.expert > 1:
-        problems.append(f"parallel.expert={cfg.parallel.expert}, but {arch.architecture} is dense; legal values: 1")
-    if arch.num_experts is not None and tensor > 1 and not cfg.parallel.sequence:
+    if arch.num_experts is None and layout.expert > 1:
+        problems.append(f"parallel.expert={layout.expert}, but {arch.architecture} is dense; legal values: 1")
+    if arch.num_experts is not None and tensor > 1 and not layout.sequence:
         problems.append(
             f"parallel.sequence=false, but {arch.architecture} over parallel.tensor={tensor} ranks needs true: every tensor rank "
             f"sends its own tokens to the experts"
-        )
-    problems += _server_problems(arch, cfg)
-    if cfg.rollout.max_new_tokens >= cfg.batch.max_tokens_per_micro_batch:
-        problems.append(
-            f"batch.max_tokens_per_micro_batch={cfg.batch.max_tokens_per_micro_batch} leaves no room for a prompt beside "
-            f"rollout.max_new_tokens={cfg.rollout.max_new_tokens}"
         )
     return problems
 
@@ -50,14 +55,14 @@ def _splits_heads(arch: Architecture, tensor: int) -> bool:
     return arch.num_heads % tensor == 0 and (arch.num_kv_heads % tensor == 0 or tensor % arch.num_kv_heads == 0)
 
 
-def _server_problems(arch: Architecture, cfg: Config) -> list[str]:
-    """Why a vLLM server of `cfg.rollout.tensor` ranks cannot hold the model; it splits what the policy splits."""
+def server_problems(arch: Architecture, rollout: RolloutConfig) -> list[str]:
+    """Why a vLLM server of `rollout.tensor` ranks cannot hold the model; it splits what the policy splits."""
 
     def legal(tensor: int) -> bool:
         return _splits_heads(arch, tensor) and arch.ffn_hidden_size % tensor == 0
 
-    tensor = cfg.rollout.tensor
-    if cfg.rollout.engine != "vllm" or legal(tensor):
+    tensor = rollout.tensor
+    if rollout.engine != "vllm" or legal(tensor):
         return []
     return [
         f"rollout.tensor={tensor} cannot share the model's num_attention_heads={arch.num_heads}, num_key_value_heads="

@@ -58,7 +58,7 @@ class RunOutput:
             progress = ProgressBar(self.cfg.trainer.steps, first_step=first_step)
             trackers = make_trackers(self.cfg.run_dir, self.cfg.trainer, first_step=first_step, known_ids=tracker_ids)
             tracker_ids.update({name: tracker.run_id for name, tracker in trackers.items()})
-            largest = largest_entropy(self.cfg, Architecture.from_hf(self.cfg.model.hf_dir).vocab_size)
+            largest = largest_entropy(self.cfg.control, Architecture.from_hf(self.cfg.model.hf_dir).vocab_size)
             self._trackers = TrackerGroup([metrics, *trackers.values(), progress, Watch(self.cfg, largest)])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

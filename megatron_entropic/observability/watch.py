@@ -50,13 +50,13 @@ class Watch:
                 f"every response was cut off at rollout.max_new_tokens={self._cfg.rollout.max_new_tokens}; raise it, "
                 "or look at the prompts: does the model know when to stop (task.chat_template)?",
             )
-        bounds = warn_bounds(self._cfg, step)
+        bounds = warn_bounds(self._cfg.model, self._cfg.rollout, step)
         largest, mean = metrics.get("rollout/logprob_gap"), metrics.get("rollout/logprob_gap_mean")
         if bounds and largest is not None and mean is not None and bounds.exceeded(largest, mean):
             yield (
                 "logprob_gap",
                 f"the sampler's log-probs are {mean:.2g} nats from the trainer's in the mean and {largest:.2g} at most, where up to "
-                f"{bounds} would be usual; likely causes: {likely_causes(self._cfg, step)}",
+                f"{bounds} would be usual; likely causes: {likely_causes(self._cfg.model, self._cfg.rollout, step)}",
             )
         if kind_of(self._cfg.control).steered:
             yield from self._target_troubles(step, metrics)

@@ -8,7 +8,7 @@ of the residual stream and the norms is 1 / tensor ranks of it.
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import ModelConfig, ParallelConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.model_memory import element_bytes
 
@@ -52,11 +52,11 @@ class Widths:
     """Bytes of one."""
 
     @classmethod
-    def of(cls, arch: Architecture, cfg: Config) -> "Widths":
-        tensor = cfg.parallel.tensor
+    def of(cls, arch: Architecture, model: ModelConfig, layout: ParallelConfig) -> "Widths":
+        tensor = layout.tensor
         query, key = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
         shared = tensor > arch.num_kv_heads
-        tokens_split = tensor if cfg.parallel.sequence else 1
+        tokens_split = tensor if layout.sequence else 1
         experts = arch.num_experts_per_token if arch.num_experts else 0
         return cls(
             stream=arch.hidden_size / tokens_split,
@@ -65,21 +65,23 @@ class Widths:
             key=arch.head_dim if shared else key / tensor,
             mixed=query + 2 * key if shared else (query + 2 * key) / tensor,
             inner=arch.ffn_hidden_size * experts / tokens_split if experts else arch.ffn_hidden_size / tensor,
-            element=element_bytes(cfg),
+            element=element_bytes(model),
         )
 
 
-def layer_inventory(arch: Architecture, cfg: Config, implementation: Implementation, uneven: Unevenness) -> tuple[Saved, ...]:
+def layer_inventory(
+    arch: Architecture, model: ModelConfig, layout: ParallelConfig, implementation: Implementation, uneven: Unevenness
+) -> tuple[Saved, ...]:
     """Everything saved of one layer without recomputation."""
-    widths, fused = Widths.of(arch, cfg), implementation == "transformer_engine"
-    attention = _fused_attention(arch, widths) if fused else _local_attention(arch, cfg, widths, uneven.packing_padding)
+    widths, fused = Widths.of(arch, model, layout), implementation == "transformer_engine"
+    attention = _fused_attention(arch, widths) if fused else _local_attention(arch, layout.tensor, widths, uneven.packing_padding)
     if not arch.num_experts:
         return attention + _mlp(widths, fused=fused)
-    return attention + _experts(arch, widths, uneven.expert_imbalance if cfg.parallel.expert > 1 else 1.0, fused=fused)
+    return attention + _experts(arch, widths, uneven.expert_imbalance if layout.expert > 1 else 1.0, fused=fused)
 
 
-def _local_attention(arch: Architecture, cfg: Config, widths: Widths, padding: float) -> tuple[Saved, ...]:
-    b, heads = widths.element, arch.num_heads / cfg.parallel.tensor
+def _local_attention(arch: Architecture, tensor: int, widths: Widths, padding: float) -> tuple[Saved, ...]:
+    b, heads = widths.element, arch.num_heads / tensor
     saved = [
         Saved("norms", "input and normalized input of the first norm, float32", 8 * widths.stream),
         Saved("attention", "input of the qkv projection", b * widths.stream),
@@ -93,7 +95,7 @@ def _local_attention(arch: Architecture, cfg: Config, widths: Widths, padding: f
         saved.append(Saved("attention", "input of the output projection", b * widths.query))
     if arch.qk_norm:
         # What is float32 already is a view into queries, keys and values together, and keeps them.
-        shared = widths.key == arch.head_dim and cfg.parallel.tensor > arch.num_kv_heads
+        shared = widths.key == arch.head_dim and tensor > arch.num_kv_heads
         inputs = 4 * (widths.query + widths.key) if b == 2 else 4 * (widths.mixed + (0 if shared else widths.query))
         saved.append(Saved("attention", "inputs of the query and key norms, float32", inputs))
         saved.append(Saved("attention", "normalized queries and keys, float32", 4 * (widths.query + widths.key)))

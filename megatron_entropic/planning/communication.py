@@ -4,9 +4,10 @@ Collectives are counted as rings: a reduce-scatter or all-gather of n bytes over
 all-reduce twice that.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import ModelConfig, ParallelConfig, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.cluster import Cluster
 from megatron_entropic.planning.model_memory import GRADIENT_BYTES, ModelSize, StageParameters, element_bytes, expert_replicas
@@ -36,86 +37,92 @@ def ring(count: int) -> float:
     return (count - 1) / count
 
 
-def layer_traffic_per_token(arch: Architecture, cfg: Config, *, backward: bool) -> float:
+def layer_traffic_per_token(arch: Architecture, model: ModelConfig, layout: ParallelConfig, *, backward: bool) -> float:
     """Bytes a tensor rank sends for one token of one layer: forward alone, or forward and backward.
 
     Two all-reduces each way; under sequence parallelism an all-gather and a reduce-scatter for each, and in the backward pass
     the all-gathers of the inputs again. model.recompute=full repeats the forward pass, selective its second half.
     """
-    layout, size = cfg.parallel, element_bytes(cfg) * arch.hidden_size
+    size = element_bytes(model) * arch.hidden_size
     of_mlp = 0 if arch.num_experts else 1  # experts are not split over the tensor ranks
     one = 2 * ring(layout.tensor) * size  # an all-reduce, or the pair in its place
     forward = one * (1 + of_mlp)
     if not backward:
         return forward
-    again = {"none": 0.0, "selective": one * of_mlp, "full": forward}[cfg.model.recompute]
+    again = {"none": 0.0, "selective": one * of_mlp, "full": forward}[model.recompute]
     regathered = ring(layout.tensor) * size * (1 + of_mlp) if layout.sequence else 0.0
     return 2 * forward + again + regathered
 
 
-def expert_traffic_per_token(arch: Architecture, cfg: Config, *, backward: bool) -> float:
+def expert_traffic_per_token(arch: Architecture, model: ModelConfig, layout: ParallelConfig, *, backward: bool) -> float:
     """Bytes an expert-parallel rank sends for one of its tokens of one layer: to its experts and back."""
-    if not arch.num_experts or cfg.parallel.expert == 1:
+    if not arch.num_experts or layout.expert == 1:
         return 0.0
-    once = 2 * ring(cfg.parallel.expert) * element_bytes(cfg) * arch.hidden_size * arch.num_experts_per_token
-    return once * ((3 if cfg.model.recompute != "none" else 2) if backward else 1)
+    once = 2 * ring(layout.expert) * element_bytes(model) * arch.hidden_size * arch.num_experts_per_token
+    return once * ((3 if model.recompute != "none" else 2) if backward else 1)
 
 
-def expert_tokens_share(cfg: Config) -> float:
+def expert_tokens_share(layout: ParallelConfig) -> float:
     """Share of a data-parallel rank's tokens that each of its tensor ranks dispatches."""
-    return 1 / cfg.parallel.tensor if cfg.parallel.sequence else 1.0
+    return 1 / layout.tensor if layout.sequence else 1.0
 
 
-def update_traffic(cfg: Config, cluster: Cluster, parameters: StageParameters) -> list[Traffic]:
+def update_traffic(model: ModelConfig, layout: ParallelConfig, cluster: Cluster, parameters: StageParameters) -> list[Traffic]:
     """Of one optimizer update: gradients reduced to their shards, updated parameters gathered from theirs."""
-    layout = cfg.parallel
     ranks = layout.data * layout.context
-    copies = expert_replicas(cfg)
+    copies = expert_replicas(layout)
     link = cluster.link_gb_s(ranks, layout.tensor)
     sizes = ring(ranks) * parameters.dense + ring(copies) * parameters.expert
     return [
         Traffic("data: gradient reduce-scatter", GRADIENT_BYTES * sizes, link),
-        Traffic("data: parameter all-gather", element_bytes(cfg) * sizes, link),
+        Traffic("data: parameter all-gather", element_bytes(model) * sizes, link),
     ]
 
 
-def step_traffic(arch: Architecture, cfg: Config, cluster: Cluster, work: Workload, stages: list[StageParameters]) -> list[Traffic]:
+def step_traffic(
+    arch: Architecture, model: ModelConfig, layout: ParallelConfig, cluster: Cluster, work: Workload, stages: list[StageParameters]
+) -> list[Traffic]:
     """Of a whole step, by kind, for the rank that sends most of each; kinds that do not occur are left out."""
-    layout = cfg.parallel
     tokens = work.tokens / layout.data
     layers = arch.num_layers // layout.pipeline
-    element = element_bytes(cfg) * arch.hidden_size
+    element = element_bytes(model) * arch.hidden_size
 
     def both(per_token: float, forward: float) -> float:
         return tokens * (per_token + work.forward_passes * forward)
 
+    def of_layers(traffic: Callable[..., float]) -> float:
+        return layers * both(traffic(arch, model, layout, backward=True), traffic(arch, model, layout, backward=False))
+
     in_node = cluster.link_gb_s(layout.tensor)
-    tensor = layers * both(layer_traffic_per_token(arch, cfg, backward=True), layer_traffic_per_token(arch, cfg, backward=False))
+    tensor = of_layers(layer_traffic_per_token)
     ends = both(3 * ring(layout.tensor) * element, 2 * ring(layout.tensor) * element)  # embedding, hidden states of the head
-    experts = layers * both(expert_traffic_per_token(arch, cfg, backward=True), expert_traffic_per_token(arch, cfg, backward=False))
+    experts = of_layers(expert_traffic_per_token)
     split = layout.tensor if layout.sequence else 1
     neighbours = tokens * element / split * (2 + work.forward_passes) if layout.pipeline > 1 else 0.0
     # A stage that has more parameters sends more; ranks of one stage are tensor x data apart from the next stage's.
     largest = max(stages, key=lambda stage: stage.total)
-    updates = [Traffic(traffic.kind, traffic.bytes * work.updates, traffic.gb_s) for traffic in update_traffic(cfg, cluster, largest)]
+    of_update = update_traffic(model, layout, cluster, largest)
+    updates = [Traffic(traffic.kind, traffic.bytes * work.updates, traffic.gb_s) for traffic in of_update]
     passes = work.updates + work.forward_passes
     world = cluster.link_gb_s(layout.world_size)
     found = [
         Traffic("tensor: all-reduce" if not layout.sequence else "tensor: all-gather, reduce-scatter", tensor + ends, in_node),
         Traffic("pipeline: to the next stage and back", neighbours, cluster.link_gb_s(2, layout.tensor * layout.data)),
         *updates,
-        Traffic("expert: all-to-all", experts * expert_tokens_share(cfg), cluster.link_gb_s(layout.expert)),
+        Traffic("expert: all-to-all", experts * expert_tokens_share(layout), cluster.link_gb_s(layout.expert)),
         Traffic("control: the 64-byte all-reduce", 2 * CONTROL_BYTES * ring(layout.world_size) * passes, world),
         Traffic("control: reported statistics", 4 * STATISTICS_BYTES * ring(layout.world_size) * passes, world),
     ]
     return [traffic for traffic in found if traffic.bytes > 0]
 
 
-def sync_traffic(size: ModelSize, cfg: Config, cluster: Cluster) -> list[Traffic]:
+def sync_traffic(
+    size: ModelSize, model: ModelConfig, layout: ParallelConfig, rollout: RolloutConfig, cluster: Cluster
+) -> list[Traffic]:
     """Of one weight update: to rank 0 from its tensor ranks and the other stages, then to all workers of all servers."""
-    if cfg.rollout.engine != "vllm":
+    if rollout.engine != "vllm":
         return []
-    layout, whole = cfg.parallel, element_bytes(cfg) * size.total
+    whole = element_bytes(model) * size.total
     far = cluster.link_gb_s(2, layout.tensor * layout.data)
     found = [
         Traffic("weight sync: gathered over tensor ranks", whole * ring(layout.tensor), cluster.link_gb_s(layout.tensor)),
@@ -123,7 +130,7 @@ def sync_traffic(size: ModelSize, cfg: Config, cluster: Cluster) -> list[Traffic
         Traffic(
             "weight sync: rank 0 to all servers",
             whole,
-            cluster.link_gb_s(layout.world_size + cfg.rollout.servers * cfg.rollout.tensor),
+            cluster.link_gb_s(layout.world_size + rollout.servers * rollout.tensor),
         ),
     ]
     return [traffic for traffic in found if traffic.bytes > 0]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import BatchConfig, ControlConfig
 from megatron_entropic.control.accuracy import BAND, expected_accuracy
 from megatron_entropic.control.kinds import kind_of
 from megatron_entropic.planning.cluster import Assumptions
@@ -17,14 +17,16 @@ UNREACHED = 0.1
 """Share of the target by which the mean of the last half is off where the run ends on its way."""
 
 
-def entropy_lines(cfg: Config, assumed: Assumptions) -> Iterator[str]:
-    """Noise of a step's measured entropy and, where it is steered, what the controller makes of that in simulation."""
-    batch, control = cfg.batch, cfg.control
+def entropy_lines(control: ControlConfig, batch: BatchConfig, steps: int, assumed: Assumptions) -> Iterator[str]:
+    """Noise of a step's measured entropy and, where it is steered, what the controller makes of that in simulation.
+
+    `steps`: of the run.
+    """
     samples = batch.prompts_per_step * batch.samples_per_prompt
     noise = assumed.sample_noise / math.sqrt(samples)
     of_five = _percent(noise / math.sqrt(5))
     yield f"Entropy: {samples} samples measure it to {_percent(noise)} in a step (standard deviation), to {of_five} in five"
-    updates = min(SIMULATED_UPDATES, cfg.trainer.steps * batch.mini_batches)
+    updates = min(SIMULATED_UPDATES, steps * batch.mini_batches)
     simulated = kind_of(control).steered and control.gains == "auto" and control.target_entropy > 0
     if not simulated or noise > 1 or updates < FEWEST_UPDATES:
         return

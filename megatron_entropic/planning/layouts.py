@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import Config, ModelConfig, ParallelConfig, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.hf.layout import check_layout
+from megatron_entropic.hf.layout import check_layout, server_problems
 from megatron_entropic.planning.activations import Implementation, Unevenness
 from megatron_entropic.planning.cluster import GB, Assumptions, Cluster
 from megatron_entropic.planning.serving import ServerMemory, server_memory
@@ -42,7 +42,7 @@ class Site:
         memory = training_memory(
             self.arch,
             cfg,
-            implementation=implementation(cfg),
+            implementation=implementation(cfg.model),
             micro_batches=work.micro_batches,
             uneven=Unevenness(self.assumed.packing_padding, self.assumed.expert_imbalance),
             stages=None if all_stages else ends,
@@ -93,9 +93,9 @@ class Candidate:
         return " ".join(words)
 
 
-def implementation(cfg: Config) -> Implementation:
+def implementation(model: ModelConfig) -> Implementation:
     """The layers a GPU run takes."""
-    return "local" if cfg.model.layer_spec == "local" else "transformer_engine"
+    return "local" if model.layer_spec == "local" else "transformer_engine"
 
 
 def changed(cfg: Config, **fields: Any) -> Config:
@@ -109,9 +109,9 @@ def changed(cfg: Config, **fields: Any) -> Config:
     )
 
 
-def gpus_used(cfg: Config) -> int:
+def gpus_used(layout: ParallelConfig, rollout: RolloutConfig) -> int:
     """GPUs of the training ranks and of the servers."""
-    return cfg.parallel.world_size + (cfg.rollout.servers * cfg.rollout.tensor if cfg.rollout.engine == "vllm" else 0)
+    return layout.world_size + (rollout.servers * rollout.tensor if rollout.engine == "vllm" else 0)
 
 
 def search(site: Site, cfg: Config) -> tuple[list[Candidate], list[Candidate]]:
@@ -122,7 +122,7 @@ def search(site: Site, cfg: Config) -> tuple[list[Candidate], list[Candidate]]:
     """
     fit: list[Candidate] = []
     misfit: list[Candidate] = []
-    for training, serving in _splits(site, cfg):
+    for training, serving in _splits(site.cluster, cfg.rollout):
         servers = _best_servers(site, cfg, serving)
         for layout in _layouts(site, servers, training):
             tried = [site.evaluate(changed(layout, model__recompute=recompute)) for recompute in RECOMPUTE]
@@ -134,10 +134,9 @@ def search(site: Site, cfg: Config) -> tuple[list[Candidate], list[Candidate]]:
     return sorted(fit, key=lambda c: c.time.total), sorted(misfit, key=lambda c: c.needed)
 
 
-def _splits(site: Site, cfg: Config) -> Iterator[tuple[int, int]]:
+def _splits(cluster: Cluster, rollout: RolloutConfig) -> Iterator[tuple[int, int]]:
     """(GPUs that train, GPUs that serve)."""
-    cluster = site.cluster
-    if cfg.rollout.engine != "vllm":
+    if rollout.engine != "vllm":
         yield cluster.gpus, 0
     elif cluster.nodes == 1:
         yield from ((training, cluster.gpus - training) for training in range(1, cluster.gpus))
@@ -153,7 +152,7 @@ def _best_servers(site: Site, cfg: Config, gpus: int) -> Config:
     choices: list[tuple[bool, float, Config]] = []
     for tensor in _powers(min(gpus, site.cluster.gpus_per_node)):
         choice = changed(cfg, rollout__tensor=tensor, rollout__servers=gpus // tensor)
-        if gpus % tensor or any("rollout.tensor" in problem for problem in check_layout(site.arch, choice)):
+        if gpus % tensor or server_problems(site.arch, choice.rollout):
             continue
         candidate = site.evaluate(choice)
         assert candidate.server is not None
@@ -179,7 +178,7 @@ def _layouts(site: Site, cfg: Config, gpus: int) -> Iterator[Config]:
                     parallel__expert=expert,
                     parallel__sequence=tensor > 1,
                 )
-                if not check_layout(site.arch, layout):
+                if not check_layout(site.arch, layout.parallel, layout.batch, layout.rollout):
                     yield layout
 
 
@@ -219,7 +218,7 @@ def helpful_knobs(candidate: Candidate) -> list[str]:
         if data * tensor % layout.expert:
             continue
         other = changed(cfg, **change)
-        if check_layout(site.arch, other):
+        if check_layout(site.arch, other.parallel, other.batch, other.rollout):
             continue
         needed = site.evaluate(other).needed
         if needed <= site.gpu_bytes:

@@ -1,6 +1,6 @@
 """What the output head allocates on the last pipeline stage: tiles of the logits, never all of them (entropy/linear_head.py)."""
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import ControlConfig, ModelConfig, ParallelConfig
 from megatron_entropic.control.kinds import kind_of
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.model_memory import element_bytes, vocabulary_shard
@@ -23,19 +23,19 @@ def tile_shape(tokens: int, columns: int, *, selects: bool) -> tuple[int, int]:
     return min(height, tokens), max(1, min(width, columns))
 
 
-def head_rows(cfg: Config, tokens: int) -> int:
+def head_rows(layout: ParallelConfig, tokens: int) -> int:
     """Tokens whose hidden states are whole at a time."""
-    chunks = tokens // CHUNK_TOKENS if cfg.parallel.sequence else 1
+    chunks = tokens // CHUNK_TOKENS if layout.sequence else 1
     return -(-tokens // max(1, chunks))
 
 
-def head_working_bytes(arch: Architecture, cfg: Config, tokens: int) -> float:
+def head_working_bytes(arch: Architecture, model: ModelConfig, layout: ParallelConfig, control: ControlConfig, tokens: int) -> float:
     """Bytes the head takes for a micro-batch of `tokens` while it computes gradients, beside the hidden states it was given."""
-    size, hidden, rows = element_bytes(cfg), arch.hidden_size, head_rows(cfg, tokens)
-    selects = bool(kind_of(cfg.control).clamped_entropy(cfg.control) and cfg.control.clamp > 0)
-    height, width = tile_shape(rows, vocabulary_shard(arch, cfg), selects=selects)
+    size, hidden, rows = element_bytes(model), arch.hidden_size, head_rows(layout, tokens)
+    selects = bool(kind_of(control).clamped_entropy(control) and control.clamp > 0)
+    height, width = tile_shape(rows, vocabulary_shard(arch, model, layout), selects=selects)
     gradient = 4 * rows * hidden + (0 if size == 4 else size * rows * hidden)  # summed in float32, rounded once
     given = size * rows * hidden  # the rows inside the mask, gathered
-    returned = size * tokens * hidden / (cfg.parallel.tensor if cfg.parallel.sequence else 1)
-    placeholder = size * vocabulary_shard(arch, cfg) * hidden  # what autograd is given for the weight
+    returned = size * tokens * hidden / (layout.tensor if layout.sequence else 1)
+    placeholder = size * vocabulary_shard(arch, model, layout) * hidden  # what autograd is given for the weight
     return given + gradient + size * height * width + returned + placeholder

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import ModelConfig, ParallelConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.tables import Row, checkpoint_rows, hf_shapes, padded_vocab_size
 
@@ -97,21 +97,20 @@ class ModelMemory:
         return self.parameters + self.gradients + self.optimizer
 
 
-def element_bytes(cfg: Config) -> int:
+def element_bytes(model: ModelConfig) -> int:
     """Bytes of a weight or an activation."""
-    return 2 if cfg.model.dtype == "bfloat16" else 4
+    return 2 if model.dtype == "bfloat16" else 4
 
 
-def vocabulary_shard(arch: Architecture, cfg: Config) -> int:
+def vocabulary_shard(arch: Architecture, model: ModelConfig, layout: ParallelConfig) -> int:
     """Rows of the embedding, or of the output head, of one tensor rank."""
-    return padded_vocab_size(arch.vocab_size, cfg.model.vocab_pad_multiple, cfg.parallel.tensor) // cfg.parallel.tensor
+    return padded_vocab_size(arch.vocab_size, model.vocab_pad_multiple, layout.tensor) // layout.tensor
 
 
-def stage_parameters(arch: Architecture, size: ModelSize, cfg: Config, stage: int) -> StageParameters:
+def stage_parameters(arch: Architecture, size: ModelSize, model: ModelConfig, layout: ParallelConfig, stage: int) -> StageParameters:
     """What a rank of pipeline stage `stage` (from 0) holds; a tied last stage has its own copy of the embedding."""
-    layout = cfg.parallel
     layers = arch.num_layers // layout.pipeline
-    vocabulary = vocabulary_shard(arch, cfg) * arch.hidden_size
+    vocabulary = vocabulary_shard(arch, model, layout) * arch.hidden_size
     first, last = stage == 0, stage == layout.pipeline - 1
     dense = layers * (size.split_of_layer // layout.tensor + size.whole_of_layer)
     dense += vocabulary * first + size.final_norm * last
@@ -119,26 +118,26 @@ def stage_parameters(arch: Architecture, size: ModelSize, cfg: Config, stage: in
     return StageParameters(dense, layers * size.experts_of_layer // layout.expert)
 
 
-def expert_replicas(cfg: Config) -> int:
+def expert_replicas(layout: ParallelConfig) -> int:
     """Ranks of a pipeline stage that hold the same experts."""
-    return max(1, cfg.parallel.tensor * cfg.parallel.context * cfg.parallel.data // cfg.parallel.expert)
+    return max(1, layout.tensor * layout.context * layout.data // layout.expert)
 
 
-def model_memory(parameters: StageParameters, cfg: Config) -> ModelMemory:
+def model_memory(parameters: StageParameters, model: ModelConfig, layout: ParallelConfig) -> ModelMemory:
     """Bytes of a rank's parameters, gradients and its share of the optimizer state."""
-    size = element_bytes(cfg)
+    size = element_bytes(model)
     state = 12 if size == 2 else 8
-    shards = cfg.parallel.data * cfg.parallel.context
+    shards = layout.data * layout.context
     return ModelMemory(
         parameters=size * parameters.total,
         gradients=GRADIENT_BYTES * parameters.total,
-        optimizer=state * (parameters.dense / shards + parameters.expert / expert_replicas(cfg)),
+        optimizer=state * (parameters.dense / shards + parameters.expert / expert_replicas(layout)),
     )
 
 
-def largest_parameter(arch: Architecture, cfg: Config, stage: int) -> int:
+def largest_parameter(arch: Architecture, model: ModelConfig, layout: ParallelConfig, stage: int) -> int:
     """Elements of the largest parameter of a rank: a stage's vocabulary shard, or the MLP's first matrix."""
-    split = 1 if arch.num_experts else cfg.parallel.tensor
+    split = 1 if arch.num_experts else layout.tensor
     matrix = 2 * arch.ffn_hidden_size * arch.hidden_size // split
-    ends = stage in (0, cfg.parallel.pipeline - 1)
-    return max(matrix, vocabulary_shard(arch, cfg) * arch.hidden_size if ends else 0)
+    ends = stage in (0, layout.pipeline - 1)
+    return max(matrix, vocabulary_shard(arch, model, layout) * arch.hidden_size if ends else 0)

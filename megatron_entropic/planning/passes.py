@@ -25,7 +25,7 @@ class PassMemory:
 
     @property
     def _widths(self) -> Widths:
-        return Widths.of(self.arch, self.cfg)
+        return Widths.of(self.arch, self.cfg.model, self.cfg.parallel)
 
     @property
     def _stream(self) -> float:
@@ -33,7 +33,7 @@ class PassMemory:
         return self.tokens * self._widths.element * self._widths.stream
 
     def _sum(self, wanted: Callable[[Saved], bool]) -> float:
-        inventory = layer_inventory(self.arch, self.cfg, self.implementation, self.uneven)
+        inventory = layer_inventory(self.arch, self.cfg.model, self.cfg.parallel, self.implementation, self.uneven)
         return self.tokens * sum(saved.bytes_per_token for saved in inventory if wanted(saved))
 
     def in_flight(self, stage: int) -> int:
@@ -64,7 +64,12 @@ class PassMemory:
 
     def head_working(self, stage: int) -> float:
         """What the output head computes with: on the last stage."""
-        return head_working_bytes(self.arch, self.cfg, self.tokens) if stage == self.cfg.parallel.pipeline - 1 else 0.0
+        layout = self.cfg.parallel
+        return (
+            head_working_bytes(self.arch, self.cfg.model, layout, self.cfg.control, self.tokens)
+            if stage == layout.pipeline - 1
+            else 0.0
+        )
 
     def layer_working(self) -> float:
         """What the backward pass of a layer computes with: what it computes again, gradients, one weight's gradient."""
@@ -80,7 +85,8 @@ class PassMemory:
         if stage > 0:
             return 0.0
         widths = self._widths
-        return widths.element * widths.hidden * (vocabulary_shard(self.arch, self.cfg) + self.tokens) + self._stream
+        rows = vocabulary_shard(self.arch, self.cfg.model, self.cfg.parallel)
+        return widths.element * widths.hidden * (rows + self.tokens) + self._stream
 
     def peak(self, stage: int) -> float:
         """The most of a whole update's passes."""

@@ -22,7 +22,7 @@ def plan_report(
         _serving(site, shown),
         _traffic(site, shown),
         _time(shown),
-        entropy_lines(shown.cfg, site.assumed),
+        entropy_lines(shown.cfg.control, shown.cfg.batch, shown.cfg.trainer.steps, site.assumed),
         _fitting(site, fit, top),
         _not_fitting(site, misfit, top),
         _assumptions(site),
@@ -57,10 +57,10 @@ def _layout(site: Site, shown: Candidate, why: str) -> Iterator[str]:
         if shown.server
         else f"rollout.engine={rollout.engine}"
     )
-    idle = f"{site.cluster.gpus - gpus_used(cfg)} of {site.cluster.gpus} idle"
+    idle = f"{site.cluster.gpus - gpus_used(layout, rollout)} of {site.cluster.gpus} idle"
     yield (
         f"  {_count(layout.world_size, 'GPU')} train{'s' if layout.world_size == 1 else ''}, {servers}, {idle}; "
-        f"{implementation(cfg).replace('_', ' ')} layers, micro-batches of up to {cfg.batch.max_tokens_per_micro_batch} tokens"
+        f"{implementation(cfg.model).replace('_', ' ')} layers, micro-batches of up to {cfg.batch.max_tokens_per_micro_batch} tokens"
     )
 
 

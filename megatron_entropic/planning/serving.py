@@ -65,7 +65,7 @@ class ServerMemory:
 
 def server_memory(arch: Architecture, cfg: Config, cluster: Cluster, assumed: Assumptions, work: Workload) -> ServerMemory:
     """Memory of one GPU of a server of rollout.tensor of them."""
-    size, element = ModelSize.of(arch), element_bytes(cfg)
+    size, element = ModelSize.of(arch), element_bytes(cfg.model)
     memory = cluster.gpu.memory_gb * GB
     share = cfg.rollout.gpu_memory_utilization * memory
     weights = element * size.total / cfg.rollout.tensor
@@ -92,7 +92,7 @@ def generation_seconds(
     The longest response bounds it from below: its tokens come one after the other.
     """
     size, gpu, tensor = ModelSize.of(arch), cluster.gpu, cfg.rollout.tensor
-    element = element_bytes(cfg)
+    element = element_bytes(cfg.model)
     per_server = work.samples / cfg.rollout.servers
     batch = max(1.0, min(memory.sequences, per_server))
     length = work.prompt_tokens + work.response_tokens / 2

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import Config, ModelConfig, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.activations import Implementation, Unevenness
 from megatron_entropic.planning.model_memory import (
@@ -71,10 +71,10 @@ def training_memory(
 
 def _stage_memory(size: ModelSize, passes: PassMemory, stage: int, *, on_cpu: bool) -> StageMemory:
     arch, cfg = passes.arch, passes.cfg
-    parameters = stage_parameters(arch, size, cfg, stage)
-    model = model_memory(parameters, cfg)
+    parameters = stage_parameters(arch, size, cfg.model, cfg.parallel, stage)
+    model = model_memory(parameters, cfg.model, cfg.parallel)
     flights = passes.in_flight(stage)
-    optimizer = 2 * 4 * largest_parameter(arch, cfg, stage) if passes.implementation == "local" else 0
+    optimizer = 2 * 4 * largest_parameter(arch, cfg.model, cfg.parallel, stage) if passes.implementation == "local" else 0
     if on_cpu and cfg.parallel.data > 1:
         optimizer = max(optimizer, int(model.gradients))
     return StageMemory(
@@ -87,14 +87,14 @@ def _stage_memory(size: ModelSize, passes: PassMemory, stage: int, *, on_cpu: bo
         head=passes.head_kept(stage) + passes.head_working(stage),
         passes=passes.peak(stage),
         optimizer_working=optimizer,
-        sync=sync_bytes(arch, cfg) if stage == 0 else 0.0,
+        sync=sync_bytes(arch, cfg.model, cfg.rollout) if stage == 0 else 0.0,
         building=2 * model.parameters + model.gradients,
     )
 
 
-def sync_bytes(arch: Architecture, cfg: Config) -> float:
+def sync_bytes(arch: Architecture, model: ModelConfig, rollout: RolloutConfig) -> float:
     """Bytes rank 0 holds of a weight update: a bucket of whole tensors and its packed copy; one larger tensor is a bucket."""
-    if cfg.rollout.engine != "vllm":
+    if rollout.engine != "vllm":
         return 0.0
-    largest = element_bytes(cfg) * arch.hidden_size * max(arch.vocab_size, 2 * arch.ffn_hidden_size)
+    largest = element_bytes(model) * arch.hidden_size * max(arch.vocab_size, 2 * arch.ffn_hidden_size)
     return 2.0 * max(BUCKET_BYTES, largest)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import BatchConfig, Config, ControlConfig, RolloutConfig
 from megatron_entropic.control.kinds import kind_of, measures_first
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.cluster import Assumptions
@@ -32,7 +32,9 @@ class Workload:
         # A micro-batch holds whole samples.
         per_micro_batch = max(1, int(batch.max_tokens_per_micro_batch / (prompt + response)))
         micro_batches = math.ceil(samples / batch.mini_batches / cfg.parallel.data / per_micro_batch)
-        return cls(samples, prompt, response, batch.mini_batches, forward_passes(cfg), max(1, micro_batches))
+        return cls(
+            samples, prompt, response, batch.mini_batches, forward_passes(batch, cfg.control, cfg.rollout), max(1, micro_batches)
+        )
 
     @property
     def sample_tokens(self) -> float:
@@ -44,13 +46,13 @@ class Workload:
         return self.samples * self.sample_tokens
 
 
-def forward_passes(cfg: Config) -> float:
+def forward_passes(batch: BatchConfig, control: ControlConfig, rollout: RolloutConfig) -> float:
     """Log-prob passes of a step: before the first update, for D of L_adjust, and to choose tokens by covariance."""
-    kind = kind_of(cfg.control)
-    prepared = measures_first(cfg.control, mini_batches=cfg.batch.mini_batches, max_staleness=cfg.rollout.max_staleness)
-    counted = kind.steered and cfg.control.denominator == "high_prob_tokens"
+    kind = kind_of(control)
+    prepared = measures_first(control, mini_batches=batch.mini_batches, max_staleness=rollout.max_staleness)
+    counted = kind.steered and control.denominator == "high_prob_tokens"
     # The first update after `prepare` chooses from its log-probs.
-    chosen = (1.0 - prepared / cfg.batch.mini_batches) if kind.selection else 0.0
+    chosen = (1.0 - prepared / batch.mini_batches) if kind.selection else 0.0
     return float(prepared) + float(counted) + chosen
 
 

@@ -40,8 +40,8 @@ def _clipped(cfg: Config, batch: Batch, current_N: Tensor, advantage_N: Tensor) 
     sampler_N = torch.from_numpy(
         np.concatenate([np.asarray(held(sample).sampler_log_probs, dtype=np.float32) for sample in batch.samples])
     ).to(device)
-    ratio_N = (current_N - old_log_probs(cfg, before_N, sampler_N)).exp()
-    return ratio_clipped(ratio_N, advantage_N, **clip_range(cfg))
+    ratio_N = (current_N - old_log_probs(cfg.algorithm, cfg.rollout, before_N, sampler_N)).exp()
+    return ratio_clipped(ratio_N, advantage_N, **clip_range(cfg.algorithm, cfg.control))
 
 
 def _generator(seed: int, update: int) -> torch.Generator:

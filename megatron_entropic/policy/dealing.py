@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import BatchConfig, ControlConfig
 from megatron_entropic.control.kinds import kind_of
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.policy.batching import Batch, Sample, SampleElsewhere, held, plan_micro_batches
@@ -23,7 +23,7 @@ from megatron_entropic.policy.response import response_samples
 _Words = npt.NDArray[np.int32]
 
 
-def deal(cfg: Config, parallel: Parallel, samples: Sequence[Sample]) -> Batch:
+def deal(control: ControlConfig, batch: BatchConfig, parallel: Parallel, samples: Sequence[Sample]) -> Batch:
     """The batch of rank 0's `samples`; other ranks give none, and hold the tokens of those that they train on.
 
     Which those are follows from the plans of the whole batch and of its mini-batches; for Clip-Cov, which compares all tokens, it
@@ -33,7 +33,7 @@ def deal(cfg: Config, parallel: Parallel, samples: Sequence[Sample]) -> Batch:
     if parallel.world_size == 1:
         return Batch(samples)
     outlines = _share_outlines(parallel, samples)
-    needed = samples_needed(cfg, outlines, parallel.dp_size)
+    needed = samples_needed(control, batch, outlines, parallel.dp_size)
     words: _Words | None = None
     for dp_rank in range(parallel.dp_size):
         share = _pack([held(samples[index]) for index in needed[dp_rank]]) if parallel.rank == 0 else None
@@ -47,18 +47,20 @@ def deal(cfg: Config, parallel: Parallel, samples: Sequence[Sample]) -> Batch:
     return Batch(_unpack(outlines, needed[parallel.dp_rank], words))
 
 
-def samples_needed(cfg: Config, samples: Sequence[Sample | SampleElsewhere], data_parallel: int) -> list[list[int]]:
+def samples_needed(
+    control: ControlConfig, batch: BatchConfig, samples: Sequence[Sample | SampleElsewhere], data_parallel: int
+) -> list[list[int]]:
     """Which samples each data-parallel rank trains on or measures in a step, ascending. Deterministic; only lengths matter."""
-    selection = kind_of(cfg.control).selection
+    selection = kind_of(control).selection
     if selection is not None and selection.needs_every_token:
         return [list(range(len(samples)))] * data_parallel
     needed: list[set[int]] = [set() for _ in range(data_parallel)]
-    size = len(samples) // cfg.batch.mini_batches
+    size = len(samples) // batch.mini_batches
     mini_batches = [range(start, start + size) for start in range(0, len(samples), size)]
-    measured_again = [[part[index] for index in response_samples(cfg.control, size)] for part in mini_batches]
-    for passed in ([range(len(samples))] if cfg.batch.mini_batches > 1 else []) + mini_batches + measured_again:
+    measured_again = [[part[index] for index in response_samples(control, size)] for part in mini_batches]
+    for passed in ([range(len(samples))] if batch.mini_batches > 1 else []) + mini_batches + measured_again:
         lengths = [samples[index].length for index in passed]
-        plan = plan_micro_batches(lengths, data_parallel=data_parallel, max_tokens=cfg.batch.max_tokens_per_micro_batch)
+        plan = plan_micro_batches(lengths, data_parallel=data_parallel, max_tokens=batch.max_tokens_per_micro_batch)
         for dp_rank, micro_batches in enumerate(plan):
             needed[dp_rank].update(passed[index] for indices in micro_batches for index in indices)
     return [sorted(indices) for indices in needed]

@@ -72,8 +72,8 @@ class Policy:
         )
         self.ddp = DistributedDataParallel(self.model_config, ddp_config, self.model)
         self.model_config.finalize_model_grads_func = finalize_model_grads
-        self.optimizer = make_optimizer(cfg, self.ddp)
-        self.scheduler = make_scheduler(cfg, self.optimizer)
+        self.optimizer = make_optimizer(cfg.optimizer, self.ddp, dtype=cfg.model.dtype)
+        self.scheduler = make_scheduler(cfg.optimizer, self.optimizer, updates=cfg.trainer.steps * cfg.batch.mini_batches)
         self.updates = 0
         self._measures_clamped = kind_of(cfg.control).clamped_entropy(cfg.control)
         self._needs_mean_lowering = find_actuator(cfg.control.actuator).needs_mean_lowering
@@ -174,7 +174,8 @@ class Policy:
         """What the update just made did to the entropy of `batch`'s `samples`: one forward pass, one all-reduce of 32 bytes."""
         torch.cuda.synchronize()  # the optimizer's work is not this pass's
         start = time.perf_counter()
-        control, temperature = self.cfg.control, measured_temperature(self.cfg)
+        control = self.cfg.control
+        temperature = measured_temperature(control, self.cfg.rollout)
         chosen = Batch([batch.samples[index] for index in samples])
         after = SteeredEntropy(control, chosen, range(len(samples)), self.parallel.device)
 
@@ -254,7 +255,7 @@ class Policy:
         needs_clamped = bool(self._measures_clamped or objective.coefficients.bonus)
         stats = self._statistics(hidden_T1H, micro_batch, rollout.temperature, needs_clamped)
         measured = None
-        if (temperature := measured_temperature(self.cfg)) != rollout.temperature:
+        if (temperature := measured_temperature(self.cfg.control, rollout)) != rollout.temperature:
             with torch.no_grad():
                 measured = self._statistics(hidden_T1H.detach(), micro_batch, temperature, self._measures_clamped)
         loss, report = objective.micro_batch_loss(stats, micro_batch, measured)

@@ -19,7 +19,7 @@ from megatron_entropic.algorithms import (
     ratio_clipped,
     truncated_importance_weight,
 )
-from megatron_entropic.config import Config
+from megatron_entropic.config import AlgorithmConfig, Config, ControlConfig, RolloutConfig
 from megatron_entropic.control import Coefficients
 from megatron_entropic.control.kinds import TokenLoss, kind_of
 from megatron_entropic.entropy import TokenStatistics
@@ -69,7 +69,7 @@ class Objective:
         mask_T, advantage_T = batch.mask_T, batch.advantages_T
         current_T, entropy_T = stats.log_prob.detach(), stats.entropy.detach()
         before_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
-        old_T = old_log_probs(self.cfg, before_T, batch.sampler_log_probs_T)
+        old_T = old_log_probs(self.cfg.algorithm, self.cfg.rollout, before_T, batch.sampler_log_probs_T)
         log_ratio_T = stats.log_prob - old_T
         tau, mean_T = control.high_prob_threshold, stats.mean_lowering  # the mean only where the actuator is exact
         actuator_T = actuator_mask(control.actuator, current_T, entropy_T, mean_lowering_T=mean_T, high_prob_threshold=tau)
@@ -81,7 +81,7 @@ class Objective:
         measured = measured or stats
         clamped_T = torch.zeros_like(entropy_T) if measured.clamped_entropy is None else measured.clamped_entropy
         lowers_T, own_T = entropy_lowering(current_T, entropy_T, mean_T), entropy_lowering(current_T, entropy_T)
-        clipped_T = ratio_clipped(log_ratio_T.exp(), advantage_T, **clip_range(self.cfg))
+        clipped_T = ratio_clipped(log_ratio_T.exp(), advantage_T, **clip_range(self.cfg.algorithm, control))
         gap_T = torch.where(mask_T, (before_T - batch.sampler_log_probs_T).abs(), 0.0)
         sums = {
             "tokens": total(mask_T),
@@ -115,7 +115,9 @@ class Objective:
         if coefficients.positive_weight != 1.0:
             reinforced_T = torch.where(advantage_T > 0, coefficients.positive_weight, 1.0)
             weight_T = reinforced_T if weight_T is None else weight_T * reinforced_T
-        policy_T = make_policy_loss(algorithm.policy_loss)(ratio_T, advantage_T, **clip_range(self.cfg), weight_T=weight_T)
+        policy_T = make_policy_loss(algorithm.policy_loss)(
+            ratio_T, advantage_T, **clip_range(self.cfg.algorithm, control), weight_T=weight_T
+        )
         added_T = None
         if (selection := kind_of(control).selection) and batch.selected_T is not None:
             policy_T, added_T = selection.change(control, TokenLoss(policy_T, log_ratio_T, batch.selected_T, weight_T))
@@ -131,19 +133,19 @@ class Objective:
         return policy_T, total_T
 
 
-def old_log_probs(cfg: Config, before_T: Tensor, sampler_T: Tensor) -> Tensor:
+def old_log_probs(algorithm: AlgorithmConfig, rollout: RolloutConfig, before_T: Tensor, sampler_T: Tensor) -> Tensor:
     """lp_old of the ratio r_t = exp(lp_t - lp_old_t): the policy before the step, or the sampler itself.
 
     Rollouts from older weights need a correction. With a cap, r_t is to the policy before the step and the truncated
     weight w_t = pi_old / pi_sampler corrects (decoupled PPO); without one, r_t = pi / pi_sampler is the correction.
     """
-    stale = cfg.rollout.max_staleness > 0
-    return sampler_T if stale and not cfg.algorithm.sampler_correction_cap else before_T
+    stale = rollout.max_staleness > 0
+    return sampler_T if stale and not algorithm.sampler_correction_cap else before_T
 
 
-def clip_range(cfg: Config) -> ClipRange:
+def clip_range(algorithm: AlgorithmConfig, control: ControlConfig) -> ClipRange:
     """How far r_t may leave 1. KL-Cov has a penalty in the place of the clip, in the paper and in the authors' code."""
-    selection = kind_of(cfg.control).selection
+    selection = kind_of(control).selection
     if selection is not None and not selection.clips_ratio:
         return {"clip_low": 1.0, "clip_high": math.inf}
-    return {"clip_low": cfg.algorithm.clip_low, "clip_high": cfg.algorithm.clip_high}
+    return {"clip_low": algorithm.clip_low, "clip_high": algorithm.clip_high}

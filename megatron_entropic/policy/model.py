@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_entropic import platform
-from megatron_entropic.config import Config
+from megatron_entropic.config import Config, ModelConfig
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
@@ -55,7 +55,7 @@ def build_model(arch: Architecture, cfg: Config, parallel: Parallel) -> PolicyMo
     describe_yarn(config, arch.rope.yarn)
     model = PolicyModel(
         config=config,
-        transformer_layer_spec=_layer_spec(config, cfg),
+        transformer_layer_spec=_layer_spec(config, cfg.model),
         vocab_size=padded_vocab_size(arch.vocab_size, cfg.model.vocab_pad_multiple, cfg.parallel.tensor),
         max_sequence_length=arch.max_positions,
         pre_process=parallel.is_first_stage,
@@ -72,11 +72,11 @@ def build_model(arch: Architecture, cfg: Config, parallel: Parallel) -> PolicyMo
 
 def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
     """Megatron-Core's configuration of the architecture in the run's layout and dtype; dropout is off."""
-    if problems := check_layout(arch, cfg):
+    if problems := check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout):
         raise ValueError("; ".join(problems))
     dtype = getattr(torch, cfg.model.dtype)
     fused = platform.accelerated()
-    transformer_engine = uses_transformer_engine(cfg)
+    transformer_engine = uses_transformer_engine(cfg.model)
     return TransformerConfig(
         num_layers=arch.num_layers,
         hidden_size=arch.hidden_size,
@@ -117,14 +117,14 @@ def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
-        **_recomputation(arch, cfg),
+        **_recomputation(arch, cfg.model),
         cuda_graph_scope=[],  # the default is deprecated, and says so on every rank
     )
 
 
-def _recomputation(arch: Architecture, cfg: Config) -> dict[str, Any]:
+def _recomputation(arch: Architecture, model: ModelConfig) -> dict[str, Any]:
     """Megatron-Core's settings of what is computed again in the backward pass: nothing, all MLPs, or every layer."""
-    match cfg.model.recompute:
+    match model.recompute:
         case "none":
             return {}
         case "selective":
@@ -137,15 +137,15 @@ def _leave_as_is(weight: Tensor) -> Tensor:
     return weight
 
 
-def uses_transformer_engine(cfg: Config) -> bool:
+def uses_transformer_engine(model: ModelConfig) -> bool:
     """Whether the layers come from Transformer Engine: when asked for, or by "auto" when it is installed and a GPU is there."""
-    if cfg.model.layer_spec == "auto":
+    if model.layer_spec == "auto":
         return platform.accelerated() and importlib.util.find_spec("transformer_engine") is not None
-    return cfg.model.layer_spec == "transformer_engine"
+    return model.layer_spec == "transformer_engine"
 
 
-def _layer_spec(config: TransformerConfig, cfg: Config) -> ModuleSpec | TransformerBlockSubmodules:
-    if uses_transformer_engine(cfg):
+def _layer_spec(config: TransformerConfig, model: ModelConfig) -> ModuleSpec | TransformerBlockSubmodules:
+    if uses_transformer_engine(model):
         layer = get_gpt_layer_with_transformer_engine_spec(
             num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
         )

@@ -2,18 +2,18 @@
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import OptimizerConfig
 
 
-def make_optimizer(cfg: Config, model: DistributedDataParallel) -> MegatronOptimizer:
+def make_optimizer(settings: OptimizerConfig, model: DistributedDataParallel, *, dtype: str) -> MegatronOptimizer:
     """AdamW with fp32 masters, sharded over the data-parallel ranks, clipping the global gradient norm."""
-    settings = cfg.optimizer
-    bf16 = cfg.model.dtype == "bfloat16"
+    bf16 = dtype == "bfloat16"
     return get_megatron_optimizer(
-        OptimizerConfig(
+        MegatronOptimizerConfig(
             optimizer="adam",
             lr=settings.lr,
             min_lr=settings.min_lr,
@@ -30,10 +30,8 @@ def make_optimizer(cfg: Config, model: DistributedDataParallel) -> MegatronOptim
     )
 
 
-def make_scheduler(cfg: Config, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
-    """Linear warm-up over `warmup_updates`, then the decay of `schedule` to `min_lr` at the run's last update."""
-    settings = cfg.optimizer
-    updates = max(1, cfg.trainer.steps * cfg.batch.mini_batches)
+def make_scheduler(settings: OptimizerConfig, optimizer: MegatronOptimizer, *, updates: int) -> OptimizerParamScheduler:
+    """Linear warm-up over `warmup_updates`, then the decay of `schedule` to `min_lr` at the last of the run's `updates`."""
     # Update k of the warm-up uses lr (k + 1) / (warmup + 1): the first is not wasted at a learning rate of 0.
     return OptimizerParamScheduler(
         optimizer,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_entropic.config import Config, ControlConfig
+from megatron_entropic.config import ControlConfig, RolloutConfig
 from megatron_entropic.control.kinds import measures_response
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.reductions import reduce_control
@@ -90,6 +90,6 @@ def reduce_response(before: SteeredEntropy, after: SteeredEntropy, parallel: Par
     return Response((totals["after"] - totals["before"]) / tokens if tokens else math.nan, tokens, seconds)
 
 
-def measured_temperature(cfg: Config) -> float:
+def measured_temperature(control: ControlConfig, rollout: RolloutConfig) -> float:
     """The temperature that entropies are measured at."""
-    return 1.0 if cfg.control.entropy_temperature == "raw" else cfg.rollout.temperature
+    return 1.0 if control.entropy_temperature == "raw" else rollout.temperature

@@ -7,7 +7,7 @@ while its largest value grows with the number of tokens. So both are judged, the
 
 from dataclasses import dataclass
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import ModelConfig, RolloutConfig
 
 
 @dataclass(frozen=True)
@@ -32,43 +32,42 @@ STALE_MEAN = 0.25
 """How much more the mean gap of stale rollouts may be, for each weight version that they are behind. Their largest gap may be any."""
 
 
-def warn_bounds(cfg: Config, step: int) -> GapBounds | None:
+def warn_bounds(model: ModelConfig, rollout: RolloutConfig, step: int) -> GapBounds | None:
     """Above these a run warns at `step`; None: never."""
-    if cfg.rollout.max_logprob_gap == 0:
+    if rollout.max_logprob_gap == 0:
         return None
-    return _when_stale(WARN[cfg.model.dtype], cfg, step)
+    return _when_stale(WARN[model.dtype], _staleness(rollout, step))
 
 
-def stop_bounds(cfg: Config, step: int) -> GapBounds | None:
+def stop_bounds(model: ModelConfig, rollout: RolloutConfig, step: int) -> GapBounds | None:
     """Above these a run ends at `step`: `rollout.max_logprob_gap` or, by default, what no right sampler reaches. None: never."""
-    limit = cfg.rollout.max_logprob_gap
+    limit = rollout.max_logprob_gap
     if limit != "auto":
         return GapBounds(largest=limit, mean=limit) if limit else None
     # A recording may be of a run that learned something else.
-    return None if cfg.rollout.engine == "replay" else _when_stale(STOP[cfg.model.dtype], cfg, step)
+    return None if rollout.engine == "replay" else _when_stale(STOP[model.dtype], _staleness(rollout, step))
 
 
-def likely_causes(cfg: Config, step: int) -> str:
+def likely_causes(model: ModelConfig, rollout: RolloutConfig, step: int) -> str:
     """Where a gap above its bounds may come from under these settings."""
     causes = []
-    if _staleness(cfg, step):
-        causes.append(f"a policy that learns fast, with rollout.max_staleness={cfg.rollout.max_staleness} (lower it, or optimizer.lr)")
-    if cfg.rollout.server_args:
-        causes.append(f"rollout.server_args={' '.join(cfg.rollout.server_args)}")
-    if cfg.model.dtype == "bfloat16":
+    if _staleness(rollout, step):
+        causes.append(f"a policy that learns fast, with rollout.max_staleness={rollout.max_staleness} (lower it, or optimizer.lr)")
+    if rollout.server_args:
+        causes.append(f"rollout.server_args={' '.join(rollout.server_args)}")
+    if model.dtype == "bfloat16":
         causes.append("rounding (does it go away with model.dtype=float32?)")
-    if cfg.rollout.engine == "replay":
+    if rollout.engine == "replay":
         causes.append("a recording of another policy")
     else:
         causes.append("a config.json that the sampler reads otherwise (checkpoint_tools verify --logits compares with transformers)")
     return "; ".join(causes)
 
 
-def _when_stale(bounds: GapBounds, cfg: Config, step: int) -> GapBounds:
-    staleness = _staleness(cfg, step)
+def _when_stale(bounds: GapBounds, staleness: int) -> GapBounds:
     return GapBounds(largest=float("inf"), mean=bounds.mean + STALE_MEAN * staleness) if staleness else bounds
 
 
-def _staleness(cfg: Config, step: int) -> int:
+def _staleness(rollout: RolloutConfig, step: int) -> int:
     """Weight versions that the rollouts of `step` are behind the policy."""
-    return min(step, cfg.rollout.max_staleness)
+    return min(step, rollout.max_staleness)

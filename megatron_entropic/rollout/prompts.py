@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import BatchConfig, Config, ModelConfig, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.rollout.prompt_encoder import PromptEncoder
 from megatron_entropic.rollout.types import Prompt
@@ -16,16 +16,16 @@ _FAR = 1 << 40
 _TRIES = 100
 
 
-def prompt_room(cfg: Config) -> int:
+def prompt_room(model: ModelConfig, batch: BatchConfig, rollout: RolloutConfig) -> int:
     """Most tokens of a prompt: what the model's context and a micro-batch leave beside rollout.max_new_tokens.
 
     Raises ValueError when that is none.
     """
-    context = min(Architecture.from_hf(cfg.model.hf_dir).max_positions, cfg.batch.max_tokens_per_micro_batch)
-    room = context - cfg.rollout.max_new_tokens
+    context = min(Architecture.from_hf(model.hf_dir).max_positions, batch.max_tokens_per_micro_batch)
+    room = context - rollout.max_new_tokens
     if room < 1:
         raise ValueError(
-            f"rollout.max_new_tokens={cfg.rollout.max_new_tokens} leaves no room for a prompt in {context} tokens: the smaller of the "
+            f"rollout.max_new_tokens={rollout.max_new_tokens} leaves no room for a prompt in {context} tokens: the smaller of the "
             "model's max_position_embeddings and batch.max_tokens_per_micro_batch"
         )
     return room
@@ -85,4 +85,5 @@ class PromptStream:
 def make_stream(cfg: Config, task: Task, *, prompts_per_step: int) -> PromptStream:
     """The stream of a run's prompts from `task`. Raises ValueError when no prompt fits."""
     encoder = PromptEncoder(cfg.model.hf_dir, chat_template=cfg.task.chat_template)
-    return PromptStream(task, encoder, prompts_per_step=prompts_per_step, room=prompt_room(cfg), overlong=cfg.task.overlong_prompts)
+    room = prompt_room(cfg.model, cfg.batch, cfg.rollout)
+    return PromptStream(task, encoder, prompts_per_step=prompts_per_step, room=room, overlong=cfg.task.overlong_prompts)

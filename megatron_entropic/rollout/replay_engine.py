@@ -107,7 +107,7 @@ class ReplayEngine:
 def make_replay_engine(cfg: Config) -> ReplayEngine:
     """The engine of `rollout.engine=replay`. Raises RolloutError, and ValueError for rollouts of another model or temperature."""
     assert cfg.rollout.replay_path is not None
-    check_replay(cfg)
+    check_replay(cfg.model, cfg.rollout)
     return ReplayEngine(cfg.rollout.replay_path)
 
 

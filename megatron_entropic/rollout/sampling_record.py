@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_entropic.config import Config, ModelConfig
+from megatron_entropic.config import ModelConfig, RolloutConfig
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.hf.architectures import Architecture
@@ -38,32 +38,32 @@ class Sampling:
     model: str | None
 
 
-def record_sampling(cfg: Config, first_step: int) -> None:
-    """Writes down what `cfg` samples by from `first_step` on, below its run folder; a replay passes on what its source says."""
-    folder = cfg.run_dir / "rollouts"
+def record_sampling(run_dir: Path, model: ModelConfig, rollout: RolloutConfig, first_step: int) -> None:
+    """Writes down what the run samples by from `first_step` on, below its folder; a replay passes on what its source says."""
+    folder = run_dir / "rollouts"
     earlier = [entry for entry in _read(folder) if entry.first_step < first_step]
-    if cfg.rollout.engine == "replay":
-        assert cfg.rollout.replay_path is not None
-        entries = _known(cfg.rollout.replay_path)
+    if rollout.engine == "replay":
+        assert rollout.replay_path is not None
+        entries = _known(rollout.replay_path)
     else:
-        model = earlier[-1].model if earlier else model_checksum(cfg.model)  # a resumed run's base model may be gone
-        now = Sampling(first_step, cfg.rollout.engine, cfg.rollout.temperature, model)
+        checksum = earlier[-1].model if earlier else model_checksum(model)  # a resumed run's base model may be gone
+        now = Sampling(first_step, rollout.engine, rollout.temperature, checksum)
         same = earlier and asdict(earlier[-1]) | {"first_step": first_step} == asdict(now)
         entries = earlier if same else [*earlier, now]
     if entries:
         write_whole(folder / NAME, (json.dumps([asdict(entry) for entry in entries]) + "\n").encode())
 
 
-def check_replay(cfg: Config) -> None:
+def check_replay(model: ModelConfig, rollout: RolloutConfig) -> None:
     """Refuses to replay what was sampled at another temperature or from another model. Reads a few rows of the model's weights.
 
     Raises RolloutError naming the record. What cannot be known is one warning.
     """
-    path = cfg.rollout.replay_path
+    path = rollout.replay_path
     assert path is not None
     if not path.is_dir():
         return  # which the engine says
-    entries, ours = _known(path), model_checksum(cfg.model)
+    entries, ours = _known(path), model_checksum(model)
     if not entries:
         logger.warning(
             "warning: %s: neither %s nor the run's config.yaml beside it says at which temperature and from which model these "
@@ -73,13 +73,13 @@ def check_replay(cfg: Config) -> None:
         )
     for entry in entries:
         from_step = f"{path}: sampled from step {entry.first_step} on by rollout.engine={entry.engine}"
-        if entry.temperature != cfg.rollout.temperature:
+        if entry.temperature != rollout.temperature:
             raise RolloutError(
-                f"{from_step} at rollout.temperature={entry.temperature:g}, not {cfg.rollout.temperature:g}: log-probs and entropy are "
+                f"{from_step} at rollout.temperature={entry.temperature:g}, not {rollout.temperature:g}: log-probs and entropy are "
                 "those of the sampling temperature; give the same"
             )
         if None not in (entry.model, ours) and entry.model != ours:
-            raise RolloutError(f"{from_step} from another model than model.hf_path={cfg.model.hf_path}: give the recorded run's")
+            raise RolloutError(f"{from_step} from another model than model.hf_path={model.hf_path}: give the recorded run's")
 
 
 def model_checksum(model: ModelConfig) -> str | None:

@@ -122,7 +122,7 @@ class RolloutSource:
         self.sync_weights(policy, version=first_step)
 
     def _wait_for_servers(self, first_step: int) -> None:
-        record_sampling(self.cfg, first_step)
+        record_sampling(self.cfg.run_dir, self.cfg.model, self.cfg.rollout, first_step)
         ahead = range(first_step, min(first_step + self.cfg.rollout.max_staleness, self.cfg.trainer.steps)) if first_step else range(0)
         for step in ahead:
             records = read_rollouts(self.writer.folder, step)

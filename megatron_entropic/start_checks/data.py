@@ -30,7 +30,7 @@ def check_data(cfg: Config, seed: int | None = None) -> list[str]:
         _check_sample(stream)
         return []
     remarks = [str(task), *_check_lengths(stream, task)]
-    if bad := unreachable(cfg, task, seed):
+    if bad := unreachable(task, cfg.task, seed, cfg.reward):
         raise ConfigError(f"{task.file.path}: {_listed([f'line {row.number}: {reason}' for row, reason in bad])}")
     return remarks
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import RewardConfig, TaskConfig
 from megatron_entropic.rollout.scoring import default_workers
 from megatron_entropic.tasks import verifier_spec
 from megatron_entropic.tasks.row_task import RowTask
@@ -18,17 +18,16 @@ MOST = 20_000
 _SAYS_SO_S = 10.0
 
 
-def unreachable(cfg: Config, task: RowTask, seed: int) -> list[tuple[Row, str]]:
+def unreachable(task: RowTask, cfg: TaskConfig, seed: int, reward: RewardConfig) -> list[tuple[Row, str]]:
     """The rows whose known answer does not score 1 when it is given back, each with the reason, in the file's order.
 
     Given back as it is written, and in braces, which a verifier that compares letters cannot take for the same text.
     Raises VerifierError when the verifier cannot be made.
     """
     rows = _unlike(task.rows)
-    spec = verifier_spec(cfg.task, seed, task)
+    spec = verifier_spec(cfg, seed, task)
     if not rows or spec is None:
         return []
-    reward = cfg.reward
     limits = Limits(reward.cpu_limit_s, reward.wall_limit_s, int(reward.memory_gb * 2**30))
     pool = VerifierPool(spec, limits, reward.workers or default_workers())
     try:

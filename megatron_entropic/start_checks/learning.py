@@ -19,7 +19,7 @@ def check_learning(cfg: Config, vocab_size: int) -> None:
             f"batch.samples_per_prompt=1 trains nothing: algorithm.advantage={cfg.algorithm.advantage} compares the samples of a "
             "prompt with one another, and the advantage of one alone is 0; take at least 2, such as 8"
         )
-    _check_advantage(cfg)
+    _check_advantage(cfg.algorithm.advantage, cfg.batch.samples_per_prompt)
     control, kind = cfg.control, kind_of(cfg.control)
     if kind.selection is not None and kind.selection.needs_old_policy and cfg.batch.mini_batches == 1 and not cfg.rollout.max_staleness:
         raise ConfigError(
@@ -32,27 +32,27 @@ def check_learning(cfg: Config, vocab_size: int) -> None:
         _check_range(control, _largest(control, vocab_size, clamped=True))
 
 
-def _check_advantage(cfg: Config) -> None:
-    """A function of the user's is tried on groups of which none, all, one and every other sample is right."""
-    if cfg.algorithm.advantage in ADVANTAGES:
+def _check_advantage(advantage: str, samples: int) -> None:
+    """A function of the user's is tried on groups of `samples` of which none, all, one and every other sample is right."""
+    if advantage in ADVANTAGES:
         return
     import torch  # only for this: the launcher is up in a fraction of a second
 
     from megatron_entropic.algorithms import make_advantage
 
-    none_S = torch.zeros(cfg.batch.samples_per_prompt)
+    none_S = torch.zeros(samples)
     some_S = none_S.clone()
     some_S[::2] = 1.0
     rewards_PS = torch.stack([none_S, none_S + 1, torch.eye(1, len(none_S))[0], some_S])
     try:
-        make_advantage(cfg.algorithm.advantage)(rewards_PS)
+        make_advantage(advantage)(rewards_PS)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def largest_entropy(cfg: Config, vocab_size: int) -> float:
+def largest_entropy(control: ControlConfig, vocab_size: int) -> float:
     """The largest value, in nats, of the entropy that the target is about: that of the uniform distribution."""
-    return _largest(cfg.control, vocab_size, clamped=cfg.control.steer_by == "clamped_entropy")
+    return _largest(control, vocab_size, clamped=control.steer_by == "clamped_entropy")
 
 
 def _largest(control: ControlConfig, vocab_size: int, *, clamped: bool) -> float:

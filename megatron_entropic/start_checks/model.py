@@ -22,7 +22,7 @@ def check_model(cfg: Config, *, weights: bool = True) -> Architecture:
     else:
         check_hf_dir(cfg.model.hf_dir, arch)
     stop_token_ids(cfg.model.hf_dir)
-    problems = check_layout(arch, cfg)
+    problems = check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout)
     if cfg.rollout.engine == "vllm" and cfg.rollout.fleet_dir is None:
         problems += check_serving(arch)
     if problems:

@@ -14,6 +14,6 @@ def check_start(cfg: Config, *, weights: bool = True) -> list[str]:
     """
     arch = check_model(cfg, weights=weights)
     if cfg.rollout.engine == "replay":
-        check_replay(cfg)
+        check_replay(cfg.model, cfg.rollout)
     check_learning(cfg, arch.vocab_size)
     return check_data(cfg)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from megatron_entropic.config import Config, ParallelConfig
+from megatron_entropic.config import ParallelConfig
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.hf.layout import check_layout
+from megatron_entropic.hf.layout import split_problems
 from tests import tiny_models
 
 
@@ -15,7 +15,7 @@ def problems(kind: str, folder: Path, layout: ParallelConfig) -> list[str]:
     model = tiny_models.build(kind)
     model.config.save_pretrained(folder)
     tiny_models.edit_config(folder, architectures=[type(model).__name__])
-    return check_layout(Architecture.from_hf(folder), Config(parallel=layout))
+    return split_problems(Architecture.from_hf(folder), layout)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_experts_are_not_split_over_tensor_ranks(tmp_path: Path) -> None:
     """4 tensor ranks need not divide an expert's inner size: only the attention is split."""
     assert problems("qwen3_moe", tmp_path, ParallelConfig(tensor=4, sequence=True, expert=4)) == []
     tiny_models.edit_config(tmp_path, moe_intermediate_size=25)
-    assert check_layout(Architecture.from_hf(tmp_path), Config(parallel=ParallelConfig(tensor=4, sequence=True))) == []
+    assert split_problems(Architecture.from_hf(tmp_path), ParallelConfig(tensor=4, sequence=True)) == []
 
 
 def test_expert_ranks_are_tensor_and_data_ranks() -> None:

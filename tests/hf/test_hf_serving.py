@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_entropic.config import Config, RolloutConfig
+from megatron_entropic.config import BatchConfig, ParallelConfig, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import CPU_HEAD_SIZES, check_layout, check_serving
 from megatron_entropic.platform import accelerated
@@ -28,7 +28,8 @@ def test_heads_that_no_server_can_hold_are_refused_at_once(tmp_path: Path) -> No
     tiny_models.save("llama", tmp_path / "model")
     arch = Architecture.from_hf(tmp_path / "model")
     assert "cannot serve heads of 8 (head_dim) on this machine, only of 32, 64, 80" in check_serving(arch)[0]
-    assert check_layout(arch, Config(rollout=RolloutConfig(engine="vllm"))) == []  # a layout that other machines can run
+    served = RolloutConfig(engine="vllm")
+    assert check_layout(arch, ParallelConfig(), BatchConfig(), served) == []  # a layout that other machines can run
     settings = [f"model.hf_path={tmp_path / 'model'}", f"run.dir={tmp_path / 'run'}", "parallel.tensor=1"]
     outcome = megatron_entropic("train", "quickstart", "rollout.engine=vllm", *settings)
     assert outcome.code == 2

@@ -27,4 +27,4 @@ def llama_70b(*changes: str) -> Config:
 
 def site_of(cfg: Config, gpus: int = 64, *, gpu: str = "h100", assume: Sequence[str] = ()) -> Site:
     cluster = cluster_of(gpu=gpu, memory_gb=None, gpus=gpus, nodes=None, gpus_per_node=8, needed=gpus)
-    return Site(architecture_of(cfg), cluster, Assumptions.of(assume))
+    return Site(architecture_of(cfg.model.hf_dir), cluster, Assumptions.of(assume))

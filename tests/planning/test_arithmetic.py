@@ -21,37 +21,41 @@ def test_parameters_of_a_stage() -> None:
     attention, mlp, norms = 2 * 8192 * (8192 + 1024), 3 * 8192 * 28_672, 2 * 8192
     layers = 20 * ((attention + mlp) // 8 + norms)
     vocabulary = 129_024 // 8 * 8192  # 128,256 padded to a multiple of 8 x 128
-    stages = [stage_parameters(arch, size, cfg, stage).total for stage in range(4)]
+    stages = [stage_parameters(arch, size, cfg.model, cfg.parallel, stage).total for stage in range(4)]
     assert stages == [layers + vocabulary, layers, layers, layers + vocabulary + 8192]
-    memory = model_memory(stage_parameters(arch, size, cfg, 1), cfg)
+    memory = model_memory(stage_parameters(arch, size, cfg.model, cfg.parallel, 1), cfg.model, cfg.parallel)
     assert (memory.parameters, memory.gradients, memory.optimizer) == (2 * layers, 4 * layers, 6 * layers)
 
 
 def test_tensor_parallel_traffic_of_a_layer() -> None:
-    cfg = llama_70b()
-    arch, one_all_reduce = site_of(cfg).arch, 2 * 7 / 8 * 2 * 8192
-    plain = llama_70b("parallel.sequence=false")
-    assert layer_traffic_per_token(arch, plain, backward=True) == 4 * one_all_reduce
-    assert layer_traffic_per_token(arch, cfg, backward=True) == 5 * one_all_reduce  # inputs are gathered again for weight gradients
-    assert layer_traffic_per_token(arch, cfg, backward=False) == 2 * one_all_reduce
-    again = [layer_traffic_per_token(arch, llama_70b(f"model.recompute={kind}"), backward=True) for kind in ("selective", "full")]
-    assert again == [6 * one_all_reduce, 7 * one_all_reduce]
-    assert layer_traffic_per_token(arch, llama_70b("parallel.tensor=1", "parallel.sequence=false"), backward=True) == 0
+    arch, one_all_reduce = site_of(llama_70b()).arch, 2 * 7 / 8 * 2 * 8192
+
+    def sent(*changes: str, backward: bool = True) -> float:
+        cfg = llama_70b(*changes)
+        return layer_traffic_per_token(arch, cfg.model, cfg.parallel, backward=backward)
+
+    assert sent("parallel.sequence=false") == 4 * one_all_reduce
+    assert sent() == 5 * one_all_reduce  # inputs are gathered again for weight gradients
+    assert sent(backward=False) == 2 * one_all_reduce
+    assert [sent(f"model.recompute={kind}") for kind in ("selective", "full")] == [6 * one_all_reduce, 7 * one_all_reduce]
+    assert sent("parallel.tensor=1", "parallel.sequence=false") == 0
 
 
 def test_traffic_of_an_update_and_of_a_sync() -> None:
     cfg = llama_70b("parallel.data=4", "batch.mini_batches=2")
     site = site_of(cfg, 160)
     size = ModelSize.of(site.arch)
-    stages = [stage_parameters(site.arch, size, cfg, stage) for stage in range(4)]
-    reduced, gathered = update_traffic(cfg, site.cluster, stages[1])
+    stages = [stage_parameters(site.arch, size, cfg.model, cfg.parallel, stage) for stage in range(4)]
+    reduced, gathered = update_traffic(cfg.model, cfg.parallel, site.cluster, stages[1])
     assert (reduced.bytes, gathered.bytes) == (3 / 4 * 4 * stages[1].total, 3 / 4 * 2 * stages[1].total)
     assert reduced.gb_s == site.cluster.gpu.network_gb_s
-    by_kind = {traffic.kind: traffic for traffic in step_traffic(site.arch, cfg, site.cluster, Workload.of(cfg, site.assumed), stages)}
+    work = Workload.of(cfg, site.assumed)
+    by_kind = {traffic.kind: traffic for traffic in step_traffic(site.arch, cfg.model, cfg.parallel, site.cluster, work, stages)}
     assert by_kind["data: gradient reduce-scatter"].bytes == 2 * 3 / 4 * 4 * stages[3].total
     assert by_kind["control: the 64-byte all-reduce"].bytes == pytest.approx(3 * 2 * 64 * 127 / 128)  # two updates, one log-prob pass
     assert by_kind["tensor: all-gather, reduce-scatter"].gb_s == site.cluster.gpu.nvlink_gb_s
-    assert [traffic.bytes for traffic in sync_traffic(size, cfg, site.cluster)] == [2 * SIZE * 7 / 8, 2 * SIZE * 3 / 4, 2 * SIZE]
+    synced = sync_traffic(size, cfg.model, cfg.parallel, cfg.rollout, site.cluster)
+    assert [traffic.bytes for traffic in synced] == [2 * SIZE * 7 / 8, 2 * SIZE * 3 / 4, 2 * SIZE]
 
 
 def test_arithmetic_of_a_token() -> None:

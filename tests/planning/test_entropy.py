@@ -8,7 +8,8 @@ from megatron_entropic.planning.entropy import entropy_lines
 
 
 def lines(*settings: str, assume: tuple[str, ...] = ()) -> list[str]:
-    return list(entropy_lines(load_config("smollm2_135m", settings), Assumptions.of(assume)))
+    cfg = load_config("smollm2_135m", settings)
+    return list(entropy_lines(cfg.control, cfg.batch, cfg.trainer.steps, Assumptions.of(assume)))
 
 
 def test_a_run_that_holds_its_entropy() -> None:

@@ -15,9 +15,10 @@ def test_every_layout_found_is_legal_fits_and_uses_all_gpus(gpus: int) -> None:
     assert fit
     assert misfit
     for candidate in fit:
-        assert not check_layout(site.arch, candidate.cfg)
+        found = candidate.cfg
+        assert not check_layout(site.arch, found.parallel, found.batch, found.rollout)
         assert candidate.needed <= site.gpu_bytes
-        assert gpus_used(candidate.cfg) == gpus
+        assert gpus_used(found.parallel, found.rollout) == gpus
     times = [candidate.time.total for candidate in fit]
     assert times == sorted(times)
     full = site.evaluate(fit[0].cfg, all_stages=True)

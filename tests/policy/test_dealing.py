@@ -45,7 +45,7 @@ def packed(batch: Batch, data_parallel: int, dp_rank: int) -> list[list[Any]]:
 def dealt(cfg: Config) -> tuple[int, list[list[Any]], int]:
     """(data-parallel rank, its packed step and mini-batches, samples held) of this rank."""
     parallel = initialize_parallel(cfg.parallel, 0)
-    batch = deal(cfg, parallel, samples() if parallel.rank == 0 else [])
+    batch = deal(cfg.control, cfg.batch, parallel, samples() if parallel.rank == 0 else [])
     parts = [batch, *batch.mini_batches(cfg.batch.mini_batches)]
     packings = [packed(part, parallel.dp_size, parallel.dp_rank) for part in parts]
     return parallel.dp_rank, packings, sum(isinstance(sample, Sample) for sample in batch.samples)
@@ -79,7 +79,8 @@ def test_a_rank_holds_its_share_only() -> None:
 
 
 def test_clip_cov_compares_all_tokens_so_all_ranks_hold_them() -> None:
-    assert samples_needed(config(kind="clip_cov", data=2), samples(), 2) == [list(range(24))] * 2
+    cfg = config(kind="clip_cov", data=2)
+    assert samples_needed(cfg.control, cfg.batch, samples(), 2) == [list(range(24))] * 2
 
 
 def test_a_sample_that_is_elsewhere_cannot_be_packed() -> None:

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from megatron_entropic.config import Config, OptimizerConfig, TrainerConfig
+from megatron_entropic.config import OptimizerConfig
 from megatron_entropic.policy.optimizer import make_scheduler
 
 
 def learning_rates(updates: int, **settings: Any) -> list[float]:
-    cfg = Config(optimizer=OptimizerConfig(lr=1.0, **settings), trainer=TrainerConfig(steps=updates))
     optimizer: Any = SimpleNamespace(param_groups=[{}])
-    scheduler = make_scheduler(cfg, optimizer)
+    scheduler = make_scheduler(OptimizerConfig(lr=1.0, **settings), optimizer, updates=updates)
     rates = []
     for _ in range(updates):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -67,7 +67,7 @@ def test_all_named_recipes_are_there() -> None:
 def test_a_recipe_fits_and_says_what_it_needs(name: str) -> None:
     cfg = load_config(name)
     candidate = overview.planned(cfg)
-    assert check_layout(candidate.site.arch, cfg) == []
+    assert check_layout(candidate.site.arch, cfg.parallel, cfg.batch, cfg.rollout) == []
     assert candidate.fits
     text = (overview.FOLDER / f"{name}.py").read_text()
     assert overview.line(name) in text, "run `python -m recipes.overview --write`"
@@ -78,7 +78,7 @@ def test_a_recipe_fits_and_says_what_it_needs(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_variant_is_a_run_of_its_own_on_the_same_gpus(name: str) -> None:
     cfg, base = load_config(name), load_config(name.partition(":")[0])
-    assert check_layout(architecture_of(cfg), cfg) == []
+    assert check_layout(architecture_of(cfg.model.hf_dir), cfg.parallel, cfg.batch, cfg.rollout) == []
     assert cfg.parallel == base.parallel
     assert cfg.model == base.model
     assert (cfg.run.name == base.run.name) == (cfg == base)

@@ -80,16 +80,10 @@ def test_truncated_prompts_fit() -> None:
 
 
 def test_the_room_is_what_context_and_micro_batch_leave() -> None:
-    cfg = Config(
-        model=ModelConfig(hf_path=TINY_DECOMPOSE),
-        rollout=RolloutConfig(max_new_tokens=16),
-        batch=BatchConfig(max_tokens_per_micro_batch=100),
-    )
-    assert prompt_room(cfg) == 84
+    model = ModelConfig(hf_path=TINY_DECOMPOSE)
+    assert prompt_room(model, BatchConfig(max_tokens_per_micro_batch=100), RolloutConfig(max_new_tokens=16)) == 84
     with pytest.raises(ValueError, match=r"rollout\.max_new_tokens=512 leaves no room for a prompt in 512 tokens"):
-        prompt_room(
-            Config(model=cfg.model, rollout=RolloutConfig(max_new_tokens=512), batch=BatchConfig(max_tokens_per_micro_batch=999))
-        )
+        prompt_room(model, BatchConfig(max_tokens_per_micro_batch=999), RolloutConfig(max_new_tokens=512))
 
 
 def test_a_chat_template_that_is_not_there_is_one_error() -> None:
