@@ -6,7 +6,7 @@
 The model is left where RL has something to do (tiny_lessons.py says where): some of its samples are wrong, and it has an
 entropy to lose. Same seed, same versions, same kind of machine: same weights.
 
-Shape suffixes: B sequences, T tokens, V vocabulary.
+Shapes: B sequences, P prompts, T tokens, V vocabulary.
 """
 
 import argparse

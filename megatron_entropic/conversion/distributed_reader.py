@@ -1,6 +1,6 @@
 """Reading a distributed checkpoint's tensors by rows: whatever layout wrote it, without loading more than is asked for.
 
-Shapes: P leading axes that Megatron stacks over layers and experts, R rows, C the columns of all axes after the rows, as one.
+Megatron stacks layers and experts along leading axes. Shapes: R rows, C the columns of all axes after the rows, as one.
 """
 
 import itertools

@@ -3,7 +3,7 @@
 Every rank knows the lengths and advantages of the whole batch and plans it by the same deterministic rule, so counts are global
 without a collective. The tokens of a sample are where it is trained on (dealing.py).
 
-Shapes: T packed positions of a micro-batch, S sequences in it, N response tokens of the whole batch.
+Shapes: T packed positions of a micro-batch, B sequences in it, N response tokens of the whole batch.
 """
 
 import heapq
@@ -103,7 +103,7 @@ class Batch:
 class MicroBatch:
     """The tensors of one packed forward pass (int64, bool and float32; on the policy's device).
 
-    tokens_1T, positions_1T: inputs; targets_T: the next token; mask_T: the target is a response token; cu_seqlens: [S + 1]
+    tokens_1T, positions_1T: inputs; targets_T: the next token; mask_T: the target is a response token; cu_seqlens: [B + 1]
     int32 borders of the packed sequences; advantages_T, sampler_log_probs_T, old_log_probs_T, selected_T: 0 outside the mask;
     response_index_T: place of the target in the batch's flat response tokens, -1 outside the mask.
     """

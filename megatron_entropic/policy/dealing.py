@@ -3,7 +3,7 @@
 All ranks of one data-parallel index (tensor and pipeline ranks) train on the same samples. Their share goes from rank 0 to the
 first of them, from there over its tensor ranks, and from the first pipeline stage to the others.
 
-Shapes: R samples of the step; B int32 words of a share: prompt ids, response ids and log-probs (their bits), sample after sample.
+Shapes: B samples of the step; M int32 words of a share: prompt ids, response ids and log-probs (their bits), sample after sample.
 """
 
 from collections.abc import Sequence
@@ -66,15 +66,15 @@ def _share_outlines(parallel: Parallel, samples: Sequence[Sample]) -> list[Sampl
     """Lengths and advantages of rank 0's samples, on every rank."""
     count = torch.tensor([len(samples)], device=parallel.device)
     dist.broadcast(count, src=0)
-    columns_3R = torch.empty((3, int(count)), dtype=torch.int32, device=parallel.device)
+    columns_3B = torch.empty((3, int(count)), dtype=torch.int32, device=parallel.device)
     if parallel.rank == 0:
-        columns_3R[0] = torch.tensor([len(sample.prompt_ids) for sample in samples])
-        columns_3R[1] = torch.tensor([sample.response_length for sample in samples])
-        columns_3R[2] = torch.tensor([sample.advantage for sample in samples], dtype=torch.float32).view(torch.int32)
-    dist.broadcast(columns_3R, src=0)
-    columns_3R = columns_3R.cpu()
-    advantages_R = columns_3R[2].view(torch.float32).tolist()
-    return [SampleElsewhere(*sample) for sample in zip(columns_3R[0].tolist(), columns_3R[1].tolist(), advantages_R, strict=True)]
+        columns_3B[0] = torch.tensor([len(sample.prompt_ids) for sample in samples])
+        columns_3B[1] = torch.tensor([sample.response_length for sample in samples])
+        columns_3B[2] = torch.tensor([sample.advantage for sample in samples], dtype=torch.float32).view(torch.int32)
+    dist.broadcast(columns_3B, src=0)
+    columns_3B = columns_3B.cpu()
+    advantages_B = columns_3B[2].view(torch.float32).tolist()
+    return [SampleElsewhere(*sample) for sample in zip(columns_3B[0].tolist(), columns_3B[1].tolist(), advantages_B, strict=True)]
 
 
 def _words_of(sample: SampleElsewhere) -> int:
@@ -82,7 +82,7 @@ def _words_of(sample: SampleElsewhere) -> int:
 
 
 def _pack(samples: Sequence[Sample]) -> _Words:
-    """[B] of a share."""
+    """[M] of a share."""
     words = np.empty(sum(len(sample.prompt_ids) + 2 * sample.response_length for sample in samples), dtype=np.int32)
     at = 0
     for sample in samples:
@@ -93,25 +93,25 @@ def _pack(samples: Sequence[Sample]) -> _Words:
     return words
 
 
-def _unpack(outlines: Sequence[SampleElsewhere], indices: Sequence[int], words_B: _Words) -> list[Sample | SampleElsewhere]:
-    """The whole step's samples; those of `indices` are views of `words_B`."""
+def _unpack(outlines: Sequence[SampleElsewhere], indices: Sequence[int], words_M: _Words) -> list[Sample | SampleElsewhere]:
+    """The whole step's samples; those of `indices` are views of `words_M`."""
     samples: list[Sample | SampleElsewhere] = list(outlines)
     at = 0
     for index in indices:
         outline = outlines[index]
         ends = np.cumsum([at + outline.prompt_length, outline.response_length, outline.response_length])
-        prompt, response, log_probs = words_B[at : ends[0]], words_B[ends[0] : ends[1]], words_B[ends[1] : ends[2]]
+        prompt, response, log_probs = words_M[at : ends[0]], words_M[ends[0] : ends[1]], words_M[ends[1] : ends[2]]
         samples[index] = Sample(prompt, response, log_probs.view(np.float32), outline.advantage)
         at = int(ends[2])
     return samples
 
 
-def _move(parallel: Parallel, dp_rank: int, share_B: _Words | None, size: int) -> _Words | None:
+def _move(parallel: Parallel, dp_rank: int, share_M: _Words | None, size: int) -> _Words | None:
     """Brings one share from rank 0, which gives it, to the ranks with that data-parallel index; they get it back."""
     if not size:
         return np.empty(0, dtype=np.int32)
     here = parallel.dp_rank == dp_rank
-    whole: Tensor = torch.empty(size, dtype=torch.int32, device=parallel.device) if share_B is None else torch.from_numpy(share_B)
+    whole: Tensor = torch.empty(size, dtype=torch.int32, device=parallel.device) if share_M is None else torch.from_numpy(share_M)
     whole = whole.to(parallel.device)
     if dp_rank and parallel.rank == 0:
         dist.send(whole, dst=dist.get_global_rank(parallel.dp_group, dp_rank))

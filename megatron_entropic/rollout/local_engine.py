@@ -3,7 +3,7 @@
 It needs no server and no second process. Every random number depends on (seed, prompt index, sample, version) alone, so
 what is sampled for a prompt does not depend on which prompts are generated beside it.
 
-Shape suffixes: P prompts of a batch, B = P * samples sequences, A sequences not finished yet, T tokens, V vocabulary.
+Shapes: P prompts of a batch, B = P * samples sequences, A sequences not finished yet, T tokens, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,14 +1,14 @@
 """How a step's rollouts lie in a file: raw arrays in the layout of safetensors, which every language reads without running anything.
 
-Shapes: R rollouts (by prompt, then sample), P prompts, N response tokens. Texts are UTF-8, lone surrogates included ("surrogatepass").
+Shapes: B rollouts (by prompt, then sample), P prompts, N response tokens. Texts are UTF-8, lone surrogates included ("surrogatepass").
 
-    prompt_index, sample_index, first_version, last_version    int64 [R]
-    server, finish_reason                                      int64 [R]: places in the metadata's lists of names
-    reward                                                     float64 [R]
+    prompt_index, sample_index, first_version, last_version    int64 [B]
+    server, finish_reason                                      int64 [B]: places in the metadata's lists of names
+    reward                                                     float64 [B]
     prompts, prompt_offsets, prompt_ids                        int64 [P]: each prompt's index; int64 [P + 1]: borders of its int32 ids
     problems                                                   uint8: JSON, a list of P objects with prompt and data
-    response_offsets, response_ids, log_probs                  int64 [R + 1], int32 [N], float32 [N]
-    text_offsets, text                                         int64 [R + 1], uint8
+    response_offsets, response_ids, log_probs                  int64 [B + 1], int32 [N], float32 [N]
+    text_offsets, text                                         int64 [B + 1], uint8
     metadata                                                   format, step, servers, finish_reasons, counts (JSON: what scoring
                                                                counted, by metric)
 """
