@@ -140,13 +140,13 @@ def plan_micro_batches(lengths: Sequence[int], *, data_parallel: int, max_tokens
             f"a sequence of {longest} tokens does not fit batch.max_tokens_per_micro_batch={max_tokens}; raise it to at least that"
         )
     per_rank = max(1, -(-sum(lengths) // (data_parallel * max_tokens)))
-    while (bins := _pack(lengths, data_parallel * per_rank, max_tokens)) is None:
+    while (bins := _fill_bins(lengths, data_parallel * per_rank, max_tokens)) is None:
         per_rank += 1
     bins.sort(key=lambda indices: -sum(lengths[i] for i in indices))
     return [[sorted(bins[micro * data_parallel + rank]) for micro in range(per_rank)] for rank in range(data_parallel)]
 
 
-def _pack(lengths: Sequence[int], bin_count: int, max_tokens: int) -> list[list[int]] | None:
+def _fill_bins(lengths: Sequence[int], bin_count: int, max_tokens: int) -> list[list[int]] | None:
     bins: list[list[int]] = [[] for _ in range(bin_count)]
     heap = [(0, index) for index in range(bin_count)]
     for sample in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -35,7 +35,7 @@ def deal(cfg: Config, parallel: Parallel, samples: Sequence[Sample]) -> Batch:
     needed = samples_needed(cfg, outlines, parallel.dp_size)
     words: _Words | None = None
     for dp_rank in range(parallel.dp_size):
-        share = _pack([held(samples[index]) for index in needed[dp_rank]]) if parallel.rank == 0 else None
+        share = _to_words([held(samples[index]) for index in needed[dp_rank]]) if parallel.rank == 0 else None
         if parallel.dp_rank == dp_rank or parallel.rank == 0:
             size = sum(_words_of(outlines[index]) for index in needed[dp_rank])
             arrived = _move(parallel, dp_rank, share, size)
@@ -43,7 +43,7 @@ def deal(cfg: Config, parallel: Parallel, samples: Sequence[Sample]) -> Batch:
     if parallel.rank == 0:
         return Batch(samples)
     assert words is not None
-    return Batch(_unpack(outlines, needed[parallel.dp_rank], words))
+    return Batch(_from_words(outlines, needed[parallel.dp_rank], words))
 
 
 def samples_needed(cfg: Config, samples: Sequence[Sample | SampleElsewhere], data_parallel: int) -> list[list[int]]:
@@ -81,7 +81,7 @@ def _words_of(sample: SampleElsewhere) -> int:
     return sample.prompt_length + 2 * sample.response_length
 
 
-def _pack(samples: Sequence[Sample]) -> _Words:
+def _to_words(samples: Sequence[Sample]) -> _Words:
     """[M] of a share."""
     words = np.empty(sum(len(sample.prompt_ids) + 2 * sample.response_length for sample in samples), dtype=np.int32)
     at = 0
@@ -93,7 +93,7 @@ def _pack(samples: Sequence[Sample]) -> _Words:
     return words
 
 
-def _unpack(outlines: Sequence[SampleElsewhere], indices: Sequence[int], words_M: _Words) -> list[Sample | SampleElsewhere]:
+def _from_words(outlines: Sequence[SampleElsewhere], indices: Sequence[int], words_M: _Words) -> list[Sample | SampleElsewhere]:
     """The whole step's samples; those of `indices` are views of `words_M`."""
     samples: list[Sample | SampleElsewhere] = list(outlines)
     at = 0

@@ -35,7 +35,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 @dataclass(frozen=True)
-class Bucket:
+class PaddedBucket:
     """Sequences of similar length, to be padded to the longest and attended to as one batch."""
 
     tokens_AL: Tensor
@@ -46,12 +46,12 @@ class Bucket:
 class Packing:
     """How packed tokens spread over padded buckets and come back; made once for each micro-batch."""
 
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[PaddedBucket, ...]
     places_T: Tensor | None
     """int64: where each packed token is in the concatenated, flattened buckets; None when they lie there as they are."""
 
 
-def pack(cu_seqlens: Sequence[int], device: torch.device) -> Packing:
+def make_packing(cu_seqlens: Sequence[int], device: torch.device) -> Packing:
     """Buckets the sequences between cumulative lengths by length, the fewest buckets that keep to MAX_PADDED_WORK."""
     lengths = [end - start for start, end in itertools.pairwise(cu_seqlens)]
     groups = _bucketed(lengths)
@@ -66,7 +66,7 @@ def pack(cu_seqlens: Sequence[int], device: torch.device) -> Packing:
         tokens_AL = starts_B[group_A, None] + torch.minimum(column_L, lengths_B[group_A, None] - 1)
         real_AL = column_L < lengths_B[group_A, None]
         places_T[tokens_AL[real_AL]] = offset + real_AL.flatten().nonzero().squeeze(1)
-        buckets.append(Bucket(tokens_AL.to(device)))
+        buckets.append(PaddedBucket(tokens_AL.to(device)))
         offset += tokens_AL.numel()
     unmoved = offset == cu_seqlens[-1] and torch.equal(places_T, torch.arange(offset))
     return Packing(tuple(buckets), None if unmoved else places_T.to(device))
@@ -93,7 +93,7 @@ def packing_of(params: PackedSeqParams) -> Packing:
     """The packing of a micro-batch's sequences, made by the first layer that asks and kept with `params` for the others."""
     packing = getattr(params, "_packing", None)
     if packing is None:
-        packing = pack(params.cu_seqlens_q.tolist(), params.cu_seqlens_q.device)
+        packing = make_packing(params.cu_seqlens_q.tolist(), params.cu_seqlens_q.device)
         params._packing = packing
     return cast(Packing, packing)
 
