@@ -7,7 +7,7 @@ mean surprisal of the sampled tokens, a Monte-Carlo estimate of it without gradi
 (Megatron-LM's RL); and the entropy with Megatron's padded vocabulary columns (logit 0) counted (everybody who takes the local shard
 as it is). Prints means and standard deviations over the batches, and draws them.
 
-Shapes: R response tokens of a batch, V vocabulary, B batches.
+Shapes: N response tokens of a batch of B sequences, T positions of one, V vocabulary.
 """
 
 import argparse
@@ -37,13 +37,13 @@ COLOURS = {EXACT: "#0072b2", SURPRISAL: "#e69f00", SAMPLED: "#d55e00", PADS: "#0
 
 
 def response_logits(model: torch.nn.Module, rollouts: list[Rollout]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits_RV, targets_R) of all response tokens."""
+    """(logits_NV, targets_N) of all response tokens."""
     sequences = [torch.tensor([*rollout.prompt_ids.tolist(), *rollout.response_ids.tolist()]) for rollout in rollouts]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-    logits_NTV = model(ids).logits
+    logits_BTV = model(ids).logits
     rows = [
-        logits_NTV[n, len(rollout.prompt_ids) - 1 : len(rollout.prompt_ids) + len(rollout.response_ids) - 1]
-        for n, rollout in enumerate(rollouts)
+        logits_BTV[b, len(rollout.prompt_ids) - 1 : len(rollout.prompt_ids) + len(rollout.response_ids) - 1]
+        for b, rollout in enumerate(rollouts)
     ]
     return torch.cat(rows), torch.cat([torch.tensor(rollout.response_ids.tolist()) for rollout in rollouts])
 
@@ -51,9 +51,9 @@ def response_logits(model: torch.nn.Module, rollouts: list[Rollout]) -> tuple[to
 @torch.no_grad()
 def estimates(model: torch.nn.Module, rollouts: list[Rollout]) -> dict[str, float]:
     """The four numbers of one batch, nats per token."""
-    logits_RV, targets_R = response_logits(model, rollouts)
-    exact = token_statistics(logits_RV, targets_R, vocab_size=99)
-    padded = token_statistics(F.pad(logits_RV, (0, PADDED - 99)), targets_R, vocab_size=PADDED)
+    logits_NV, targets_N = response_logits(model, rollouts)
+    exact = token_statistics(logits_NV, targets_N, vocab_size=99)
+    padded = token_statistics(F.pad(logits_NV, (0, PADDED - 99)), targets_N, vocab_size=PADDED)
     return {
         EXACT: exact.entropy.mean().item(),
         SURPRISAL: -exact.log_prob.mean().item(),
@@ -65,8 +65,8 @@ def estimates(model: torch.nn.Module, rollouts: list[Rollout]) -> dict[str, floa
 def draw(batches: dict[str, list[float]], out: Path) -> None:
     """One line per estimator over the batches."""
     figure, axes = pyplot.subplots(figsize=(8, 3.8), dpi=150, layout="constrained")
-    for name, values_B in batches.items():
-        axes.plot(values_B, label=name, color=COLOURS[name], linewidth=2.4 if name == EXACT else 1.2)
+    for name, per_batch in batches.items():
+        axes.plot(per_batch, label=name, color=COLOURS[name], linewidth=2.4 if name == EXACT else 1.2)
     axes.set(xlabel="batch (the policy does not change)", ylabel="entropy (nats per token)", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
@@ -88,8 +88,8 @@ def main() -> None:
         prompts, _ = stream.step(step)
         for name, value in estimates(model, engine.generate(prompts, 8)).items():
             batches[name].append(value)
-    for name, values_B in batches.items():
-        values = torch.tensor(values_B, dtype=torch.float64)
+    for name, per_batch in batches.items():
+        values = torch.tensor(per_batch, dtype=torch.float64)
         print(f"{name:<26} {values.mean():.4f} +- {values.std():.4f}")
     draw(batches, options.out)
 

@@ -18,7 +18,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorDifference:
     """How one tensor differs: the largest |a - b|, and |a - b| / |b| in the Euclidean norm."""
 
     name: str
@@ -32,7 +32,7 @@ class Comparison:
 
     tensors: int
     problems: list[str]
-    differences: list[Difference]
+    differences: list[TensorDifference]
 
     @property
     def equal(self) -> bool:
@@ -55,7 +55,7 @@ class Comparison:
 def compare(a: Located, b: Located) -> Comparison:
     """Compares all tensors, a block of rows at a time. Raises CheckpointError naming a file that cannot be read."""
     problems: list[str] = []
-    differences: list[Difference] = []
+    differences: list[TensorDifference] = []
     with _tensors(a, b) as first, _tensors(b, a) as second:
         names = dict.fromkeys([*first.names(), *second.names()])
         for name in tqdm(names, desc="verify", unit=" tensors"):
@@ -82,7 +82,7 @@ def _tensors(located: Located, other: Located) -> HFReader | DistributedView:
     return DistributedView(located.weights, Architecture.from_hf(companions))
 
 
-def _difference(name: str, a: HFReader | DistributedView, b: HFReader | DistributedView) -> Difference | None:
+def _difference(name: str, a: HFReader | DistributedView, b: HFReader | DistributedView) -> TensorDifference | None:
     """How the values of a tensor differ; None when they are bit-identical (or equal, where the types differ)."""
     rows, *columns = a.shape(name)
     step = max(1, BLOCK_BYTES // (8 * math.prod(columns)))
@@ -101,7 +101,7 @@ def _difference(name: str, a: HFReader | DistributedView, b: HFReader | Distribu
     return (
         None
         if identical
-        else Difference(name, largest, math.sqrt(squares) / max(math.sqrt(reference), torch.finfo(torch.float64).tiny))
+        else TensorDifference(name, largest, math.sqrt(squares) / max(math.sqrt(reference), torch.finfo(torch.float64).tiny))
     )
 
 

@@ -6,7 +6,7 @@
 The model is left where RL has something to do (tiny_lessons.py says where): some of its samples are wrong, and it has an
 entropy to lose. Same seed, same versions, same kind of machine: same weights.
 
-Shape suffixes: B sequences, T tokens, V vocabulary.
+Shapes: B sequences, P prompts, T tokens, V vocabulary.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from megatron_entropic.rollout.local_engine import Sampled, sample_responses
+from megatron_entropic.rollout.local_engine import LocalResponse, sample_responses
 from megatron_entropic.tasks import Problem
 from recipes.tiny_lessons import LESSONS, Lesson, TinyTask
 
@@ -113,21 +113,21 @@ def right_padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
 
 
-def sample(model: Qwen3ForCausalLM, problems: Sequence[Problem], temperature: float, seed: int) -> list[Sampled]:
+def sample(model: Qwen3ForCausalLM, problems: Sequence[Problem], temperature: float, seed: int) -> list[LocalResponse]:
     """One response to each problem."""
     uniforms_BT = np.random.default_rng(seed).random((len(problems), LONGEST_RESPONSE))
     prompts = [ids_of(problem.prompt) for problem in problems]
     return sample_responses(model, prompts, uniforms_BT, samples_per_prompt=1, temperature=temperature, eos_ids=(EOS,))
 
 
-def is_right(task: TinyTask, problem: Problem, response: Sampled) -> bool:
+def is_right(task: TinyTask, problem: Problem, response: LocalResponse) -> bool:
     if response.finish_reason != "stop" or min(response.ids[:-1], default=0) < 3:
         return False
     return task.score(problem, "".join(CHARACTERS[token - 3] for token in response.ids[:-1])) == 1.0
 
 
 @torch.inference_mode()
-def mean_entropy(model: Qwen3ForCausalLM, problems: Sequence[Problem], responses: Sequence[Sampled]) -> float:
+def mean_entropy(model: Qwen3ForCausalLM, problems: Sequence[Problem], responses: Sequence[LocalResponse]) -> float:
     """Token mean of H = logsumexp(z) - sum_i pi_i z_i over all response tokens, the end of sequence included (nats)."""
     prompts = [ids_of(problem.prompt) for problem in problems]
     tokens_BT = right_padded([[*p, *r.ids] for p, r in zip(prompts, responses, strict=True)], PAD)

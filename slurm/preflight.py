@@ -16,9 +16,9 @@ from typing import Any
 from slurm.allocation import Allocation, ClusterError
 from slurm.containers import Container
 from slurm.network import node_address
-from slurm.split import Description, Split
+from slurm.split import Description, NodeSplit
 from slurm.steps import Step, StepRequest
-from slurm.verdict import Limits, judge_all_reduce, judge_facts
+from slurm.verdict import NodeLimits, judge_all_reduce, judge_facts
 
 MARK = "PREFLIGHT "
 """Begins a line of JSON in a task's output."""
@@ -32,7 +32,7 @@ class Preflight:
     def __init__(
         self,
         allocation: Allocation,
-        split: Split,
+        split: NodeSplit,
         run: Description,
         container: Container,
         python: str,
@@ -47,7 +47,7 @@ class Preflight:
         self.environ = environ
         self.port = port
 
-    def check(self, limits: Limits, *, all_reduce: bool, timeout_s: float, say: Say) -> None:
+    def check(self, limits: NodeLimits, *, all_reduce: bool, timeout_s: float, say: Say) -> None:
         """Raises ClusterError with a line for each thing found; each names a node."""
         start = time.monotonic()
         nodes = self.allocation.nodes
@@ -60,7 +60,7 @@ class Preflight:
             raise ClusterError("\n".join(f"preflight: {problem}" for problem in problems))
         say(f"preflight: {len(nodes)} nodes are fit for the run ({time.monotonic() - start:.0f} s)")
 
-    def _gather(self, limits: Limits, timeout_s: float) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    def _gather(self, limits: NodeLimits, timeout_s: float) -> tuple[dict[str, dict[str, Any]], list[str]]:
         command = [self.python, "-m", "megatron_entropic.doctor.node", "--port", str(self.port), "--model", self.run.model]
         command += [
             "--run-dir",

@@ -34,7 +34,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Split:
+class NodeSplit:
     """The trainer's nodes with its ranks on each, and the fleet's nodes (none: servers run beside rank 0, started by it)."""
 
     trainer: Group
@@ -49,7 +49,7 @@ class Split:
         return self.trainer.nodes[rank // self.ranks_per_node]
 
 
-def split_nodes(allocation: Allocation, run: Description, ranks_per_node: int | None) -> Split:
+def split_nodes(allocation: Allocation, run: Description, ranks_per_node: int | None) -> NodeSplit:
     """The first nodes train, as many as the layout's ranks fill; the others, or a het job's second component, serve.
 
     `ranks_per_node` is by default the GPUs of a node. Raises ClusterError naming what to ask SLURM for instead.
@@ -77,7 +77,7 @@ def split_nodes(allocation: Allocation, run: Description, ranks_per_node: int | 
         raise ClusterError(
             f"{run.world_size} ranks of {per_node} a node need {wanted} nodes; the job has {len(trainer.nodes)}: sbatch --nodes"
         )
-    return Split(trainer, per_node, _checked_fleet(run, fleet))
+    return NodeSplit(trainer, per_node, _checked_fleet(run, fleet))
 
 
 def _ranks_per_node(allocation: Allocation, run: Description, asked: int | None) -> int:

@@ -14,9 +14,9 @@ from pathlib import Path
 from slurm.allocation import Allocation, ClusterError, Group, ask
 from slurm.options import container_of, python_of
 from slurm.preflight import Preflight
-from slurm.split import DESCRIPTION, Description, Split, split_nodes
+from slurm.split import DESCRIPTION, Description, NodeSplit, split_nodes
 from slurm.steps import Step, StepRequest
-from slurm.verdict import Limits
+from slurm.verdict import NodeLimits
 
 EXIT_SAVED = 75
 """Exit code of ranks that saved a checkpoint because a signal told them to end (EX_TEMPFAIL)."""
@@ -65,7 +65,7 @@ class TrainJob:
         split = split_nodes(self.allocation, run, self.options.ranks_per_node)
         self.say(self._plan(run, split))
         if self.options.preflight != "off":
-            limits = Limits(run.run_dir_bytes, int(self.options.min_tmp_gb * 2**30), self.options.max_clock_skew)
+            limits = NodeLimits(run.run_dir_bytes, int(self.options.min_tmp_gb * 2**30), self.options.max_clock_skew)
             preflight = Preflight(self.allocation, split, run, self.container, self.python, self.environ, self.port)
             preflight.check(limits, all_reduce=self.options.preflight == "full", timeout_s=self.options.preflight_timeout, say=self.say)
         if self._stopped:
@@ -94,13 +94,13 @@ class TrainJob:
             raise ClusterError("\n".join(complaint).replace("error: ", "", 1) or f"{' '.join(command)}: exit code {code}")
         return Description.parse(found[0][len(DESCRIPTION) :])
 
-    def _plan(self, run: Description, split: Split) -> str:
+    def _plan(self, run: Description, split: NodeSplit) -> str:
         servers = f"{run.servers} servers " + (f"on {', '.join(split.fleet.nodes)}" if split.fleet else "beside rank 0")
         does = "going on with" if run.has_run else "starting"
         ranks = f"{split.ranks} ranks on {', '.join(split.trainer.nodes)}"
         return f"{does} the run in {run.run_dir}: {ranks}" + (f", {servers}" if run.uses_servers else "")
 
-    def _train(self, run: Description, split: Split) -> int:
+    def _train(self, run: Description, split: NodeSplit) -> int:
         run_dir = Path(run.run_dir)
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
         fleet = None
@@ -128,7 +128,7 @@ class TrainJob:
                 fleet.stop(signal.SIGUSR1)
             shutil.rmtree(run_dir / "fleet", ignore_errors=True)  # keys of servers that are no more
 
-    def _start_ranks(self, run: Description, split: Split) -> Step:
+    def _start_ranks(self, run: Description, split: NodeSplit) -> Step:
         what = [run.run_dir, "--resume"] if run.has_run else [self.options.source]
         command = [self.python, "-m", "megatron_entropic.cli", "train", *what, *run.overrides]
         threads = max(1, split.trainer.cpus_per_node // split.ranks_per_node)

@@ -13,7 +13,7 @@ _LAST_WORDS = 3
 
 
 @dataclass(frozen=True)
-class Limits:
+class NodeLimits:
     """What a node needs: bytes free where the run is written and in TMPDIR, GPUs, and a clock like the others'."""
 
     run_dir_bytes: int
@@ -21,7 +21,7 @@ class Limits:
     clock_skew_s: float
 
 
-def judge_facts(nodes: Sequence[str], facts: Mapping[str, Mapping[str, Any]], limits: Limits, words: Sequence[str]) -> list[str]:
+def judge_facts(nodes: Sequence[str], facts: Mapping[str, Mapping[str, Any]], limits: NodeLimits, words: Sequence[str]) -> list[str]:
     """A line for each problem, naming the node; empty when all nodes are fit. `words` is what the step said besides."""
     problems = [f"{node}: {_silence(number, node, words)}" for number, node in enumerate(nodes) if node not in facts]
     known = {node: facts[node] for node in nodes if node in facts}
@@ -42,7 +42,7 @@ def _silence(task: int, node: str, words: Sequence[str]) -> str:
     return "did not report" + (": " + " | ".join(said[-_LAST_WORDS:]) if said else " (no output)")
 
 
-def _short_of_space(node: str, found: Mapping[str, Any], limits: Limits) -> list[str]:
+def _short_of_space(node: str, found: Mapping[str, Any], limits: NodeLimits) -> list[str]:
     wanted = {"run_dir": limits.run_dir_bytes, "tmp": limits.tmp_bytes}
     return [
         f"{node}: disk full: {place['path']} has {_gib(place['free'])} free, {_gib(wanted[kind])} are needed"

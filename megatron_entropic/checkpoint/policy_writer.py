@@ -56,7 +56,7 @@ class PolicyWriter:
         self._written = Written(policy.parallel.rank)
         with quiet(), named_errors(folder, "written"), _no_manager_process():
             sharded, common = save_preprocess(sharded_state(policy))
-            self._planned, self._metadata = _Plan(_FORMAT, _VERSION).async_save(sharded, folder)
+            self._planned, self._metadata = _PlanningStrategy(_FORMAT, _VERSION).async_save(sharded, folder)
             self._buckets = self._planned.write_buckets
             copy_to_host(self._buckets)
         self._common = io.BytesIO()
@@ -105,7 +105,7 @@ class PolicyWriter:
         self._written.seconds = time.monotonic() - start
 
 
-class _Plan(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+class _PlanningStrategy(TorchDistSaveShardedStrategy):  # type: ignore[misc]
     """Megatron's strategy, stopped after its planning: `async_save` returns (the storage writer, rank 0's metadata)."""
 
     def _get_save_and_finalize_callbacks(self, writer: FileSystemWriterAsync, planned: tuple[Any, Any, Any]) -> tuple[Any, Any]:

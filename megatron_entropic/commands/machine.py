@@ -86,7 +86,7 @@ def _share(text: str | None) -> tuple[int, int]:
 
 def _doctor(options: argparse.Namespace) -> int:
     """Prints what this machine has and what is wrong with it."""
-    from megatron_entropic.doctor.report import diagnose
+    from megatron_entropic.doctor.diagnosis import diagnose
 
     diagnosis = diagnose(load_config(options.source, options.overrides) if options.source else None)
     print(diagnosis)

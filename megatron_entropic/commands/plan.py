@@ -12,7 +12,7 @@ from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.planning.cluster import GPUS, Assumptions, cluster_of, gigabytes
 from megatron_entropic.planning.layouts import Candidate, Site, gpus_used, search
-from megatron_entropic.planning.report import assumption_texts, plan_report
+from megatron_entropic.planning.plan_text import assumption_texts, plan_report
 
 GPUS_PER_NODE = 8
 

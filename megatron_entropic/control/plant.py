@@ -22,7 +22,7 @@ from typing import Any
 
 from megatron_entropic.control.noise import OUTLIER, Noise
 
-Row = tuple[float, float, float, float, float]
+MatrixRow = tuple[float, float, float, float, float]
 Matrix = list[list[float]]
 
 LEVEL, SCALE, BIAS, DRIFT, GAIN = range(5)
@@ -212,7 +212,7 @@ class Plant:
             self.covariance[DRIFT][DRIFT] += innovation**2
             self.covariance[GAIN][GAIN] += innovation**2
 
-    def _update(self, row: Row, innovation: float, noise: Noise) -> bool:
+    def _update(self, row: MatrixRow, innovation: float, noise: Noise) -> bool:
         """A Kalman update by one measurement; True when its innovations say that the plant has changed."""
         column = [sum(a * b for a, b in zip(line, row, strict=True)) for line in self.covariance]
         prior = sum(a * b for a, b in zip(column, row, strict=True))
@@ -225,7 +225,7 @@ class Plant:
         self.covariance = [[self.covariance[i][j] - column[i] * column[j] / total for j in range(STATES)] for i in range(STATES)]
         return noise.learn(innovation / math.sqrt(total))
 
-    def _propagate(self, sensitivity: Row) -> None:
+    def _propagate(self, sensitivity: MatrixRow) -> None:
         """The covariance after an update that changed the level by `sensitivity` per unit of each state."""
         top = [sum(sensitivity[k] * self.covariance[k][j] for k in range(STATES)) for j in range(STATES)]
         top[LEVEL] = sum(top[j] * sensitivity[j] for j in range(STATES))
@@ -245,7 +245,7 @@ class Plant:
         ):
             self.covariance[state][state] += walk**2
 
-    def _variance(self, row: Row) -> float:
+    def _variance(self, row: MatrixRow) -> float:
         """Of a linear combination of the states."""
         return max(0.0, sum(row[i] * self.covariance[i][j] * row[j] for i in range(STATES) for j in range(STATES)))
 

@@ -1,6 +1,6 @@
 """Reading a distributed checkpoint's tensors by rows: whatever layout wrote it, without loading more than is asked for.
 
-Shapes: P leading axes that Megatron stacks over layers and experts, R rows, C the columns of all axes after the rows, as one.
+Megatron stacks layers and experts along leading axes. Shapes: R rows, C the columns of all axes after the rows, as one.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from megatron_entropic.hf.headers import CheckpointError
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class _StoredChunk:
     """A rectangle of a tensor that lies in one piece in one file."""
 
     offsets: tuple[int, ...]
@@ -40,7 +40,7 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    chunks: tuple[_Chunk, ...]
+    chunks: tuple[_StoredChunk, ...]
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +57,7 @@ class DistributedReader:
         self.folder = folder
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._by_prefix: dict[tuple[str, int], dict[tuple[int, ...], list[_Chunk]]] = {}
+        self._by_prefix: dict[tuple[str, int], dict[tuple[int, ...], list[_StoredChunk]]] = {}
         self._frames: dict[tuple[tuple[int, ...], torch.dtype], bytes] = {}
         self._data_starts: dict[tuple[str, int], int] = {}
         metadata = read_metadata(folder)
@@ -114,11 +114,11 @@ class DistributedReader:
             raise CheckpointError(f"{self.folder}: {key}: its chunks do not cover rows {start} to {stop} exactly once")
         return out_RC.view(stop - start, *columns)
 
-    def _chunks_at(self, key: str, axis: int) -> dict[tuple[int, ...], list[_Chunk]]:
+    def _chunks_at(self, key: str, axis: int) -> dict[tuple[int, ...], list[_StoredChunk]]:
         """The chunks by the index of the leading axes they are at: a mixture's tensors have tens of thousands."""
         with self._lock:
             if (key, axis) not in self._by_prefix:
-                index: dict[tuple[int, ...], list[_Chunk]] = {}
+                index: dict[tuple[int, ...], list[_StoredChunk]] = {}
                 for chunk in self.tensors[key].chunks:
                     bounds = zip(chunk.offsets[:axis], chunk.sizes[:axis], strict=True)
                     for prefix in itertools.product(*(range(offset, offset + size) for offset, size in bounds)):
@@ -126,7 +126,7 @@ class DistributedReader:
                 self._by_prefix[key, axis] = index
             return self._by_prefix[key, axis]
 
-    def _read_chunk(self, chunk: _Chunk, stored: StoredTensor, prefix: tuple[int, ...], start: int, out_RC: Tensor) -> int:
+    def _read_chunk(self, chunk: _StoredChunk, stored: StoredTensor, prefix: tuple[int, ...], start: int, out_RC: Tensor) -> int:
         """Copies what the chunk has of the wanted rows into `out_RC`; returns how many elements that were."""
         axis = len(prefix)
         plane = 0
@@ -150,7 +150,7 @@ class DistributedReader:
             out_RC[low - start : high - start, left : left + width] = target
         return (high - low) * width
 
-    def _data_offset(self, key: str, chunk: _Chunk) -> int:
+    def _data_offset(self, key: str, chunk: _StoredChunk) -> int:
         """Where the elements begin in the chunk's record. torch reads its own container: with fake tensors, without the data."""
         path = self.folder / chunk.file
         frame = self._frames.get((chunk.sizes, self.tensors[key].dtype), b"")
@@ -174,7 +174,7 @@ class DistributedReader:
             info = metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
             if info is None or Path(info.relative_path).name != info.relative_path:
                 raise CheckpointError(f"{self.folder / '.metadata'}: does not say in which file of the folder {key} is")
-            chunks.append(_Chunk(tuple(chunk.offsets), tuple(chunk.sizes), info.relative_path, info.offset, info.length))
+            chunks.append(_StoredChunk(tuple(chunk.offsets), tuple(chunk.sizes), info.relative_path, info.offset, info.length))
         return StoredTensor(tuple(entry.size), entry.properties.dtype, tuple(chunks))
 
     def _descriptor(self, file: str) -> int:

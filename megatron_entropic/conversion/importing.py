@@ -22,7 +22,7 @@ from megatron_entropic.conversion.finite import FiniteValues
 from megatron_entropic.conversion.keys import Piece, Split, pieces
 from megatron_entropic.conversion.output import JOURNAL, Job, OutputDirectory, OutputFile
 from megatron_entropic.hf.architectures import Architecture
-from megatron_entropic.hf.check import dtype_problems, hf_problems, refuse
+from megatron_entropic.hf.check import dtype_problems, hf_problems, raise_problems
 from megatron_entropic.hf.directory import read_companions
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.hf.layout import split_problems
@@ -58,7 +58,7 @@ def import_hf(source: Path, out: Path, options: ImportOptions) -> int:
     """
     arch = Architecture.from_hf(source)
     problems = hf_problems(source, arch) + _layout_problems(arch, options.split)
-    refuse(source, problems + ([] if options.dtype else list(dtype_problems(source))))
+    raise_problems(source, problems + ([] if options.dtype else list(dtype_problems(source))))
     with HFReader(source) as reader:
         importer = _Importer(source, reader, arch, options)
         plan = importer.files()

@@ -1,7 +1,7 @@
 """Where the parameter of a table row is in a distributed checkpoint, and how a parallel layout cuts it into chunks.
 
 Megatron stacks equal layers (and a layer's experts) into one tensor with leading axes: layer 3's linear_qkv.weight [R, C] is
-`decoder.layers.self_attention.linear_qkv.weight` [L, R, C] at [3]. No tensors in this file.
+`decoder.layers.self_attention.linear_qkv.weight` [layers, R, C] at [3]. No tensors in this file.
 """
 
 import re

@@ -1,4 +1,7 @@
-"""Sums of matrix products that make up a gradient, each piece rounded as little and moved as rarely as can be."""
+"""Sums of matrix products that make up a gradient, each piece rounded as little and moved as rarely as can be.
+
+Shapes: I inner size of a product, H hidden size.
+"""
 
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ and large enough for the products to lose no speed."""
 
 
 class ProductSum:
-    """A gradient [rows, H] of which products [r, K] @ [K, H] fill or add to some rows at a time.
+    """A gradient [rows, H] of which products [r, I] @ [I, H] fill or add to some rows at a time.
 
     Args:
         like: the tensor whose gradient it is; decides dtype and device.
@@ -57,10 +60,10 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
     else:
         for inner in range(0, left.shape[1], BLOCK_INNER):
             inside = slice(inner, inner + BLOCK_INNER)
-            right_KH = right[inside].to(out.dtype)
+            right_IH = right[inside].to(out.dtype)
             for top in range(0, left.shape[0], BLOCK_ROWS):
                 rows = slice(top, top + BLOCK_ROWS)
-                out[rows].addmm_(left[rows, inside].to(out.dtype), right_KH)
+                out[rows].addmm_(left[rows, inside].to(out.dtype), right_IH)
 
 
 def check_main_grad(weight: Tensor) -> None:

@@ -5,7 +5,7 @@ one, and in backward for its own gradient. Where nothing is selected from the ro
 weight, the largest operand, is then read once, and the gradient of a tile's weight rows is complete, written once in the
 weight's dtype, never added up. A selection needs whole rows, so tiles then span all columns and few tokens.
 
-Shapes: N rows of the whole sequence, T rows inside the mask, R rows and C columns of a tile, H hidden size.
+Shapes: N rows of the whole sequence, T rows inside the mask, R rows and C columns of a tile, J tiles of a chunk, H hidden size.
 """
 
 import math
@@ -110,10 +110,10 @@ class Head:
         tiles = 1 if self.splits_tokens else max(1, -(-request.shard.columns // self.tile_shape(tokens)[1]))
         dtype = statistics_dtype(hidden_TH.dtype)
         # Made at once: small tensors left behind tile by tile would lie where the tiles' buffers were, and these then go elsewhere.
-        max_PT = torch.empty(tiles, tokens, dtype=dtype, device=hidden_TH.device)
-        sums_PKT = torch.empty(tiles, 5 if request.selects else 3, tokens, dtype=dtype, device=hidden_TH.device)
-        squares_P2T = torch.empty(tiles, 2, tokens, dtype=dtype, device=hidden_TH.device) if request.mean_lowering else None
-        targets_PT = torch.empty(tiles, tokens, dtype=torch.int32, device=hidden_TH.device)
+        max_JT = torch.empty(tiles, tokens, dtype=dtype, device=hidden_TH.device)
+        sums_JKT = torch.empty(tiles, 5 if request.selects else 3, tokens, dtype=dtype, device=hidden_TH.device)
+        squares_J2T = torch.empty(tiles, 2, tokens, dtype=dtype, device=hidden_TH.device) if request.mean_lowering else None
+        targets_JT = torch.empty(tiles, tokens, dtype=torch.int32, device=hidden_TH.device)
         for piece, tile in enumerate(self.tiles(hidden_TH, weight, targets_T)):
             place = 0 if self.splits_tokens else piece
             threshold = None
@@ -122,16 +122,16 @@ class Head:
                 thresholds.append(threshold)
             options = {"entropy": request.entropy, "squares": request.mean_lowering}
             moments = local_moments(tile.logits, tile.target_R, request.temperature, threshold, **options)
-            max_PT[place, tile.rows], sums_PKT[place, :, tile.rows] = moments.max_T, moments.sums_KT
-            if squares_P2T is not None and moments.squares_2T is not None:
-                squares_P2T[place, :, tile.rows] = moments.squares_2T
-            targets_PT[place, tile.rows] = tile.target_R
+            max_JT[place, tile.rows], sums_JKT[place, :, tile.rows] = moments.max_T, moments.sums_KT
+            if squares_J2T is not None and moments.squares_2T is not None:
+                squares_J2T[place, :, tile.rows] = moments.squares_2T
+            targets_JT[place, tile.rows] = tile.target_R
         pieces = [
-            Moments(max_PT[place], sums_PKT[place], None if squares_P2T is None else squares_P2T[place]) for place in range(tiles)
+            Moments(max_JT[place], sums_JKT[place], None if squares_J2T is None else squares_J2T[place]) for place in range(tiles)
         ]
         if self.splits_tokens:
             return pieces[0]
-        return merge_moments(pieces, list(targets_PT), request.temperature)
+        return merge_moments(pieces, list(targets_JT), request.temperature)
 
     def gradients(
         self,

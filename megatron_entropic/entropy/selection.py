@@ -6,7 +6,7 @@ far, add the histograms over the ranks, walk down to the byte that holds the K-t
 float32; each moves 256 counts a row, however large the vocabulary or K is. Whole rows in host memory need no rounds: there a
 partial sort is several times faster, and finds the same threshold.
 
-Shapes: T rows inside the mask, B rows of a block, V this rank's real columns, D = 256 values of a byte, R tensor ranks.
+Shapes: T rows inside the mask, B rows of a block, V this rank's real columns, W tensor ranks.
 """
 
 import numpy
@@ -45,14 +45,14 @@ def select_by_digits(rows: ShardRows, count: int, shard: VocabShard) -> Threshol
     key_T = torch.zeros(len(rows), dtype=KEY_DTYPES[element_size], device=rows.logits.device)
     wanted_T = torch.full((len(rows),), count, dtype=torch.int32, device=rows.logits.device)
     for byte in reversed(range(element_size)):
-        local_TD = _histogram(rows, key_T, byte)
-        counts_TD = shard.all_reduce(local_TD.clone() if shard.ranks > 1 else local_TD, dist.ReduceOp.SUM)
-        digit_T, above_T = _walk_down(counts_TD, wanted_T)
+        local_T256 = _histogram(rows, key_T, byte)
+        counts_T256 = shard.all_reduce(local_T256.clone() if shard.ranks > 1 else local_T256, dist.ReduceOp.SUM)
+        digit_T, above_T = _walk_down(counts_T256, wanted_T)
         wanted_T = wanted_T - above_T
         key_T = _append_digit(key_T, digit_T, first=byte == element_size - 1)
-    ties_T = local_TD.gather(1, digit_T[:, None]).squeeze(1)
-    ties_RT = shard.all_gather(ties_T[None])
-    quota_T = wanted_T - ties_RT[: shard.rank].sum(0, dtype=torch.int32)
+    ties_T = local_T256.gather(1, digit_T[:, None]).squeeze(1)
+    ties_WT = shard.all_gather(ties_T[None])
+    quota_T = wanted_T - ties_WT[: shard.rank].sum(0, dtype=torch.int32)
     return Threshold(key_T, _tie_end(rows, key_T, quota_T, ties_T))
 
 
@@ -67,8 +67,8 @@ def select_by_partition(rows: ShardRows, count: int) -> Threshold:
         partial_BV = numpy.partition(x_BV, smaller, axis=1)
         cut_B = partial_BV[:, smaller].copy()
         key_T[block] = order_keys(torch.from_numpy(cut_B).to(raw_BV.dtype))
-        for position, x_V, kept_K, cut in zip(range(block.start, block.stop), x_BV, partial_BV[:, smaller:], cut_B, strict=True):
-            quota = numpy.count_nonzero(kept_K == cut)
+        for position, x_V, kept, cut in zip(range(block.start, block.stop), x_BV, partial_BV[:, smaller:], cut_B, strict=True):
+            quota = numpy.count_nonzero(kept == cut)
             tie_V = x_V == cut
             divided = 0 < quota < numpy.count_nonzero(tie_V)
             tie_end_T[position] = int(numpy.flatnonzero(tie_V)[quota - 1]) + 1 if divided else rows.columns
@@ -78,10 +78,10 @@ def select_by_partition(rows: ShardRows, count: int) -> Threshold:
 
 
 def _histogram(rows: ShardRows, prefix_T: Tensor, byte: int) -> Tensor:
-    """[T, D] int32 counts of byte number `byte` of the keys whose higher bytes equal `prefix_T`."""
+    """[T, 256] int32 counts of byte number `byte` of the keys whose higher bytes equal `prefix_T`."""
     shift = 8 * byte
     first = byte == rows.logits.element_size() - 1
-    counts_TD = torch.zeros(len(rows), DIGITS, dtype=torch.int32, device=rows.logits.device)
+    counts_T256 = torch.zeros(len(rows), DIGITS, dtype=torch.int32, device=rows.logits.device)
     for block, raw_BV in rows.blocks():
         key_BV = order_keys(raw_BV)
         digit_BV = (key_BV >> shift) & (DIGITS - 1)
@@ -90,17 +90,17 @@ def _histogram(rows: ShardRows, prefix_T: Tensor, byte: int) -> Tensor:
             match_BV = torch.ones_like(digit_BV, dtype=torch.int32)
         else:
             match_BV = (key_BV >> (shift + 8) == prefix_T[block, None]).int()
-        counts_TD[block].scatter_add_(1, digit_BV.long(), match_BV)
-    return counts_TD
+        counts_T256[block].scatter_add_(1, digit_BV.long(), match_BV)
+    return counts_T256
 
 
-def _walk_down(counts_TD: Tensor, wanted_T: Tensor) -> tuple[Tensor, Tensor]:
+def _walk_down(counts_T256: Tensor, wanted_T: Tensor) -> tuple[Tensor, Tensor]:
     """The digit that holds the `wanted_T`-th largest key (int64), and how many keys have a larger digit (int32)."""
-    from_top_TD = counts_TD.flip(1).cumsum(1, dtype=torch.int32)
-    place_T = (from_top_TD < wanted_T[:, None]).sum(1)
+    from_top_T256 = counts_T256.flip(1).cumsum(1, dtype=torch.int32)
+    place_T = (from_top_T256 < wanted_T[:, None]).sum(1)
     digit_T = DIGITS - 1 - place_T
-    here_T = counts_TD.gather(1, digit_T[:, None]).squeeze(1)
-    return digit_T, from_top_TD.gather(1, place_T[:, None]).squeeze(1) - here_T
+    here_T = counts_T256.gather(1, digit_T[:, None]).squeeze(1)
+    return digit_T, from_top_T256.gather(1, place_T[:, None]).squeeze(1) - here_T
 
 
 def _append_digit(prefix_T: Tensor, digit_T: Tensor, *, first: bool) -> Tensor:

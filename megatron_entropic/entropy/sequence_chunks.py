@@ -5,7 +5,8 @@ caller works on the present one; a chunk's gradient is reduced and scattered whi
 of *every* rank's slice, so each rank sends and receives contiguous memory; the T rows are in the order that makes a chunk's rows
 neighbours, and HiddenRows.rows_T says where in the sequence they belong.
 
-Shapes: N rows of the whole sequence, T rows inside the mask (of a chunk, where one is at hand), H hidden size.
+Shapes: N rows of the whole sequence, T rows inside the mask (of a chunk, where one is at hand), H hidden size; before
+the mask W tensor ranks, L their slices of the sequence, B sequences.
 """
 
 from collections.abc import Iterator
@@ -58,11 +59,11 @@ class HiddenRows:
             rows_T = rows_inside(mask)
             tokens = tokens if rows_T is None else rows_T.numel()
             return cls(shard, lead_shape, sharded, rows_T, (Chunk(slice(0, length), slice(0, tokens)),) if tokens else ())
-        index_RLB = torch.arange(tokens, device=targets.device).view(shard.ranks, length, -1)
+        index_WLB = torch.arange(tokens, device=targets.device).view(shard.ranks, length, -1)
         pieces, chunks, end = [], [], 0
         for number in range(count):
             own = slice(length * number // count, length * (number + 1) // count)
-            piece_T = index_RLB[:, own].reshape(-1)
+            piece_T = index_WLB[:, own].reshape(-1)
             pieces.append(piece_T if mask is None else piece_T[mask.reshape(-1)[piece_T]])
             if pieces[-1].numel():
                 chunks.append(Chunk(own, slice(end, end + pieces[-1].numel())))

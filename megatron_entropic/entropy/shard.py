@@ -1,6 +1,6 @@
 """What one tensor rank works on: its contiguous vocabulary columns, the rows inside the mask, and its collectives.
 
-Shapes: T rows inside the mask, B rows of a block, V this rank's real vocabulary columns, R tensor ranks.
+Shapes: T rows inside the mask, B rows of a block, V this rank's real vocabulary columns, W tensor ranks.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ class VocabShard:
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """[R * n, ...] of every rank's [n, ...] in rank order; one collective, none when not sharded."""
+        """[W * n, ...] of every rank's [n, ...] in rank order; one collective, none when not sharded."""
         return tensor if self.ranks == 1 else self.start_all_gather(tensor).wait()
 
     def start_all_gather(self, tensor: Tensor) -> "Pending":
@@ -73,7 +73,7 @@ class VocabShard:
         return Pending(gathered, source, gather(gathered, source, group=self.group, async_op=True))
 
     def start_reduce_scatter(self, tensor: Tensor, out: Tensor) -> "Pending":
-        """This rank's slice [n, ...] of the sum over several ranks of [R * n, ...], into contiguous `out`; under way meanwhile."""
+        """This rank's slice [n, ...] of the sum over several ranks of [W * n, ...], into contiguous `out`; under way meanwhile."""
         scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         source = tensor.contiguous()
         return Pending(out, source, scatter(out, source, group=self.group, async_op=True))

@@ -113,7 +113,7 @@ def _statistics(logits: Tensor, targets: Tensor, mask: Tensor | None, request: "
     rows_T = rows_inside(mask)
     targets_T = targets.reshape(-1) if rows_T is None else targets.reshape(-1)[rows_T]
     if torch.is_grad_enabled() and logits.requires_grad:
-        return TokenStatistics(*_TokenStatistics.apply(logits, targets_T, rows_T, request))  # type: ignore[no-untyped-call]
+        return TokenStatistics(*_TokenStatisticsFunction.apply(logits, targets_T, rows_T, request))  # type: ignore[no-untyped-call]
     return _measure(logits, targets_T, rows_T, request).spread(rows_T, logits.shape[:-1])
 
 
@@ -227,7 +227,7 @@ def _measure(logits: Tensor, targets_T: Tensor, rows_T: Tensor | None, request: 
     return conclude(local, threshold, targets_T, rows_T, logits.shape[:-1], request)
 
 
-class _TokenStatistics(torch.autograd.Function):
+class _TokenStatisticsFunction(torch.autograd.Function):
     """Keeps the logits as given and per-token scalars; see `token_statistics`."""
 
     @staticmethod

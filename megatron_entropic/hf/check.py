@@ -39,15 +39,15 @@ def check_hf_dir(hf_dir: Path, arch: Architecture) -> None:
     line for each problem, which names the file and the tensor: missing, truncated or foreign files, missing, unexpected or
     misshapen tensors, an output head that contradicts tie_word_embeddings, a tokenizer with ids beyond the embedding.
     """
-    refuse(hf_dir, hf_problems(hf_dir, arch))
+    raise_problems(hf_dir, hf_problems(hf_dir, arch))
 
 
 def check_companions(hf_dir: Path, arch: Architecture) -> None:
     """As `check_hf_dir`, of a directory without weights: the hf/ of a distributed checkpoint."""
-    refuse(hf_dir, [*_config_problems(hf_dir), *_tokenizer_problems(hf_dir, arch)])
+    raise_problems(hf_dir, [*_config_problems(hf_dir), *_tokenizer_problems(hf_dir, arch)])
 
 
-def refuse(hf_dir: Path, problems: Sequence[str]) -> None:
+def raise_problems(hf_dir: Path, problems: Sequence[str]) -> None:
     """Raises one CheckpointError of all `problems` with a model directory, if there are any."""
     if problems:
         raise CheckpointError("\n".join([f"{hf_dir}: {len(problems)} problem(s) in this model directory:", *problems]))

@@ -2,7 +2,7 @@
 
 All moves are copies, so import followed by export is bit-exact for every tensor-parallel size.
 
-Shapes: O output features, I input features, V vocabulary, V_pad padded vocabulary, G key/value heads ("groups"), D head size.
+Shapes: V vocabulary, V_pad padded vocabulary, H hidden size, G key/value heads ("groups"), D head size.
 """
 
 from collections.abc import Sequence

@@ -65,11 +65,9 @@ class PassMemory:
     def head_working(self, stage: int) -> float:
         """What the output head computes with: on the last stage."""
         layout = self.cfg.parallel
-        return (
-            head_working_bytes(self.arch, self.cfg.model, layout, self.cfg.control, self.tokens)
-            if stage == layout.pipeline - 1
-            else 0.0
-        )
+        if stage < layout.pipeline - 1:
+            return 0.0
+        return head_working_bytes(self.arch, self.cfg.model, layout, self.cfg.control, self.tokens)
 
     def layer_working(self) -> float:
         """What the backward pass of a layer computes with: what it computes again, gradients, one weight's gradient."""

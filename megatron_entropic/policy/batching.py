@@ -3,7 +3,7 @@
 Every rank knows the lengths and advantages of the whole batch and plans it by the same deterministic rule, so counts are global
 without a collective. The tokens of a sample are where it is trained on (dealing.py).
 
-Shapes: T packed positions of a micro-batch, S sequences in it, N response tokens of the whole batch.
+Shapes: T packed positions of a micro-batch, B sequences in it, N response tokens of the whole batch.
 """
 
 import heapq
@@ -103,7 +103,7 @@ class Batch:
 class MicroBatch:
     """The tensors of one packed forward pass (int64, bool and float32; on the policy's device).
 
-    tokens_1T, positions_1T: inputs; targets_T: the next token; mask_T: the target is a response token; cu_seqlens: [S + 1]
+    tokens_1T, positions_1T: inputs; targets_T: the next token; mask_T: the target is a response token; cu_seqlens: [B + 1]
     int32 borders of the packed sequences; advantages_T, sampler_log_probs_T, old_log_probs_T, selected_T: 0 outside the mask;
     response_index_T: place of the target in the batch's flat response tokens, -1 outside the mask.
     """
@@ -140,13 +140,13 @@ def plan_micro_batches(lengths: Sequence[int], *, data_parallel: int, max_tokens
             f"a sequence of {longest} tokens does not fit batch.max_tokens_per_micro_batch={max_tokens}; raise it to at least that"
         )
     per_rank = max(1, -(-sum(lengths) // (data_parallel * max_tokens)))
-    while (bins := _pack(lengths, data_parallel * per_rank, max_tokens)) is None:
+    while (bins := _fill_bins(lengths, data_parallel * per_rank, max_tokens)) is None:
         per_rank += 1
     bins.sort(key=lambda indices: -sum(lengths[i] for i in indices))
     return [[sorted(bins[micro * data_parallel + rank]) for micro in range(per_rank)] for rank in range(data_parallel)]
 
 
-def _pack(lengths: Sequence[int], bin_count: int, max_tokens: int) -> list[list[int]] | None:
+def _fill_bins(lengths: Sequence[int], bin_count: int, max_tokens: int) -> list[list[int]] | None:
     bins: list[list[int]] = [[] for _ in range(bin_count)]
     heap = [(0, index) for index in range(bin_count)]
     for sample in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

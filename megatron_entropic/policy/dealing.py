@@ -3,7 +3,7 @@
 All ranks of one data-parallel index (tensor and pipeline ranks) train on the same samples. Their share goes from rank 0 to the
 first of them, from there over its tensor ranks, and from the first pipeline stage to the others.
 
-Shapes: R samples of the step; B int32 words of a share: prompt ids, response ids and log-probs (their bits), sample after sample.
+Shapes: B samples of the step; M int32 words of a share: prompt ids, response ids and log-probs (their bits), sample after sample.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def deal(control: ControlConfig, batch: BatchConfig, parallel: Parallel, samples
     needed = samples_needed(control, batch, outlines, parallel.dp_size)
     words: _Words | None = None
     for dp_rank in range(parallel.dp_size):
-        share = _pack([held(samples[index]) for index in needed[dp_rank]]) if parallel.rank == 0 else None
+        share = _to_words([held(samples[index]) for index in needed[dp_rank]]) if parallel.rank == 0 else None
         if parallel.dp_rank == dp_rank or parallel.rank == 0:
             size = sum(_words_of(outlines[index]) for index in needed[dp_rank])
             arrived = _move(parallel, dp_rank, share, size)
@@ -44,7 +44,7 @@ def deal(control: ControlConfig, batch: BatchConfig, parallel: Parallel, samples
     if parallel.rank == 0:
         return Batch(samples)
     assert words is not None
-    return Batch(_unpack(outlines, needed[parallel.dp_rank], words))
+    return Batch(_from_words(outlines, needed[parallel.dp_rank], words))
 
 
 def samples_needed(
@@ -70,23 +70,23 @@ def _share_outlines(parallel: Parallel, samples: Sequence[Sample]) -> list[Sampl
     """Lengths and advantages of rank 0's samples, on every rank."""
     count = torch.tensor([len(samples)], device=parallel.device)
     dist.broadcast(count, src=0)
-    columns_3R = torch.empty((3, int(count)), dtype=torch.int32, device=parallel.device)
+    columns_3B = torch.empty((3, int(count)), dtype=torch.int32, device=parallel.device)
     if parallel.rank == 0:
-        columns_3R[0] = torch.tensor([len(sample.prompt_ids) for sample in samples])
-        columns_3R[1] = torch.tensor([sample.response_length for sample in samples])
-        columns_3R[2] = torch.tensor([sample.advantage for sample in samples], dtype=torch.float32).view(torch.int32)
-    dist.broadcast(columns_3R, src=0)
-    columns_3R = columns_3R.cpu()
-    advantages_R = columns_3R[2].view(torch.float32).tolist()
-    return [SampleElsewhere(*sample) for sample in zip(columns_3R[0].tolist(), columns_3R[1].tolist(), advantages_R, strict=True)]
+        columns_3B[0] = torch.tensor([len(sample.prompt_ids) for sample in samples])
+        columns_3B[1] = torch.tensor([sample.response_length for sample in samples])
+        columns_3B[2] = torch.tensor([sample.advantage for sample in samples], dtype=torch.float32).view(torch.int32)
+    dist.broadcast(columns_3B, src=0)
+    columns_3B = columns_3B.cpu()
+    advantages_B = columns_3B[2].view(torch.float32).tolist()
+    return [SampleElsewhere(*sample) for sample in zip(columns_3B[0].tolist(), columns_3B[1].tolist(), advantages_B, strict=True)]
 
 
 def _words_of(sample: SampleElsewhere) -> int:
     return sample.prompt_length + 2 * sample.response_length
 
 
-def _pack(samples: Sequence[Sample]) -> _Words:
-    """[B] of a share."""
+def _to_words(samples: Sequence[Sample]) -> _Words:
+    """[M] of a share."""
     words = np.empty(sum(len(sample.prompt_ids) + 2 * sample.response_length for sample in samples), dtype=np.int32)
     at = 0
     for sample in samples:
@@ -97,25 +97,25 @@ def _pack(samples: Sequence[Sample]) -> _Words:
     return words
 
 
-def _unpack(outlines: Sequence[SampleElsewhere], indices: Sequence[int], words_B: _Words) -> list[Sample | SampleElsewhere]:
-    """The whole step's samples; those of `indices` are views of `words_B`."""
+def _from_words(outlines: Sequence[SampleElsewhere], indices: Sequence[int], words_M: _Words) -> list[Sample | SampleElsewhere]:
+    """The whole step's samples; those of `indices` are views of `words_M`."""
     samples: list[Sample | SampleElsewhere] = list(outlines)
     at = 0
     for index in indices:
         outline = outlines[index]
         ends = np.cumsum([at + outline.prompt_length, outline.response_length, outline.response_length])
-        prompt, response, log_probs = words_B[at : ends[0]], words_B[ends[0] : ends[1]], words_B[ends[1] : ends[2]]
+        prompt, response, log_probs = words_M[at : ends[0]], words_M[ends[0] : ends[1]], words_M[ends[1] : ends[2]]
         samples[index] = Sample(prompt, response, log_probs.view(np.float32), outline.advantage)
         at = int(ends[2])
     return samples
 
 
-def _move(parallel: Parallel, dp_rank: int, share_B: _Words | None, size: int) -> _Words | None:
+def _move(parallel: Parallel, dp_rank: int, share_M: _Words | None, size: int) -> _Words | None:
     """Brings one share from rank 0, which gives it, to the ranks with that data-parallel index; they get it back."""
     if not size:
         return np.empty(0, dtype=np.int32)
     here = parallel.dp_rank == dp_rank
-    whole: Tensor = torch.empty(size, dtype=torch.int32, device=parallel.device) if share_B is None else torch.from_numpy(share_B)
+    whole: Tensor = torch.empty(size, dtype=torch.int32, device=parallel.device) if share_M is None else torch.from_numpy(share_M)
     whole = whole.to(parallel.device)
     if dp_rank and parallel.rank == 0:
         dist.send(whole, dst=dist.get_global_rank(parallel.dp_group, dp_rank))

@@ -1,7 +1,7 @@
 """The layers Megatron-Core's local spec lacks: RMSNorm under sequence parallelism and attention over packed sequences.
 
-Shapes: T packed tokens of a micro-batch, N sequences of a bucket, L its longest, A query heads of this rank, G key/value
-heads of this rank, D head size.
+Shapes: T packed tokens of a micro-batch, B its sequences, A those of a bucket, L the longest of these, Q query heads and G
+key/value heads of this rank, D head size.
 """
 
 import itertools
@@ -35,39 +35,39 @@ class RMSNorm(nn.RMSNorm):
 
 
 @dataclass(frozen=True)
-class Bucket:
+class PaddedBucket:
     """Sequences of similar length, to be padded to the longest and attended to as one batch."""
 
-    tokens_NL: Tensor
-    """int64: which packed token is at [n, l]; padding, at a row's end, repeats the row's last token."""
+    tokens_AL: Tensor
+    """int64: which packed token is at [a, l]; padding, at a row's end, repeats the row's last token."""
 
 
 @dataclass(frozen=True)
 class Packing:
     """How packed tokens spread over padded buckets and come back; made once for each micro-batch."""
 
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[PaddedBucket, ...]
     places_T: Tensor | None
     """int64: where each packed token is in the concatenated, flattened buckets; None when they lie there as they are."""
 
 
-def pack(cu_seqlens: Sequence[int], device: torch.device) -> Packing:
+def make_packing(cu_seqlens: Sequence[int], device: torch.device) -> Packing:
     """Buckets the sequences between cumulative lengths by length, the fewest buckets that keep to MAX_PADDED_WORK."""
     lengths = [end - start for start, end in itertools.pairwise(cu_seqlens)]
     groups = _bucketed(lengths)
-    starts_S = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
-    lengths_S = torch.tensor(lengths, dtype=torch.int64)
+    starts_B = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
+    lengths_B = torch.tensor(lengths, dtype=torch.int64)
     places_T = torch.empty(cu_seqlens[-1], dtype=torch.int64)
     buckets, offset = [], 0
     for group in groups:
-        group_N = torch.tensor(sorted(group))
+        group_A = torch.tensor(sorted(group))
         longest = lengths[group[0]]
         column_L = torch.arange(longest)
-        tokens_NL = starts_S[group_N, None] + torch.minimum(column_L, lengths_S[group_N, None] - 1)
-        real_NL = column_L < lengths_S[group_N, None]
-        places_T[tokens_NL[real_NL]] = offset + real_NL.flatten().nonzero().squeeze(1)
-        buckets.append(Bucket(tokens_NL.to(device)))
-        offset += tokens_NL.numel()
+        tokens_AL = starts_B[group_A, None] + torch.minimum(column_L, lengths_B[group_A, None] - 1)
+        real_AL = column_L < lengths_B[group_A, None]
+        places_T[tokens_AL[real_AL]] = offset + real_AL.flatten().nonzero().squeeze(1)
+        buckets.append(PaddedBucket(tokens_AL.to(device)))
+        offset += tokens_AL.numel()
     unmoved = offset == cu_seqlens[-1] and torch.equal(places_T, torch.arange(offset))
     return Packing(tuple(buckets), None if unmoved else places_T.to(device))
 
@@ -93,7 +93,7 @@ def packing_of(params: PackedSeqParams) -> Packing:
     """The packing of a micro-batch's sequences, made by the first layer that asks and kept with `params` for the others."""
     packing = getattr(params, "_packing", None)
     if packing is None:
-        packing = pack(params.cu_seqlens_q.tolist(), params.cu_seqlens_q.device)
+        packing = make_packing(params.cu_seqlens_q.tolist(), params.cu_seqlens_q.device)
         params._packing = packing
     return cast(Packing, packing)
 
@@ -122,7 +122,7 @@ class PackedAttention(nn.Module):
 
     def forward(
         self,
-        query_TAD: Tensor,
+        query_TQD: Tensor,
         key_TGD: Tensor,
         value_TGD: Tensor,
         attention_mask: Tensor | None,
@@ -130,22 +130,22 @@ class PackedAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """Returns [T, A*D] in the query's dtype. The mask is in `packed_seq_params`; `attention_mask` must be None."""
+        """Returns [T, Q*D] in the query's dtype. The mask is in `packed_seq_params`; `attention_mask` must be None."""
         if packed_seq_params is None or attention_mask is not None or attention_bias is not None:
             raise ValueError("PackedAttention takes packed sequences (packed_seq_params), and no attention_mask or bias")
         packing = packing_of(packed_seq_params)
-        outputs = [self._attend(query_TAD, key_TGD, value_TGD, bucket.tokens_NL) for bucket in packing.buckets]
+        outputs = [self._attend(query_TQD, key_TGD, value_TGD, bucket.tokens_AL) for bucket in packing.buckets]
         flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return flat if packing.places_T is None else flat.index_select(0, packing.places_T)
 
-    def _attend(self, query_TAD: Tensor, key_TGD: Tensor, value_TGD: Tensor, tokens_NL: Tensor) -> Tensor:
-        count, longest = tokens_NL.shape
+    def _attend(self, query_TQD: Tensor, key_TGD: Tensor, value_TGD: Tensor, tokens_AL: Tensor) -> Tensor:
+        count, longest = tokens_AL.shape
         q, k, v = (
-            x.index_select(0, tokens_NL.flatten()).view(count, longest, *x.shape[1:]).transpose(1, 2)
-            for x in (query_TAD, key_TGD, value_TGD)
+            x.index_select(0, tokens_AL.flatten()).view(count, longest, *x.shape[1:]).transpose(1, 2)
+            for x in (query_TQD, key_TGD, value_TGD)
         )
-        out_NALD = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=True)
-        return out_NALD.transpose(1, 2).reshape(count * longest, -1)
+        out_AQLD = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=True)
+        return out_AQLD.transpose(1, 2).reshape(count * longest, -1)
 
 
 def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:

@@ -3,7 +3,7 @@
 It needs no server and no second process. Every random number depends on (seed, prompt index, sample, version) alone, so
 what is sampled for a prompt does not depend on which prompts are generated beside it.
 
-Shape suffixes: P prompts of a batch, B = P * samples sequences, A sequences not finished yet, T tokens, V vocabulary.
+Shapes: P prompts of a batch, B = P * samples sequences, A sequences not finished yet, T tokens, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ MAX_SEQUENCES = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Sampled:
+class LocalResponse:
     """A response: token ids, their log-probabilities (nats, at the sampling temperature), "stop" or "length"."""
 
     ids: IntArray
@@ -132,7 +132,7 @@ class LocalEngine:
                 f"{self._cfg.max_new_tokens} that exceeds the model's max_position_embeddings={self._max_length}"
             )
 
-    def _rollout(self, prompt: Prompt, sample: int, response: Sampled) -> Rollout:
+    def _rollout(self, prompt: Prompt, sample: int, response: LocalResponse) -> Rollout:
         return Rollout(
             prompt_index=prompt.index,
             sample_index=sample,
@@ -160,7 +160,7 @@ def sample_responses(
     samples_per_prompt: int,
     temperature: float,
     eos_ids: Sequence[int],
-) -> list[Sampled]:
+) -> list[LocalResponse]:
     """`samples_per_prompt` responses of each prompt, ordered by prompt, then sample, from the full distribution.
 
     `uniforms_BT[b, t]` in [0, 1) decides token t of sequence b (by the inverse of the distribution function), and its width
@@ -168,7 +168,7 @@ def sample_responses(
     """
     by_length = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
     per_batch = max(1, MAX_SEQUENCES // samples_per_prompt)
-    responses: dict[int, list[Sampled]] = {}
+    responses: dict[int, list[LocalResponse]] = {}
     for start in range(0, len(prompts), per_batch):
         batch = by_length[start : start + per_batch]
         rows = np.concatenate([np.arange(p * samples_per_prompt, (p + 1) * samples_per_prompt) for p in batch])
@@ -182,7 +182,7 @@ def sample_responses(
 @torch.inference_mode()
 def _sample_batch(
     model: Any, prompts: Sequence[Sequence[int]], uniforms_BT: Tensor, samples: int, temperature: float, eos_ids: Sequence[int]
-) -> list[Sampled]:
+) -> list[LocalResponse]:
     """One left-padded batch with a KV cache; a sequence leaves it as soon as it has ended."""
     ids_PT, mask_PT = _left_padded(prompts, model.device)
     positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
@@ -246,13 +246,13 @@ def _check_finite(log_probs_A: Tensor) -> None:
         raise RolloutError("local engine: the model's logits are not finite; look at the weights of the last update")
 
 
-def _collect(ids_BT: Tensor, log_probs_BT: Tensor, eos_ids: set[int]) -> list[Sampled]:
+def _collect(ids_BT: Tensor, log_probs_BT: Tensor, eos_ids: set[int]) -> list[LocalResponse]:
     lengths_B = (ids_BT >= 0).sum(1).tolist()  # -1 follows the last token
     all_ids_BT, all_log_probs_BT = ids_BT.int().cpu().numpy(), log_probs_BT.cpu().numpy()
     responses = []
     for ids_T, log_probs_T, length in zip(all_ids_BT, all_log_probs_BT, lengths_B, strict=True):
         reason = "stop" if int(ids_T[length - 1]) in eos_ids else "length"
-        responses.append(Sampled(ids_T[:length].copy(), log_probs_T[:length].copy(), reason))
+        responses.append(LocalResponse(ids_T[:length].copy(), log_probs_T[:length].copy(), reason))
     return responses
 
 

@@ -8,7 +8,7 @@ from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.rollout.prompt_encoder import PromptEncoder
 from megatron_entropic.rollout.types import Prompt
 from megatron_entropic.tasks.row_task import RowTask
-from megatron_entropic.tasks.rows import Row
+from megatron_entropic.tasks.rows import DataRow
 from megatron_entropic.tasks.task import Problem, Task
 
 _FAR = 1 << 40
@@ -52,7 +52,7 @@ class PromptStream:
         self.prompts_per_step = prompts_per_step
         self.room = room
         self.overlong = overlong
-        self.dropped: list[Row] = []
+        self.dropped: list[DataRow] = []
         if overlong == "drop" and isinstance(task, RowTask):
             self.dropped = task.restrict(lambda row: encoder.fits(task.problem_of(row).prompt, room))
 

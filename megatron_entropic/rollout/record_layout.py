@@ -1,14 +1,14 @@
 """How a step's rollouts lie in a file: raw arrays in the layout of safetensors, which every language reads without running anything.
 
-Shapes: R rollouts (by prompt, then sample), P prompts, N response tokens. Texts are UTF-8, lone surrogates included ("surrogatepass").
+Shapes: B rollouts (by prompt, then sample), P prompts, N response tokens. Texts are UTF-8, lone surrogates included ("surrogatepass").
 
-    prompt_index, sample_index, first_version, last_version    int64 [R]
-    server, finish_reason                                      int64 [R]: places in the metadata's lists of names
-    reward                                                     float64 [R]
+    prompt_index, sample_index, first_version, last_version    int64 [B]
+    server, finish_reason                                      int64 [B]: places in the metadata's lists of names
+    reward                                                     float64 [B]
     prompts, prompt_offsets, prompt_ids                        int64 [P]: each prompt's index; int64 [P + 1]: borders of its int32 ids
     problems                                                   uint8: JSON, a list of P objects with prompt and data
-    response_offsets, response_ids, log_probs                  int64 [R + 1], int32 [N], float32 [N]
-    text_offsets, text                                         int64 [R + 1], uint8
+    response_offsets, response_ids, log_probs                  int64 [B + 1], int32 [N], float32 [N]
+    text_offsets, text                                         int64 [B + 1], uint8
     metadata                                                   format, step, servers, finish_reasons, counts (JSON: what scoring
                                                                counted, by metric)
 """
@@ -45,7 +45,7 @@ _ARRAYS = {
 }
 """Type of each array, in the file's order: wide ones first, so that all are aligned."""
 
-Array = npt.NDArray[Any]
+RecordArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def encoded(
     prompts = _prompts(step, rollouts)
     texts = [rollout.text.encode(*_ENCODING) for rollout in rollouts]
     servers, reasons = sorted({rollout.server for rollout in rollouts}), ["stop", "length"]
-    pieces: dict[str, Sequence[bytes | Array]] = {
+    pieces: dict[str, Sequence[bytes | RecordArray]] = {
         name: [np.array([getattr(rollout, name) for rollout in rollouts], dtype="<i8")]
         for name in ("prompt_index", "sample_index", "first_version", "last_version")
     }
@@ -127,11 +127,11 @@ def _problems_json(step: int, problems: Sequence[Problem]) -> bytes:
         raise ValueError(f"step {step}: a problem cannot be written as JSON: {error}") from error
 
 
-def _offsets(parts: Sequence[bytes | Array]) -> Array:
+def _offsets(parts: Sequence[bytes | RecordArray]) -> RecordArray:
     return np.cumsum([0, *map(len, parts)], dtype="<i8")
 
 
-def _header(pieces: Mapping[str, Sequence[bytes | Array]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+def _header(pieces: Mapping[str, Sequence[bytes | RecordArray]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
     """(safetensors' header, bytes of all arrays)."""
     entries: dict[str, Any] = {"__metadata__": metadata}
     at = 0
@@ -145,7 +145,7 @@ def _header(pieces: Mapping[str, Sequence[bytes | Array]], metadata: Mapping[str
     return struct.pack("<Q", len(text)) + text, at
 
 
-def _in_order(header: bytes, pieces: Mapping[str, Sequence[bytes | Array]]) -> Iterator[bytes | memoryview]:
+def _in_order(header: bytes, pieces: Mapping[str, Sequence[bytes | RecordArray]]) -> Iterator[bytes | memoryview]:
     yield header
     for name, dtype in _ARRAYS.items():
         for part in pieces[name]:
@@ -196,7 +196,7 @@ def _entries(content: bytes) -> dict[str, Any]:
     return entries
 
 
-def _read_arrays(content: bytes) -> tuple[dict[str, Array], dict[str, str]]:
+def _read_arrays(content: bytes) -> tuple[dict[str, RecordArray], dict[str, str]]:
     (length,) = struct.unpack_from("<Q", content)
     entries = _entries(content)
     metadata: dict[str, str] = entries["__metadata__"]
@@ -219,7 +219,7 @@ def _names(metadata: Mapping[str, str], field: str) -> list[str]:
     return names
 
 
-def _rows(arrays: Mapping[str, Array], offsets: str, values: str) -> list[Array]:
+def _rows(arrays: Mapping[str, RecordArray], offsets: str, values: str) -> list[RecordArray]:
     """The parts of one array that another's offsets cut."""
     borders = arrays[offsets]
     if not len(borders) or borders[0] != 0 or borders[-1] != len(arrays[values]) or (np.diff(borders) < 0).any():

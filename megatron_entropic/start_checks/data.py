@@ -9,7 +9,7 @@ from megatron_entropic.rollout.prompts import PromptStream, make_stream
 from megatron_entropic.start_checks.golds import unreachable
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.row_task import RowTask
-from megatron_entropic.tasks.rows import Row
+from megatron_entropic.tasks.rows import DataRow
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _check_sample(stream: PromptStream) -> None:
             )
 
 
-def _counted(rows: Sequence[Row], room: int, what: str) -> str:
+def _counted(rows: Sequence[DataRow], room: int, what: str) -> str:
     lines = ", ".join(str(row.number) for row in rows[:_SHOWN])
     more = ", ..." if len(rows) > _SHOWN else ""
     return f"of the prompts, {len(rows)} with more than {room} tokens {what} (line {lines}{more})"

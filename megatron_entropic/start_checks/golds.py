@@ -8,7 +8,7 @@ from megatron_entropic.config import RewardConfig, TaskConfig
 from megatron_entropic.rollout.scoring import default_workers
 from megatron_entropic.tasks import verifier_spec
 from megatron_entropic.tasks.row_task import RowTask
-from megatron_entropic.tasks.rows import PLAIN_NUMBER, Row
+from megatron_entropic.tasks.rows import PLAIN_NUMBER, DataRow
 from megatron_entropic.tasks.verification import Limits, Verdict, VerifierPool
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ MOST = 20_000
 _SAYS_SO_S = 10.0
 
 
-def unreachable(task: RowTask, cfg: TaskConfig, seed: int, reward: RewardConfig) -> list[tuple[Row, str]]:
+def unreachable(task: RowTask, cfg: TaskConfig, seed: int, reward: RewardConfig) -> list[tuple[DataRow, str]]:
     """The rows whose known answer does not score 1 when it is given back, each with the reason, in the file's order.
 
     Given back as it is written, and in braces, which a verifier that compares letters cannot take for the same text.
@@ -47,9 +47,9 @@ def unreachable(task: RowTask, cfg: TaskConfig, seed: int, reward: RewardConfig)
         pool.close()
 
 
-def _unlike(rows: Sequence[Row]) -> list[Row]:
+def _unlike(rows: Sequence[DataRow]) -> list[DataRow]:
     """The first row of each answer that is no plain number; at most MOST."""
-    first: dict[str, Row] = {}
+    first: dict[str, DataRow] = {}
     for row in rows:
         if not PLAIN_NUMBER.fullmatch(row.answer):
             first.setdefault(row.answer, row)
@@ -59,7 +59,7 @@ def _unlike(rows: Sequence[Row]) -> list[Row]:
     return [unlike[number * len(unlike) // MOST] for number in range(MOST)]
 
 
-def _reason(row: Row, as_written: Verdict, in_braces: Verdict) -> str:
+def _reason(row: DataRow, as_written: Verdict, in_braces: Verdict) -> str:
     """Why no answer would be right; empty when one would."""
     for verdict in (as_written, in_braces):
         if verdict.outcome != "scored":

@@ -91,7 +91,7 @@ def _listener(folder: Path | None) -> socket.socket:
             "has it: unset it (ranks then meet at a free port) or set another one"
         ) from error
     if given is None:
-        write_whole(_meeting(folder), (json.dumps({"step": step_of(os.environ), "port": listener.getsockname()[1]}) + "\n").encode())
+        write_whole(_meeting(folder), (json.dumps({"step": job_step(os.environ), "port": listener.getsockname()[1]}) + "\n").encode())
     return listener
 
 
@@ -99,7 +99,7 @@ def _port(folder: Path | None, deadline: float, timeout_s: float) -> int:
     """The port of rank 0's store, for the other ranks; waits until it is known."""
     if "MASTER_PORT" in os.environ:
         return int(os.environ["MASTER_PORT"])
-    path, step = _meeting(folder), step_of(os.environ)
+    path, step = _meeting(folder), job_step(os.environ)
     while time.monotonic() < deadline:
         with suppress(OSError, ValueError, KeyError):  # not there yet, or that of an earlier start
             fields = json.loads(path.read_text(encoding="utf-8"))
@@ -115,14 +115,14 @@ def _meeting(folder: Path | None) -> Path:
     return folder / MEETING
 
 
-def step_of(environ: Mapping[str, str]) -> str:
+def job_step(environ: Mapping[str, str]) -> str:
     """Names the step of a SLURM job that this process belongs to, and which start of the job it is; equal on all ranks."""
     return ".".join(environ.get(name) or "0" for name in _STEP)
 
 
 def _greet(store: Any, rank: int, address: str) -> None:
     """Makes sure that this is the store of the same step. Raises RendezvousError, and what the store raises."""
-    mine = step_of(os.environ)
+    mine = job_step(os.environ)
     if rank == 0:
         store.set(_GREETING, mine)
     elif (found := store.get(_GREETING).decode()) != mine:

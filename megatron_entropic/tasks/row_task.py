@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 
-from megatron_entropic.tasks.rows import DataFile, Row
+from megatron_entropic.tasks.rows import DataFile, DataRow
 from megatron_entropic.tasks.task import Problem
 
 SPLITS = ("train", "test", "all")
@@ -20,7 +20,7 @@ class RowTask(ABC):
 
     def __init__(self, file: DataFile, template: str, seed: int) -> None:
         self.file = file
-        self._lines: Sequence[Row] = file.rows
+        self._lines: Sequence[DataRow] = file.rows
         self._template = template
         self._seed = seed
         self._order = lru_cache(maxsize=2)(self._shuffled)
@@ -30,7 +30,7 @@ class RowTask(ABC):
         return str(self.file) if used == len(self.file.rows) else f"{self.file}; {used} of them are used"
 
     @property
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[DataRow]:
         """The rows that problems come from, in the file's order; problem indices 0 ... len(rows) - 1 are these, each once."""
         return self._lines
 
@@ -41,7 +41,7 @@ class RowTask(ABC):
         epoch, place = divmod(index, len(self._lines))
         return self.problem_of(self._lines[self._order(epoch)[place]])
 
-    def problem_of(self, row: Row) -> Problem:
+    def problem_of(self, row: DataRow) -> Problem:
         """The problem that a row asks."""
         return Problem(self._template.replace("{prompt}", row.prompt), data={"answer": row.answer, "line": row.number})
 
@@ -53,7 +53,7 @@ class RowTask(ABC):
         """A response that gives `answer` as the task wants it given."""
         return answer
 
-    def restrict(self, wanted: Callable[[Row], bool]) -> list[Row]:
+    def restrict(self, wanted: Callable[[DataRow], bool]) -> list[DataRow]:
         """Leaves the rows that are not `wanted` out of the stream, and returns them. Raises ValueError when none would be left."""
         out = [row for row in self._lines if not wanted(row)]
         if len(out) == len(self._lines):

@@ -26,7 +26,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DataRow:
     """One problem; `number` is its line, from 1."""
 
     number: int
@@ -42,7 +42,7 @@ class DataFile:
     """
 
     path: Path
-    rows: list[Row]
+    rows: list[DataRow]
     prompt_field: str
     answer_field: str
     repeated: int
@@ -89,7 +89,7 @@ class _Reader:
     def __init__(self, prompt_field: str, answer_field: str, known_answer: Callable[[str], str]) -> None:
         self.prompt_field, self.answer_field = prompt_field, answer_field
         self._known_answer = known_answer
-        self.rows: list[Row] = []
+        self.rows: list[DataRow] = []
         self.seen = self.bad = self.repeated = self.contradicting = 0
         self.problems: list[str] = []
         self._answers: dict[str, str] = {}
@@ -118,7 +118,7 @@ class _Reader:
             self.repeated += self._answers[prompt] == answer
             self.contradicting += self._answers[prompt] != answer
         self._answers.setdefault(prompt, answer)
-        self.rows.append(Row(number, prompt, answer))
+        self.rows.append(DataRow(number, prompt, answer))
 
 
 def _is_worked_out(text: str) -> bool:

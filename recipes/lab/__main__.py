@@ -44,9 +44,9 @@ def tiny_lab() -> None:
             print(f"{'done' if load_result(options.out / case.name) else '-':<5} {case.name}")
         return
     if options.report is not None:
-        from recipes.lab.report import write_report
+        from recipes.lab.lab_page import write_lab_page
 
-        write_report(options.out, options.report)
+        write_lab_page(options.out, options.report)
         return
     run_all(cases, options.out, options.jobs)
 

@@ -33,7 +33,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Scores:
+class HeldOutScores:
     """The final policy on the held-out sums: greedy accuracy, and at temperature 1 pass@1 and pass@`samples`."""
 
     problems: int
@@ -66,7 +66,7 @@ class Numbers:
     noise_estimated: float | None
     """The controller's own, at the run's end."""
     step_seconds: float | None
-    scores: Scores | None
+    scores: HeldOutScores | None
     code: tuple[str, ...]
     """Versions of the project that trained it, the first first."""
     changed: tuple[str, ...]
@@ -139,14 +139,14 @@ def noise_of(entropy: Sequence[float]) -> float | None:
     return math.sqrt(mean([(after - before) ** 2 for before, after in itertools.pairwise(entropy)]) / 2)
 
 
-def _scores(folder: Path) -> Scores | None:
+def _scores(folder: Path) -> HeldOutScores | None:
     """The scores, when both evaluations are there."""
     if not all((folder / name).is_file() for name in (GREEDY, SAMPLED)):
         return None
     greedy, sampled = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (GREEDY, SAMPLED))
     samples = int(sampled["samples"])
     passed = sampled["avg"] if samples == 1 else sampled["pass_at"][str(samples)]
-    return Scores(int(sampled["prompts"]), samples, greedy["avg"], sampled["avg"], passed)
+    return HeldOutScores(int(sampled["prompts"]), samples, greedy["avg"], sampled["avg"], passed)
 
 
 def _code(folder: Path) -> tuple[str, ...]:

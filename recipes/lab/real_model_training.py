@@ -30,7 +30,7 @@ class LabError(ReportedError):
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """How far a run is: updates done, whether its policy is there, whether it is scored."""
 
     updates: int
@@ -50,10 +50,10 @@ class State:
         return f"{self.updates}/{plan.updates}" if self.updates < plan.updates else "not scored"
 
 
-def state_of(folder: Path) -> State:
+def state_of(folder: Path) -> RunState:
     """How far the run in `folder` is, whether or not there is one."""
     scored = all((folder / name).is_file() for name in (GREEDY, SAMPLED))
-    return State(steps_done(folder), (folder / "hf" / "config.json").is_file(), scored)
+    return RunState(steps_done(folder), (folder / "hf" / "config.json").is_file(), scored)
 
 
 def changed_settings(folder: Path, plan: Plan, run: RealRun) -> list[str]:

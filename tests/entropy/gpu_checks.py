@@ -4,7 +4,7 @@
 
 Prints each check's name, its largest errors and time; all are run, and the exit code is 1 when any failed.
 
-Shapes: T rows, V vocabulary columns, P columns with padding.
+Shapes: T rows, V vocabulary columns, C columns with padding.
 """
 
 import multiprocessing
@@ -31,14 +31,14 @@ LLAMA_VOCAB = 128_256
 
 
 def reference(
-    logits_TP: Tensor, targets_T: Tensor, vocab_size: int, temperature: float, clamp: float | None, weights_3T: Tensor
+    logits_TC: Tensor, targets_T: Tensor, vocab_size: int, temperature: float, clamp: float | None, weights_3T: Tensor
 ) -> Any:
-    """(the three statistics [3, T], gradient_TP of their weighted sum) of float64, from log_softmax and a stable sort."""
-    x_TV = logits_TP[:, :vocab_size].double()
+    """(the three statistics [3, T], gradient_TC of their weighted sum) of float64, from log_softmax and a stable sort."""
+    x_TV = logits_TC[:, :vocab_size].double()
     kept_TV = torch.ones_like(x_TV, dtype=torch.bool)
     if clamp is not None and int(clamp * vocab_size) > 0:
-        last_TK = x_TV.argsort(dim=1, descending=True, stable=True)[:, vocab_size - int(clamp * vocab_size) :]
-        kept_TV.scatter_(1, last_TK, False)
+        dropped = x_TV.argsort(dim=1, descending=True, stable=True)[:, vocab_size - int(clamp * vocab_size) :]
+        kept_TV.scatter_(1, dropped, False)
     values, grad_TV = [], torch.zeros_like(x_TV)
     for weight_T, masked_TV in zip(weights_3T[1:], (x_TV, x_TV.masked_fill(~kept_TV, -torch.inf)), strict=True):
         log_p_TV = (masked_TV / temperature).log_softmax(1)
@@ -52,9 +52,9 @@ def reference(
         values.append(entropy_T)
         if clamp is not None or len(values) == 2:
             grad_TV += slope_TV * weight_T[:, None]
-    grad_TP = torch.zeros(logits_TP.shape, dtype=torch.float64, device=logits_TP.device)
-    grad_TP[:, :vocab_size] = grad_TV / temperature
-    return torch.stack(values), grad_TP
+    grad_TC = torch.zeros(logits_TC.shape, dtype=torch.float64, device=logits_TC.device)
+    grad_TC[:, :vocab_size] = grad_TV / temperature
+    return torch.stack(values), grad_TC
 
 
 def largest_error(actual: Tensor, exact: Tensor, tolerance: float, rounding: float, what: str) -> float:
@@ -73,33 +73,33 @@ def check_real_size(
     """2048 rows against float64; 5e-6 for values, 2e-5 (over the temperature) and one rounding for gradients."""
     generator = torch.Generator("cuda").manual_seed(7)
     rows = 2048
-    logits_TP = (torch.randn(rows, width, generator=generator, device="cuda") * 2.5 + offset).to(dtype)
+    logits_TC = (torch.randn(rows, width, generator=generator, device="cuda") * 2.5 + offset).to(dtype)
     if rounded:
-        logits_TP = logits_TP.round()
-    logits_TP[:, vocab_size:] = torch.nan
-    logits_TP[::7, 5:4000:3] = -torch.inf
+        logits_TC = logits_TC.round()
+    logits_TC[:, vocab_size:] = torch.nan
+    logits_TC[::7, 5:4000:3] = -torch.inf
     targets_T = torch.randint(4000, vocab_size, (rows,), generator=generator, device="cuda")
     weights_3T = torch.randn(3, rows, generator=generator, device="cuda")
     mask_T = torch.rand(rows, generator=generator, device="cuda") < 0.5 if masked else None
-    logits_TP.requires_grad_()
-    statistics = token_statistics(logits_TP, targets_T, vocab_size=vocab_size, temperature=temperature, clamp=clamp, mask=mask_T)
+    logits_TC.requires_grad_()
+    statistics = token_statistics(logits_TC, targets_T, vocab_size=vocab_size, temperature=temperature, clamp=clamp, mask=mask_T)
     total = sum((x * w_T).sum() for x, w_T in zip(statistics, weights_3T, strict=True) if x is not None)
     assert isinstance(total, Tensor)
-    (grad_TP,) = torch.autograd.grad(total, logits_TP)
+    (grad_TC,) = torch.autograd.grad(total, logits_TC)
     if mask_T is not None:
-        assert (grad_TP[~mask_T] == 0).all()
+        assert (grad_TC[~mask_T] == 0).all()
         assert all(x is None or bool((x[~mask_T] == 0).all()) for x in statistics)
     worst = {}
     for start in range(0, rows, ROWS_AT_A_TIME):
         part = torch.arange(start, start + ROWS_AT_A_TIME, device="cuda")
         if mask_T is not None:
             part = part[mask_T[part]]
-        values, exact_grad = reference(logits_TP.detach()[part], targets_T[part], vocab_size, temperature, clamp, weights_3T[:, part])
+        values, exact_grad = reference(logits_TC.detach()[part], targets_T[part], vocab_size, temperature, clamp, weights_3T[:, part])
         for name, actual, exact in zip(NAMES, statistics, values, strict=True):
             if actual is not None:
                 worst[name] = max(worst.get(name, 0.0), largest_error(actual[part], exact, 5e-6, 0.0, name))
         tolerance = 2e-5 * max(1.0, 1 / temperature)
-        error = largest_error(grad_TP[part], exact_grad, tolerance, gradient_rounding(dtype) / 2, "gradient")
+        error = largest_error(grad_TC[part], exact_grad, tolerance, gradient_rounding(dtype) / 2, "gradient")
         worst["gradient"] = max(worst.get("gradient", 0.0), error)
     print("   ", ", ".join(f"{name} {error:.2g}" for name, error in worst.items()))
 
@@ -107,18 +107,18 @@ def check_real_size(
 def check_more_than_2_31_elements() -> None:
     """The last rows of a tensor of 2.3e9 elements get what a small copy of them gets, gradient and all."""
     rows, width = 15_000, QWEN_PADDED
-    logits_TP = torch.zeros(rows, width, dtype=torch.bfloat16, device="cuda")
-    logits_TP[-2:] = torch.randn(2, width, device="cuda")
+    logits_TC = torch.zeros(rows, width, dtype=torch.bfloat16, device="cuda")
+    logits_TC[-2:] = torch.randn(2, width, device="cuda")
     targets_T = torch.full((rows,), 77, device="cuda")
     results = []
-    for part_TP in (logits_TP, logits_TP[-2:].clone()):
-        part_TP.requires_grad_()
-        statistics = token_statistics(part_TP, targets_T[-len(part_TP) :], vocab_size=QWEN_VOCAB, clamp=0.4)
+    for part_TC in (logits_TC, logits_TC[-2:].clone()):
+        part_TC.requires_grad_()
+        statistics = token_statistics(part_TC, targets_T[-len(part_TC) :], vocab_size=QWEN_VOCAB, clamp=0.4)
         total = sum(x[-2:].sum() for x in statistics if x is not None)
         assert isinstance(total, Tensor)
-        (grad_TP,) = torch.autograd.grad(total, part_TP)
-        results.append([*(x[-2:] for x in statistics if x is not None), grad_TP[-2:]])
-        assert not grad_TP[:-2].any()
+        (grad_TC,) = torch.autograd.grad(total, part_TC)
+        results.append([*(x[-2:] for x in statistics if x is not None), grad_TC[-2:]])
+        assert not grad_TC[:-2].any()
     for large, small in zip(*results, strict=True):
         assert torch.equal(large, small)
 

@@ -47,25 +47,25 @@ def plain_torch() -> Iterator[None]:
     _interpreting = before
 
 
-def lay_out(logits_NP: Tensor, layout: str) -> Tensor:
-    """The same values as [N, P] or [2, N/2, P], in memory as named."""
+def lay_out(logits_NC: Tensor, layout: str) -> Tensor:
+    """The same values as [N, C] or [2, N/2, C], in memory as named."""
     if layout == "columns":
-        return torch.cat([logits_NP, logits_NP], 1)[:, : logits_NP.shape[1]]
+        return torch.cat([logits_NC, logits_NC], 1)[:, : logits_NC.shape[1]]
     if layout == "strided":
-        return logits_NP.t().contiguous().t()
-    if layout == "transposed" and len(logits_NP) % 2 == 0:
-        return logits_NP.view(2, -1, logits_NP.shape[1]).transpose(0, 1).contiguous().transpose(0, 1)
-    return logits_NP.contiguous()
+        return logits_NC.t().contiguous().t()
+    if layout == "transposed" and len(logits_NC) % 2 == 0:
+        return logits_NC.view(2, -1, logits_NC.shape[1]).transpose(0, 1).contiguous().transpose(0, 1)
+    return logits_NC.contiguous()
 
 
 def check_problem(problem: Problem, layout: str = "contiguous") -> None:
     """Values to 5e-6 and gradients to 2e-5 of the definition, and the rounding of the gradient's dtype."""
-    logits = lay_out(problem.logits_NP.to(DEVICE), layout).requires_grad_()
+    logits = lay_out(problem.logits_NC.to(DEVICE), layout).requires_grad_()
     lead = logits.shape[:-1]
     mask = None if problem.mask_N is None else problem.mask_N.view(lead).to(DEVICE)
     arguments = {**problem.arguments(), "mask": mask}
     statistics = token_statistics(logits, problem.targets_N.view(lead).to(DEVICE), **arguments)  # type: ignore[arg-type]
-    values, grad_NP = expected(problem)
+    values, grad_NC = expected(problem)
     for name, actual, reference in zip(NAMES, statistics, values, strict=True):
         assert (actual is None) == (reference is None), name
         if actual is not None and reference is not None:
@@ -79,8 +79,8 @@ def check_problem(problem: Problem, layout: str = "contiguous") -> None:
     assert logits.grad is not None
     assert logits.grad.dtype == logits.dtype
     tolerance = 2e-5 * max(1.0, 1 / problem.temperature)
-    grad = logits.grad.reshape(grad_NP.shape).cpu()
-    assert_close(grad, grad_NP, tolerance, gradient_rounding(logits.dtype), "gradient")
+    grad = logits.grad.reshape(grad_NC.shape).cpu()
+    assert_close(grad, grad_NC, tolerance, gradient_rounding(logits.dtype), "gradient")
 
 
 def check_the_definition() -> None:
@@ -263,8 +263,8 @@ def check_the_fused_head() -> None:
         weighted_sum(tuple(None if x is None else x.cpu() for x in statistics), weights_3N).backward()  # type: ignore[no-untyped-call]
         results.append([*statistics, hidden.grad, weight.grad])
     whole = Problem(hidden_NH @ weight_VH.T, targets_N, 290, clamp=0.4, mean_lowering=True, weights_3N=weights_3N)
-    values, grad_NP = expected(whole)
-    references = [*values, grad_NP @ weight_VH.double(), grad_NP.T @ hidden_NH.double()]
+    values, grad_NC = expected(whole)
+    references = [*values, grad_NC @ weight_VH.double(), grad_NC.T @ hidden_NH.double()]
     for of_call in results:
         for actual, reference in zip(of_call, references, strict=True):
             assert actual is not None
@@ -295,20 +295,20 @@ def compare_problems_on_ranks(count: int, group: dist.ProcessGroup) -> None:
     for seed in range(count):
         vocab_size = (1, 3, 50, 700, 1801)[seed % 5]
         problem = random_problem(seed, seed % 6, vocab_size, -vocab_size % ranks + ranks * (seed % 2), DTYPES[seed % 3])
-        shard_NV = shard_of(problem.logits_NP, group).to(DEVICE).requires_grad_()
+        shard_NV = shard_of(problem.logits_NC, group).to(DEVICE).requires_grad_()
         mask_N = None if problem.mask_N is None else problem.mask_N.to(DEVICE)
         arguments = {**problem.arguments(), "mask": mask_N}
         statistics = token_statistics(shard_NV, problem.targets_N.to(DEVICE), tp_group=group, **arguments)  # type: ignore[arg-type]
         on_host = tuple(None if x is None else x.cpu() for x in statistics)
         weighted_sum(on_host, problem.weights_3N).backward()  # type: ignore[no-untyped-call]
-        values, grad_NP = expected(problem)
+        values, grad_NC = expected(problem)
         for name, actual, exact in zip(NAMES, on_host, values, strict=True):
             if actual is not None and exact is not None:
                 assert equal_on_all_ranks(actual, group), name
                 assert_close(actual, exact, 5e-6, what=name)
         assert shard_NV.grad is not None
         tolerance, rounding = 2e-5 * max(1.0, 1 / problem.temperature), gradient_rounding(shard_NV.dtype)
-        assert_close(shard_NV.grad.cpu(), shard_of(grad_NP, group), tolerance, rounding, "gradient")
+        assert_close(shard_NV.grad.cpu(), shard_of(grad_NC, group), tolerance, rounding, "gradient")
 
 
 def check_two_ranks() -> None:

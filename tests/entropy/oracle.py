@@ -1,6 +1,6 @@
 """The statistics again, written straight from their definition: float64, one row at a time, no shared code.
 
-Shapes: N rows, V vocabulary columns, P columns with padding.
+Shapes: N rows, V vocabulary columns, C columns with padding.
 """
 
 import math
@@ -16,9 +16,9 @@ CLAMPS = (None, 0.0, 1e-9, 0.1, 0.4, 0.999)
 
 @dataclass
 class Problem:
-    """One call: logits_NP as given, and everything else `token_statistics` takes; weights_3N: gradients of the first three."""
+    """One call: logits_NC as given, and everything else `token_statistics` takes; weights_3N: gradients of the first three."""
 
-    logits_NP: Tensor
+    logits_NC: Tensor
     targets_N: Tensor
     vocab_size: int
     temperature: float = 1.0
@@ -38,14 +38,14 @@ class Problem:
 
 
 def expected(problem: Problem) -> tuple[list[Tensor | None], Tensor]:
-    """([log_prob, entropy, clamped entropy, mean lowering], gradient_NP of the finite ones' weighted sum), float64."""
-    logits_NP = problem.logits_NP.detach().double()
-    results = torch.zeros(4, len(logits_NP), dtype=torch.float64)
-    grad_NP = torch.zeros_like(logits_NP)
-    for row in range(len(logits_NP)):
+    """([log_prob, entropy, clamped entropy, mean lowering], gradient_NC of the finite ones' weighted sum), float64."""
+    logits_NC = problem.logits_NC.detach().double()
+    results = torch.zeros(4, len(logits_NC), dtype=torch.float64)
+    grad_NC = torch.zeros_like(logits_NC)
+    for row in range(len(logits_NC)):
         if problem.mask_N is not None and not problem.mask_N[row]:
             continue
-        x_V = logits_NP[row, : problem.vocab_size].clone().requires_grad_()
+        x_V = logits_NC[row, : problem.vocab_size].clone().requires_grad_()
         ids = [i for i, x in enumerate(x_V.tolist()) if x != -math.inf]
         possible = set(ids)
         target = int(problem.targets_N[row])
@@ -59,13 +59,13 @@ def expected(problem: Problem) -> tuple[list[Tensor | None], Tensor]:
             values = values[:2]
         weights = problem.weights_3N[:, row].double()
         if target not in possible:  # log p_y = z_y - logsumexp(z): the gradient is 1 at the target, -p elsewhere, all the same
-            grad_NP[row, target] += weights[0] / problem.temperature
+            grad_NC[row, target] += weights[0] / problem.temperature
             values[0] = -(x_V[ids] / problem.temperature).logsumexp(0)
         total = sum(weight * value for weight, value in zip(weights, values, strict=False))
         assert isinstance(total, Tensor)
-        grad_NP[row, : problem.vocab_size] += torch.autograd.grad(total, x_V)[0]
+        grad_NC[row, : problem.vocab_size] += torch.autograd.grad(total, x_V)[0]
     clamped_N, lowering_N = None if problem.clamp is None else results[2], results[3] if problem.mean_lowering else None
-    return [results[0], results[1], clamped_N, lowering_N], grad_NP
+    return [results[0], results[1], clamped_N, lowering_N], grad_NC
 
 
 def kept_ids(logits: list[float], clamp: float) -> list[int]:

@@ -316,8 +316,8 @@ def test_sequence_in_chunks(world_size: int, dtype: torch.dtype, clamp: float | 
     positions = SEQUENCE // world_size
     count = min(3, positions)
     mask = Case(dtype, clamp, masked).arguments["mask"]
-    inside_RLB = torch.ones(world_size, positions, BATCH) if mask is None else mask.view(world_size, positions, BATCH)
-    chunks = [int(inside_RLB[:, positions * i // count : positions * (i + 1) // count].sum()) for i in range(count)]
+    inside_WLB = torch.ones(world_size, positions, BATCH) if mask is None else mask.view(world_size, positions, BATCH)
+    chunks = [int(inside_WLB[:, positions * i // count : positions * (i + 1) // count].sum()) for i in range(count)]
     assert min(chunks) > 0
     counts = run_ranks(run_sharded, world_size, dtype, clamp, masked, True, 7 if clamp else None, SEQUENCE * BATCH // 3)
     assert counts == [collectives(chunks, dtype, clamp, True)] * world_size

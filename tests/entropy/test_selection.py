@@ -65,8 +65,8 @@ def test_keeps_what_a_stable_sort_puts_first(seed: int, width: int, distinct: in
     generator = torch.Generator().manual_seed(seed)
     levels = torch.cat([torch.randn(distinct, generator=generator) * 100, torch.tensor([-torch.inf, -0.0, 0.0])])
     logits_TV = levels[torch.randint(len(levels), (3, width), generator=generator)].to(dtype)
-    first_TK = logits_TV.double().argsort(dim=1, descending=True, stable=True)[:, :count]
-    assert torch.equal(keep(logits_TV, count), torch.zeros_like(logits_TV, dtype=torch.bool).scatter(1, first_TK, True))
+    leading = logits_TV.double().argsort(dim=1, descending=True, stable=True)[:, :count]
+    assert torch.equal(keep(logits_TV, count), torch.zeros_like(logits_TV, dtype=torch.bool).scatter(1, leading, True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,5 +75,5 @@ def test_wide_rows(dtype: torch.dtype) -> None:
     logits_TV[1] = logits_TV[1].round()
     kept_TV = keep(logits_TV, 30_000)
     assert kept_TV.sum(1).tolist() == [30_000, 30_000]
-    first_TK = logits_TV.argsort(dim=1, descending=True, stable=True)[:, :30_000]
-    assert kept_TV.gather(1, first_TK).all()
+    leading = logits_TV.argsort(dim=1, descending=True, stable=True)[:, :30_000]
+    assert kept_TV.gather(1, leading).all()

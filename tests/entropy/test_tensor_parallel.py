@@ -17,13 +17,13 @@ WORLD_SIZES = [2, 4]
 
 def check_like_one_rank(problem: Problem, group: dist.ProcessGroup) -> None:
     """Against one rank to 1e-6, against the definition to 5e-6; this rank's gradient to 2e-5; equal bits on all ranks."""
-    logits_NP = problem.logits_NP.clone().requires_grad_()
-    one = token_statistics(logits_NP, problem.targets_N, **problem.arguments())  # type: ignore[arg-type]
+    logits_NC = problem.logits_NC.clone().requires_grad_()
+    one = token_statistics(logits_NC, problem.targets_N, **problem.arguments())  # type: ignore[arg-type]
     weighted_sum(one, problem.weights_3N).backward()
-    shard_NV = shard_of(problem.logits_NP, group).requires_grad_()
+    shard_NV = shard_of(problem.logits_NC, group).requires_grad_()
     many = token_statistics(shard_NV, problem.targets_N, tp_group=group, **problem.arguments())  # type: ignore[arg-type]
     weighted_sum(many, problem.weights_3N).backward()
-    values, grad_NP = expected(problem)
+    values, grad_NC = expected(problem)
     for name, of_many, of_one, reference in zip(NAMES, many, one, values, strict=True):
         if of_many is None or of_one is None or reference is None:
             assert (of_many, of_one, reference) == (None, None, None)
@@ -32,10 +32,10 @@ def check_like_one_rank(problem: Problem, group: dist.ProcessGroup) -> None:
         assert_close(of_many, of_one, 1e-6, what=f"{name} against one rank")
         assert_close(of_many, reference, 5e-6, what=name)
     assert shard_NV.grad is not None
-    assert logits_NP.grad is not None
+    assert logits_NC.grad is not None
     rounding, tolerance = gradient_rounding(shard_NV.dtype), 2e-5 * max(1.0, 1 / problem.temperature)
-    assert_close(shard_NV.grad, shard_of(grad_NP, group), tolerance, rounding, "gradient")
-    one_NV = shard_of(logits_NP.grad, group)
+    assert_close(shard_NV.grad, shard_of(grad_NC, group), tolerance, rounding, "gradient")
+    one_NV = shard_of(logits_NC.grad, group)
     assert_close(shard_NV.grad, one_NV, 1e-6 * max(1.0, 1 / problem.temperature), rounding, "gradient against one rank")
 
 
@@ -59,10 +59,10 @@ def run_large() -> None:
     group = start_group()
     generator = torch.Generator().manual_seed(0)
     for scale, offset, dtype in ((3.0, 0.0, torch.bfloat16), (1e4, -3e4, torch.float32), (1.0, 3e4, torch.float32)):
-        logits_NP = (torch.randn(4, 8192, generator=generator) * scale + offset).to(dtype)
+        logits_NC = (torch.randn(4, 8192, generator=generator) * scale + offset).to(dtype)
         targets_N = torch.tensor([0, 2047, 2048, 8000])
         weights_3N = torch.randn(3, 4, generator=generator)
-        check_like_one_rank(Problem(logits_NP, targets_N, 8001, 0.6, 0.4, None, True, weights_3N), group)
+        check_like_one_rank(Problem(logits_NC, targets_N, 8001, 0.6, 0.4, None, True, weights_3N), group)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)

@@ -15,24 +15,24 @@ from megatron_entropic.entropy import TokenStatistics, shard, token_statistics
 from tests.entropy.oracle import DTYPES, NAMES, Problem, assert_close, expected, gradient_rounding, random_problem, weighted_sum
 
 
-def lay_out(logits_NP: Tensor, layout: str) -> Tensor:
-    """The same values as [N, P] or [2, N/2, P], in memory as named."""
+def lay_out(logits_NC: Tensor, layout: str) -> Tensor:
+    """The same values as [N, C] or [2, N/2, C], in memory as named."""
     if layout == "columns":
-        return torch.cat([logits_NP, logits_NP], 1)[:, : logits_NP.shape[1]]
+        return torch.cat([logits_NC, logits_NC], 1)[:, : logits_NC.shape[1]]
     if layout == "strided":
-        return logits_NP.t().contiguous().t()
-    if layout == "transposed" and len(logits_NP) % 2 == 0:
-        return logits_NP.view(2, -1, logits_NP.shape[1]).transpose(0, 1).contiguous().transpose(0, 1)
-    return logits_NP.contiguous()
+        return logits_NC.t().contiguous().t()
+    if layout == "transposed" and len(logits_NC) % 2 == 0:
+        return logits_NC.view(2, -1, logits_NC.shape[1]).transpose(0, 1).contiguous().transpose(0, 1)
+    return logits_NC.contiguous()
 
 
 def check(problem: Problem, layout: str = "contiguous") -> None:
     """Values to 5e-6, gradients to 2e-5 (and the rounding of their dtype)."""
-    logits = lay_out(problem.logits_NP, layout).requires_grad_()
+    logits = lay_out(problem.logits_NC, layout).requires_grad_()
     lead = logits.shape[:-1]
     mask = None if problem.mask_N is None else problem.mask_N.view(lead)
     statistics = token_statistics(logits, problem.targets_N.view(lead), **{**problem.arguments(), "mask": mask})  # type: ignore[arg-type]
-    values, grad_NP = expected(problem)
+    values, grad_NC = expected(problem)
     for name, actual, reference in zip(NAMES, statistics, values, strict=True):
         assert (actual is None) == (reference is None), name
         if actual is not None and reference is not None:
@@ -43,7 +43,7 @@ def check(problem: Problem, layout: str = "contiguous") -> None:
     assert logits.grad is not None
     assert logits.grad.dtype == logits.dtype
     tolerance = 2e-5 * max(1.0, 1 / problem.temperature)
-    assert_close(logits.grad.reshape(grad_NP.shape), grad_NP, tolerance, gradient_rounding(logits.dtype), "gradient")
+    assert_close(logits.grad.reshape(grad_NC.shape), grad_NC, tolerance, gradient_rounding(logits.dtype), "gradient")
 
 
 @settings(max_examples=400, deadline=None)
@@ -158,11 +158,11 @@ def test_unused_results_have_no_share_in_the_gradient(used: list[int], clamp: fl
     problem = random_problem(5, 4, 20, 2, torch.float32)
     problem.mask_N, problem.clamp, problem.targets_N = None, clamp, torch.arange(4)
     problem.weights_3N[[i for i in range(3) if i not in used]] = 0
-    logits_NP = problem.logits_NP.clone().requires_grad_()
-    statistics = token_statistics(logits_NP, problem.targets_N, **problem.arguments())  # type: ignore[arg-type]
+    logits_NC = problem.logits_NC.clone().requires_grad_()
+    statistics = token_statistics(logits_NC, problem.targets_N, **problem.arguments())  # type: ignore[arg-type]
     results = [x for i, x in enumerate(statistics) if i in used and x is not None]
-    (grad_NP,) = torch.autograd.grad(results, logits_NP, [problem.weights_3N[i] for i in used])
-    assert_close(grad_NP, expected(problem)[1], 1e-4, what="gradient")
+    (grad_NC,) = torch.autograd.grad(results, logits_NC, [problem.weights_3N[i] for i in used])
+    assert_close(grad_NC, expected(problem)[1], 1e-4, what="gradient")
 
 
 def test_a_ruled_out_target_has_log_prob_minus_infinity_and_the_usual_gradient() -> None:
@@ -263,10 +263,10 @@ def test_bad_rows_are_named(reason: str, masked: bool) -> None:
 
 @pytest.mark.parametrize("target", [-1, 8, 9, 2**40])
 def test_targets_that_are_no_tokens_are_named(target: int) -> None:
-    logits_NP, targets_N = torch.randn(3, 9), torch.tensor([0, target, 1])
+    logits_NC, targets_N = torch.randn(3, 9), torch.tensor([0, target, 1])
     with pytest.raises(ValueError, match=rf"row 1 .*not a token id \(target {target}, vocabulary 8\)"):
-        token_statistics(logits_NP, targets_N, vocab_size=8)
-    assert token_statistics(logits_NP, targets_N, vocab_size=8, validate=False).log_prob.isnan().tolist() == [False, True, False]
+        token_statistics(logits_NC, targets_N, vocab_size=8)
+    assert token_statistics(logits_NC, targets_N, vocab_size=8, validate=False).log_prob.isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def test_log_prob_passes_of_a_step() -> None:
         ("control.kind=kl_cov", "batch.mini_batches=4"): 1.75,
     }
     for changes, expected in passes.items():
-        assert forward_passes(llama_70b(*changes)) == expected
+        cfg = llama_70b(*changes)
+        assert forward_passes(cfg.batch, cfg.control, cfg.rollout) == expected
 
 
 def test_cache_of_a_server() -> None:

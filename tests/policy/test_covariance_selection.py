@@ -1,6 +1,6 @@
 """Clip-Cov and KL-Cov in the engine: against the formulas on transformers' logits in float64, and the same for every layout.
 
-Shapes: N response tokens of the mini-batch, R of one sample, T positions of a micro-batch, V vocabulary.
+Shapes: N response tokens of the mini-batch, T of one sample, or positions of a micro-batch, V vocabulary.
 """
 
 import dataclasses
@@ -69,8 +69,8 @@ def reference(cfg: Config, model_dir: Path) -> Reference:
     parts = []
     for sample in samples:
         ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
-        logits_RV = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / TEMPERATURE
-        parts.append(logits_RV.log_softmax(-1).gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0])
+        logits_TV = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / TEMPERATURE
+        parts.append(logits_TV.log_softmax(-1).gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0])
     log_prob_N = torch.cat(parts)
     advantage_N = torch.tensor([sample.advantage for sample in samples for _ in sample.response_ids]).double()
     current_N = log_prob_N.detach()

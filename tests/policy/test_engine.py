@@ -68,14 +68,14 @@ def reference(cfg: Config, model_dir: Path) -> dict[str, Any]:
     log_probs, entropies, clamped, mean_lowerings, advantages = [], [], [], [], []
     for sample in batch.samples:
         ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
-        logits_RV = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / TEMPERATURE
-        log_p_RV = logits_RV.log_softmax(-1)
-        log_probs.append(log_p_RV.gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0])
-        entropies.append(-(log_p_RV.exp() * log_p_RV).sum(-1))
-        mean_lowerings.append((log_p_RV.exp() ** 2 * (log_p_RV + entropies[-1][:, None])).sum(-1))
+        logits_TV = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / TEMPERATURE
+        log_p_TV = logits_TV.log_softmax(-1)
+        log_probs.append(log_p_TV.gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0])
+        entropies.append(-(log_p_TV.exp() * log_p_TV).sum(-1))
+        mean_lowerings.append((log_p_TV.exp() ** 2 * (log_p_TV + entropies[-1][:, None])).sum(-1))
         kept = 99 - math.floor(CLAMP * 99)
-        log_q_RK = logits_RV.topk(kept, dim=-1).values.log_softmax(-1)
-        clamped.append(-(log_q_RK.exp() * log_q_RK).sum(-1))
+        log_q = logits_TV.topk(kept, dim=-1).values.log_softmax(-1)
+        clamped.append(-(log_q.exp() * log_q).sum(-1))
         advantages += [sample.advantage] * len(sample.response_ids)
     log_prob_N, entropy_N, clamped_N, advantage_N = (
         torch.cat(log_probs), torch.cat(entropies), torch.cat(clamped), torch.tensor(advantages).double()

@@ -27,9 +27,9 @@ def compare_routers(hf_dir: Path, dtype_name: str) -> tuple[int, float]:
     hidden_TH = torch.randn(TOKENS, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
     with torch.no_grad():
         weights_TE, chosen_TE = model.decoder.layers[0].mlp.router(hidden_TH[:, None])
-        logits_TE, their_weights_TK, their_experts_TK = theirs(hidden_TH)
+        logits_TE, their_top_weights, their_experts = theirs(hidden_TH)
     assert logits_TE.dtype is dtype
-    their_weights_TE = torch.zeros(TOKENS, 4).scatter(1, their_experts_TK, their_weights_TK.float())
+    their_weights_TE = torch.zeros(TOKENS, 4).scatter(1, their_experts, their_top_weights.float())
     shutdown()
     return int((chosen_TE != (their_weights_TE > 0)).any(1).sum()), float((weights_TE - their_weights_TE).abs().max())
 

@@ -11,7 +11,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_entropic.policy.layers import MAX_PADDED_WORK, PackedAttention, pack, packing_of
+from megatron_entropic.policy.layers import MAX_PADDED_WORK, PackedAttention, make_packing, packing_of
 
 CPU = torch.device("cpu")
 
@@ -25,8 +25,8 @@ def params_of(lengths: list[int]) -> PackedSeqParams:
     return PackedSeqParams("thd", cu_seqlens, cu_seqlens, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths))
 
 
-def one_by_one(query_TAD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    parts = zip(*(x.split(lengths) for x in (query_TAD, key_TGD, value_TGD)), strict=True)
+def one_by_one(query_TQD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    parts = zip(*(x.split(lengths) for x in (query_TQD, key_TGD, value_TGD)), strict=True)
     outputs = [
         F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in part), is_causal=True, enable_gqa=True).transpose(0, 1)
         for part in parts
@@ -52,19 +52,19 @@ def test_outputs_and_gradients_equal_each_sequence_alone(lengths: list[int]) -> 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=60).filter(any))
 def test_padding_is_bounded_and_every_token_has_its_place(lengths: list[int]) -> None:
-    packing = pack([0, *itertools.accumulate(lengths)], CPU)
-    everywhere = torch.cat([bucket.tokens_NL.flatten() for bucket in packing.buckets])
+    packing = make_packing([0, *itertools.accumulate(lengths)], CPU)
+    everywhere = torch.cat([bucket.tokens_AL.flatten() for bucket in packing.buckets])
     places = torch.arange(sum(lengths)) if packing.places_T is None else packing.places_T
     assert torch.equal(everywhere[places], torch.arange(sum(lengths)))
     for bucket in packing.buckets:
-        tokens = bucket.tokens_NL.unique().numel()
-        assert bucket.tokens_NL.numel() <= MAX_PADDED_WORK * tokens
+        tokens = bucket.tokens_AL.unique().numel()
+        assert bucket.tokens_AL.numel() <= MAX_PADDED_WORK * tokens
 
 
 def test_equal_lengths_are_not_moved_and_one_long_sequence_stays_alone() -> None:
-    assert pack([0, 5, 10, 15], CPU).places_T is None
-    buckets = pack([0, *itertools.accumulate([14] * 20 + [500] + [14] * 20)], CPU).buckets
-    assert [tuple(bucket.tokens_NL.shape) for bucket in buckets] == [(1, 500), (40, 14)]
+    assert make_packing([0, 5, 10, 15], CPU).places_T is None
+    buckets = make_packing([0, *itertools.accumulate([14] * 20 + [500] + [14] * 20)], CPU).buckets
+    assert [tuple(bucket.tokens_AL.shape) for bucket in buckets] == [(1, 500), (40, 14)]
 
 
 def test_the_packing_is_made_once_for_all_layers() -> None:

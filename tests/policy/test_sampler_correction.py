@@ -1,6 +1,6 @@
 """What an update on stale rollouts computes, against the formulas on transformers' logits in float64.
 
-Shapes: N response tokens of the batch, R of one sample, V vocabulary.
+Shapes: N response tokens of the batch, T of one sample, V vocabulary.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ def update_twice(cfg: Config, samples: list[Sample]) -> list[UpdateStats]:
 
 
 def log_probs(model: Any, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probs of the response, entropies), [R] each."""
+    """(log-probs of the response, entropies), [T] each."""
     ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
-    log_p_RV = (model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / TEMPERATURE).log_softmax(-1)
-    return log_p_RV.gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0], -(log_p_RV.exp() * log_p_RV).sum(-1)
+    log_p_TV = (model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / TEMPERATURE).log_softmax(-1)
+    return log_p_TV.gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0], -(log_p_TV.exp() * log_p_TV).sum(-1)
 
 
 def stale_samples(model: Any) -> list[Sample]:
@@ -44,9 +44,9 @@ def stale_samples(model: Any) -> list[Sample]:
     generator = torch.Generator().manual_seed(2)
     samples = []
     for sample in make_samples():
-        noise_R = 0.3 * torch.randn(len(sample.response_ids), generator=generator)
-        sampler_R = log_probs(model, sample)[0].detach().float() + noise_R
-        samples.append(dataclasses.replace(sample, sampler_log_probs=sampler_R.tolist()))
+        noise_T = 0.3 * torch.randn(len(sample.response_ids), generator=generator)
+        sampler_T = log_probs(model, sample)[0].detach().float() + noise_T
+        samples.append(dataclasses.replace(sample, sampler_log_probs=sampler_T.tolist()))
     return samples
 
 

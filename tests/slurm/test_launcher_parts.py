@@ -15,7 +15,7 @@ from slurm.logs import merged
 from slurm.split import Description, split_nodes
 from slurm.steps import StepRequest, srun_command
 from slurm.submit import command, make_output_folder
-from slurm.verdict import Limits, judge_all_reduce, judge_facts
+from slurm.verdict import NodeLimits, judge_all_reduce, judge_facts
 from tests.command_line import ROOT
 
 NODES = ("n1", "n2", "n3")
@@ -185,7 +185,7 @@ def reaching(node: str, **failures: str) -> dict[str, object]:
 
 
 def judged(facts: dict[str, dict[str, object]], words: tuple[str, ...] = ()) -> list[str]:
-    return judge_facts(NODES, facts, Limits(10**6, 10**6, 5.0), words)
+    return judge_facts(NODES, facts, NodeLimits(10**6, 10**6, 5.0), words)
 
 
 def test_equal_nodes_have_no_problem() -> None:

@@ -13,7 +13,7 @@ from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.start_checks.golds import MOST, _unlike
 from megatron_entropic.start_checks.learning import check_learning
 from megatron_entropic.start_checks.start import check_start
-from megatron_entropic.tasks.rows import Row
+from megatron_entropic.tasks.rows import DataRow
 from tests.command_line import megatron_entropic
 
 LOCAL = ("rollout.engine=local", "parallel.tensor=1")
@@ -64,7 +64,7 @@ def test_problems_made_by_rule_are_looked_at_too() -> None:
 
 
 def test_of_very_many_answers_evenly_spread_ones_are_given_back() -> None:
-    rows = [Row(number, "x", f"x_{number}") for number in range(MOST * 2)] + [Row(0, "x", "x_1"), Row(0, "x", "-12.50")]
+    rows = [DataRow(number, "x", f"x_{number}") for number in range(MOST * 2)] + [DataRow(0, "x", "x_1"), DataRow(0, "x", "-12.50")]
     chosen = _unlike(rows)
     assert len(chosen) == MOST
     assert [row.number for row in chosen[:3]] == [0, 2, 4]

@@ -87,11 +87,11 @@ def test_the_trainer_computes_what_transformers_does(run_dir: Path) -> None:
     first, model = read_metrics(run_dir / "metrics.jsonl")[0], AutoModelForCausalLM.from_pretrained(SMOLLM2)
     entropies = []
     for rollout in (record.rollout for record in rollouts(run_dir, 0)):
-        logits_RV = model(torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]])).logits[0, len(rollout.prompt_ids) - 1 : -1]
-        log_pi_RV = logits_RV.log_softmax(-1)
-        chosen_R = log_pi_RV.gather(1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
-        assert rollout.log_probs == pytest.approx(chosen_R.tolist(), abs=1e-4)
-        entropies.append(-(log_pi_RV.exp() * log_pi_RV).sum(-1))
+        logits_TV = model(torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]])).logits[0, len(rollout.prompt_ids) - 1 : -1]
+        log_pi_TV = logits_TV.log_softmax(-1)
+        chosen_T = log_pi_TV.gather(1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
+        assert rollout.log_probs == pytest.approx(chosen_T.tolist(), abs=1e-4)
+        entropies.append(-(log_pi_TV.exp() * log_pi_TV).sum(-1))
     assert first["rollout/logprob_gap"] <= 1e-4
     assert first["policy/entropy"] == pytest.approx(float(torch.cat(entropies).double().mean()), rel=1e-5)
 

@@ -9,7 +9,7 @@ Accumulators are float32, one set for every 16 bytes of a block, so that each th
 over the blocks has no reduction over threads and no barrier, and rescales once in 8 columns (4 in float32). They meet when the
 span is through. Each adds up a few dozen terms, the rest is a tree.
 
-Shapes: T rows inside the mask, V this rank's real columns, P one span of one row, K = 3 sums (5 with a clamp).
+Shapes: T rows inside the mask, V this rank's real columns, J spans of all rows, K = 3 sums (5 with a clamp).
 """
 
 import torch
@@ -36,9 +36,9 @@ def local_moments(
     count, sums = len(rows), 3 if threshold is None else 5
 
     def moments_of(parts: int) -> Moments:
-        max_P = torch.full((parts,), -torch.inf, dtype=torch.float32, device=rows.logits.device)
-        sums_KP = torch.zeros(sums, parts, dtype=torch.float32, device=rows.logits.device)
-        return Moments(max_P, sums_KP, torch.zeros_like(sums_KP[:2]) if squares else None)
+        max_J = torch.full((parts,), -torch.inf, dtype=torch.float32, device=rows.logits.device)
+        sums_KJ = torch.zeros(sums, parts, dtype=torch.float32, device=rows.logits.device)
+        return Moments(max_J, sums_KJ, torch.zeros_like(sums_KJ[:2]) if squares else None)
 
     if rows.columns == 0 or count == 0:
         return moments_of(count)

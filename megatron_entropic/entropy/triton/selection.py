@@ -10,7 +10,7 @@ the others, about what the memory leaves time for (common.py). Triton 3.4 to 3.7
 instructions a column: exact as well, but a round of bfloat16 then takes several times as long as reading does. Each span adds its
 counts, those that are not 0, to the row's in device memory.
 
-Shapes: T rows inside the mask, V this rank's real columns, D = 256 values of a byte, R tensor ranks.
+Shapes: T rows inside the mask, V this rank's real columns, W tensor ranks.
 """
 
 import torch
@@ -35,13 +35,13 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
     with torch.cuda.device_of(rows.logits):
         for byte in reversed(range(element_size)):
             first_round = byte == element_size - 1
-            local_TD = _histogram(source, rows.columns, key_T, byte, first_round)
-            counts_TD = shard.all_reduce(local_TD.clone() if shard.ranks > 1 else local_TD, dist.ReduceOp.SUM)
-            _walk_down[(len(rows),)](counts_TD, local_TD, key_T, wanted_T, ties_T, FIRST=first_round, num_warps=1)
-        ties_RT = shard.all_gather(ties_T[None])
+            local_T256 = _histogram(source, rows.columns, key_T, byte, first_round)
+            counts_T256 = shard.all_reduce(local_T256.clone() if shard.ranks > 1 else local_T256, dist.ReduceOp.SUM)
+            _walk_down[(len(rows),)](counts_T256, local_T256, key_T, wanted_T, ties_T, FIRST=first_round, num_warps=1)
+        ties_WT = shard.all_gather(ties_T[None])
         quota_T = wanted_T
         if shard.rank > 0:
-            quota_T = wanted_T - ties_RT[: shard.rank].sum(0, dtype=torch.int32)
+            quota_T = wanted_T - ties_WT[: shard.rank].sum(0, dtype=torch.int32)
         tie_end_T = torch.zeros_like(quota_T)
         if rows.columns > 0:
             block, _, _ = common.spans(rows.columns)
@@ -50,18 +50,18 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
 
 
 def _histogram(source: RowSource, columns: int, prefix_T: Tensor, byte: int, first_round: bool) -> Tensor:
-    """[T, D] int32 counts of byte number `byte` of the keys whose higher bytes equal `prefix_T`."""
-    counts_TD = torch.zeros(len(prefix_T), DIGITS, dtype=torch.int32, device=prefix_T.device)
+    """[T, 256] int32 counts of byte number `byte` of the keys whose higher bytes equal `prefix_T`."""
+    counts_T256 = torch.zeros(len(prefix_T), DIGITS, dtype=torch.int32, device=prefix_T.device)
     if columns > 0:
         block, span, splits = common.spans(columns)
         _count_digits[(len(prefix_T) * splits,)](
-            *(*source, prefix_T, counts_TD, columns, span, splits),
+            *(*source, prefix_T, counts_T256, columns, span, splits),
             SHIFT=8 * byte,
             FIRST=first_round,
             BLOCK=block,
             **common.options(block),
         )
-    return counts_TD
+    return counts_T256
 
 
 @triton.jit

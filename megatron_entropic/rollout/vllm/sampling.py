@@ -195,7 +195,7 @@ class _Span(msgspec.Struct):
     version: str
 
 
-class Choice(msgspec.Struct):
+class CompletionChoice(msgspec.Struct):
     """What is read of one sample in a server's answer."""
 
     index: int
@@ -206,7 +206,7 @@ class Choice(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    choices: list[Choice]
+    choices: list[CompletionChoice]
 
 
 _DECODER = msgspec.json.Decoder(_Answer)
@@ -223,7 +223,7 @@ def parse_answer(content: bytes, count: int, where: str) -> list[Sampled]:
     return [parse_choice(choice, where) for choice in choices]
 
 
-def parse_choice(choice: Choice, where: str) -> Sampled:
+def parse_choice(choice: CompletionChoice, where: str) -> Sampled:
     """One sample of an answer. Raises RolloutError starting with `where` when tokens, log-probs or versions are not whole."""
     token_ids = choice.token_ids or []
     content = (choice.logprobs.content if choice.logprobs else None) or []

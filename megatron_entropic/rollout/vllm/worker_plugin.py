@@ -201,9 +201,9 @@ class GlooWeightTransferEngine(CheckedUpdates, WeightTransferEngine[GlooInitInfo
             raise RuntimeError("weights arrived before init_weight_transfer_engine and start_weight_update")
         entries = entries_of(update_info.names, update_info.dtype_names, update_info.shapes)
         # A fresh buffer for every bucket: the layerwise reload keeps views of it until a layer is complete.
-        flat_B = torch.empty(sum(entry.nbytes for entry in entries), dtype=torch.uint8)
-        self.group.broadcast(flat_B)
-        self.received.load_weights(unpack(flat_B, entries))
+        flat_M = torch.empty(sum(entry.nbytes for entry in entries), dtype=torch.uint8)
+        self.group.broadcast(flat_M)
+        self.received.load_weights(unpack(flat_M, entries))
 
     def shutdown(self) -> None:
         self.group = None

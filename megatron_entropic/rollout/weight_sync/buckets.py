@@ -1,6 +1,6 @@
 """Weights on the wire: consecutive tensors share a bucket, a manifest describes it, and both sides compute one checksum.
 
-Shape legend: B bytes of a bucket or tensor, N words of a tensor.
+Shapes: M bytes of a bucket or tensor, words of a tensor.
 """
 
 import math
@@ -78,21 +78,21 @@ def entries_of(names: Sequence[str], dtype_names: Sequence[str], shapes: Sequenc
 
 
 def pack(bucket: Bucket, device: torch.device | str = "cpu") -> Tensor:
-    """One contiguous uint8 tensor [B] with the tensors' bytes, in order."""
+    """One contiguous uint8 tensor [M] with the tensors' bytes, in order."""
     return torch.cat([tensor.to(device).contiguous().flatten().view(torch.uint8) for _, tensor in bucket])
 
 
-def unpack(flat_B: Tensor, entries: Sequence[Entry]) -> Bucket:
-    """The tensors of a packed bucket. Copies where a view would be misaligned, else views of `flat_B`."""
-    pieces = torch.split(flat_B, [entry.nbytes for entry in entries])
-    return [(entry.name, _view(piece_B, entry)) for entry, piece_B in zip(entries, pieces, strict=True)]
+def unpack(flat_M: Tensor, entries: Sequence[Entry]) -> Bucket:
+    """The tensors of a packed bucket. Copies where a view would be misaligned, else views of `flat_M`."""
+    pieces = torch.split(flat_M, [entry.nbytes for entry in entries])
+    return [(entry.name, _view(piece_M, entry)) for entry, piece_M in zip(entries, pieces, strict=True)]
 
 
-def _view(piece_B: Tensor, entry: Entry) -> Tensor:
+def _view(piece_M: Tensor, entry: Entry) -> Tensor:
     dtype = _dtype(entry)
-    if piece_B.storage_offset() % dtype.itemsize:
-        piece_B = piece_B.clone()
-    return piece_B.view(dtype).view(entry.shape)
+    if piece_M.storage_offset() % dtype.itemsize:
+        piece_M = piece_M.clone()
+    return piece_M.view(dtype).view(entry.shape)
 
 
 def _dtype(entry: Entry) -> torch.dtype:
@@ -133,10 +133,10 @@ def weights_checksum(weights: NamedWeights) -> str:
 
 def _bit_sum(tensor: Tensor) -> int:
     """sum_i (2 i + 1) w_i mod 2^64 of the tensor's bits, in pieces so that int64 copies stay small."""
-    words_N = tensor.contiguous().flatten().view(_WORDS[tensor.dtype.itemsize])
+    words_M = tensor.contiguous().flatten().view(_WORDS[tensor.dtype.itemsize])
     total = 0
-    for start in range(0, words_N.numel(), _CHUNK_WORDS):
-        chunk_N = words_N[start : start + _CHUNK_WORDS].long()
-        factors_N = 2 * torch.arange(start, start + chunk_N.numel(), device=tensor.device) + 1
-        total += int((chunk_N * factors_N).sum())
+    for start in range(0, words_M.numel(), _CHUNK_WORDS):
+        chunk_M = words_M[start : start + _CHUNK_WORDS].long()
+        factors_M = 2 * torch.arange(start, start + chunk_M.numel(), device=tensor.device) + 1
+        total += int((chunk_M * factors_M).sum())
     return total % 2**64

@@ -32,6 +32,6 @@ class WeightGroup:
         options._devices = [ProcessGroupGloo.create_device(hostname=address)]
         self._group = ProcessGroupGloo(PrefixStore("weights", store), rank, world_size, options)
 
-    def broadcast(self, flat_B: Tensor) -> None:
-        """Fills `flat_B` (uint8 [B], host memory) with rank 0's. One broadcast; raises RuntimeError when a peer is gone or late."""
-        self._group.broadcast(flat_B, 0).wait()  # type: ignore[attr-defined]
+    def broadcast(self, flat_M: Tensor) -> None:
+        """Fills `flat_M` (uint8 [M], host memory) with rank 0's. One broadcast; raises RuntimeError when a peer is gone or late."""
+        self._group.broadcast(flat_M, 0).wait()  # type: ignore[attr-defined]

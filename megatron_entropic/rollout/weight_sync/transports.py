@@ -61,17 +61,17 @@ class GlooTransport:
         self._groups.append((server, group))
 
     def broadcast(self, bucket: Bucket) -> dict[str, Call]:
-        flat_B = pack(bucket)
-        return {f"{server.name} group": functools.partial(_broadcast, server, group, flat_B) for server, group in self._groups}
+        flat_M = pack(bucket)
+        return {f"{server.name} group": functools.partial(_broadcast, server, group, flat_M) for server, group in self._groups}
 
     def close(self) -> None:
         self._groups.clear()
         self._stores.clear()
 
 
-def _broadcast(server: ServerClient, group: WeightGroup, flat_B: Tensor) -> None:
+def _broadcast(server: ServerClient, group: WeightGroup, flat_M: Tensor) -> None:
     try:
-        group.broadcast(flat_B)
+        group.broadcast(flat_M)
     except RuntimeError as error:
         raise server.failed("a bucket of weights", error) from error
 

@@ -16,7 +16,7 @@ _MOST_ITEMS = 50
 _DEEPEST = 8
 
 
-def readable(known: str) -> bool:
+def answerable(known: str) -> bool:
     """Whether a known answer says anything an answer could equal."""
     text = plain(known)
     return balanced(text) and any(character.isalnum() for character in text)
@@ -25,7 +25,7 @@ def readable(known: str) -> bool:
 def same(known: str, answer: str) -> bool:
     """Whether `answer`, as it stands in a box, means `known`."""
     gold, given = plain(known), plain(answer)
-    if not gold or not given or not readable(known):
+    if not gold or not given or not answerable(known):
         return False
     if (choice := choice_of(gold)) is not None:
         return same_choice(choice, given, _same)

@@ -29,7 +29,7 @@ def rational(text: str) -> Fraction | None:
         whole, part = Fraction(mixed[1]), Fraction(int(mixed[2]), int(mixed[3])) if int(mixed[3]) else None
         return None if part is None else whole - part if mixed[1].startswith("-") else whole + part
     try:
-        return _Reader(text).whole()
+        return _NumberReader(text).whole()
     except (_NotANumberError, ZeroDivisionError, RecursionError):
         return None
 
@@ -48,7 +48,7 @@ def approximates(decimal: str, value: Fraction, at_least: int = 6) -> bool:
     return shown in (round(scaled), math.trunc(scaled))
 
 
-class _Reader:
+class _NumberReader:
     """Recursive descent over one text."""
 
     def __init__(self, text: str) -> None:

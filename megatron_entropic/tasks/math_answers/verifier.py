@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from megatron_entropic.tasks.math_answers.boxes import boxed
-from megatron_entropic.tasks.math_answers.compare import readable, same
+from megatron_entropic.tasks.math_answers.compare import answerable, same
 from megatron_entropic.tasks.task import Problem
 
 LONGEST_ANSWER = 1000
@@ -40,4 +40,4 @@ def unreadable(known: str) -> str | None:
     """Why a known answer can be equal to no answer, in a few words; None when it can."""
     if len(known) > LONGEST_ANSWER:
         return f"is longer than the {LONGEST_ANSWER} characters that are compared"
-    return None if readable(known) else "says nothing that an answer could equal"
+    return None if answerable(known) else "says nothing that an answer could equal"

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_entropic.rollout.types import Prompt, RolloutError
 from megatron_entropic.rollout.vllm.sampling import (
-    Choice,
+    CompletionChoice,
     SamplingRequest,
     assign,
     concurrent_requests,
@@ -63,7 +63,7 @@ def choice(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_choice_is_read() -> None:
-    sampled = parse_choice(msgspec.convert(choice(), Choice), "here")
+    sampled = parse_choice(msgspec.convert(choice(), CompletionChoice), "here")
     assert (sampled.token_ids.tolist(), sampled.log_probs.tolist(), sampled.finish_reason) == ([5, 1], [-0.5, -1.5], "stop")
     assert (sampled.first_version, sampled.last_version) == (3, 4)
 
@@ -82,7 +82,7 @@ def test_a_choice_is_read() -> None:
 )
 def test_an_answer_that_is_not_whole_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RolloutError, match=rf"^server 1, prompt 9: .*{message}"):
-        parse_choice(msgspec.convert(choice(**changes), Choice), "server 1, prompt 9")
+        parse_choice(msgspec.convert(choice(**changes), CompletionChoice), "server 1, prompt 9")
 
 
 @pytest.mark.parametrize(("samples", "requests"), [(1, 64), (8, 40), (16, 20), (64, 5), (1000, 5)])

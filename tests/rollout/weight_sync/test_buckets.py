@@ -59,9 +59,9 @@ def test_pack_and_unpack_restore_every_tensor(limit: int) -> None:
         described = json.loads(json.dumps(manifest(bucket)))
         entries = entries_of(described["names"], described["dtype_names"], described["shapes"])
         assert entries == [entry_of(name, tensor) for name, tensor in bucket]
-        flat_B = pack(bucket)
-        assert flat_B.numel() == sum(entry.nbytes for entry in entries)
-        restored += unpack(flat_B, entries)
+        flat_M = pack(bucket)
+        assert flat_M.numel() == sum(entry.nbytes for entry in entries)
+        restored += unpack(flat_M, entries)
     for (name, tensor), (restored_name, restored_tensor) in zip(weights, restored, strict=True):
         assert (restored_name, restored_tensor.dtype, restored_tensor.shape) == (name, tensor.dtype, tensor.shape)
         assert torch.equal(restored_tensor, tensor)

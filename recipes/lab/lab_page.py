@@ -20,7 +20,7 @@ HEADER = "| method | target | seeds | entropy | error (worst) | overshoot | sett
 
 
 @dataclass(frozen=True)
-class Row:
+class TableLine:
     """One line of the table: means over the seeds. Errors and overshoot are shares of the target; settling is a step."""
 
     task: str
@@ -40,7 +40,7 @@ class Row:
     distinct: float
 
 
-def write_report(out: Path, docs: Path) -> Path:
+def write_lab_page(out: Path, docs: Path) -> Path:
     """Writes what is done so far; returns the page. Raises ValueError when nothing is."""
     results: dict[tuple[str, str, str, float | None], list[Result]] = {}
     for case in all_cases():
@@ -63,7 +63,7 @@ def write_report(out: Path, docs: Path) -> Path:
     return write_whole(docs / "entropy_lab.md", _page(rows, pictures, docs).encode())
 
 
-def summarise(task: str, setting: str, method: str, target: float | None, seeds: Sequence[Result]) -> Row:
+def summarise(task: str, setting: str, method: str, target: float | None, seeds: Sequence[Result]) -> TableLine:
     """The row of one method at one target."""
     halves = [mean(_entropy(result)[len(_entropy(result)) // 2 :]) for result in seeds]
     targets = [result.target for result in seeds if target is not None and result.target is not None]
@@ -72,7 +72,7 @@ def summarise(task: str, setting: str, method: str, target: float | None, seeds:
     settled = [settling for settling, _ in answers if settling is not None]
     overshoots = [overshoot for _, overshoot in answers]
     rewards = [[value or 0.0 for value in result.series["reward/mean"]] for result in seeds]
-    return Row(
+    return TableLine(
         task=task,
         setting=setting,
         method=method,
@@ -110,7 +110,7 @@ def _long(setting: str) -> str:
     return {"on": "on-policy", "off": "off-policy, 4 mini-batches"}[setting]
 
 
-def _page(rows: Sequence[Row], pictures: Sequence[Path], docs: Path) -> str:
+def _page(rows: Sequence[TableLine], pictures: Sequence[Path], docs: Path) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("megatron-core", "torch"))
     lines = [
         "# The entropy-control lab",
@@ -138,7 +138,7 @@ def _page(rows: Sequence[Row], pictures: Sequence[Path], docs: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(method: Method, row: Row) -> str:
+def _line(method: Method, row: TableLine) -> str:
     def share(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:+.1f}%"
 
