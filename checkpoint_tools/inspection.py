@@ -1,4 +1,4 @@
-"""What is in a checkpoint, without loading a weight."""
+"""Contents of a checkpoint, without loading a weight."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def _describe_distributed(located: Located, checksums: bool) -> list[str]:
 
 
 def _state(path: Path) -> list[str]:
-    """What state.json says: of an imported checkpoint where it is from, of a run's how far it is."""
+    """Content of state.json: the source of an imported checkpoint, the progress of a run's."""
     if not (path / STATE).is_file():
         return ["distributed checkpoint of another maker"]
     state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))

@@ -60,7 +60,7 @@ def check_sampler(cfg: Config, parallel: Parallel, step: int, updates: Sequence[
         message = (
             f"step {step + 1}: |trainer - sampler| log-prob is {mean:.3g} nats in the mean and {largest:.3g} at most, above "
             f"rollout.max_logprob_gap={cfg.rollout.max_logprob_gap} ({bounds}): the engine does not sample from the trainer's policy. "
-            f"Likely causes: {likely_causes(cfg.model, cfg.rollout, step)}. A higher limit, or 0, lets the run go on"
+            f"Likely causes: {likely_causes(cfg.model, cfg.rollout, step)}. A higher limit, or 0, lets the run continue"
         )
         raise RolloutError(message) if parallel.rank == 0 else RankZeroError(message)
 

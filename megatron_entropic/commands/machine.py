@@ -26,7 +26,7 @@ def add_serve(commands: "argparse._SubParsersAction[Any]") -> None:
     serve.add_argument(
         "--share",
         metavar="K/N",
-        help="start share K (from 0) of N equal shares of the servers (default: under srun one a task, else all)",
+        help="start part K (from 0) of N equal parts of the servers (default: under srun one a task, else all)",
     )
     serve.set_defaults(command=_serve)
 

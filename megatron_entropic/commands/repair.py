@@ -39,7 +39,7 @@ def _repair(options: argparse.Namespace) -> int:
         metrics = run_dir / "metrics.jsonl"
         if metrics.is_file():
             print(repair_metrics(metrics, step_of(name) if name else 0))
-    print(f"go on with: megatron-entropic train {quote(str(run_dir))} --resume")
+    print(f"resume with: megatron-entropic train {quote(str(run_dir))} --resume")
     return 0
 
 
@@ -56,7 +56,7 @@ def _mend_latest(store: CheckpointStore) -> str | None:
         if not problems:
             if name != latest:
                 store.point_to(name)
-            print(f"the run goes on from {store.folder / name}")
+            print(f"the run resumes from {store.folder / name}")
             return name
         print(*(f"{store.folder / name}: {problem}" for problem in problems), sep="\n")
     if candidates:

@@ -101,8 +101,8 @@ class ParallelConfig:
     expert: int = Field(
         default=1,
         ge=1,
-        description="ranks that share out the experts of a mixture; taken out of the tensor x data ranks, so it divides those and "
-        "the number of experts; 1 for dense models",
+        description="ranks among which the experts of an MoE model are split; taken out of the tensor x data ranks, so it divides "
+        "those and the number of experts; 1 for dense models",
     )
     data: int = Field(default=1, ge=1, description="data-parallel replicas")
     sequence: bool = Field(default=False, description="sequence parallelism: shard norms and dropout over the tensor ranks")
@@ -252,7 +252,7 @@ class RolloutConfig:
     base_port: int = Field(default=0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
     host: str = Field(default="127.0.0.1", description="address the servers listen on and are reached at")
     memory_gb: float = Field(default=0.5, gt=0, description="KV cache of each server on a CPU, GiB")
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="share of GPU memory a server may take")
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="fraction of GPU memory a server may take")
     startup_timeout_s: float = Field(default=600.0, gt=0, description="a server not ready by then ends the run")
     request_timeout_s: float = Field(default=600.0, gt=0, description="a generation request that takes longer ends the run")
     sync_timeout_s: float = Field(default=300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
@@ -344,7 +344,7 @@ class TrainerConfig:
     export_hf: bool = Field(default=True, description="write the final policy as a Hugging Face directory under hf/")
     tensorboard: bool = Field(default=True, description="write TensorBoard events under logs/tensorboard")
     trackers: tuple[str, ...] = Field(
-        default=(), description=f"further places that each step's metrics go to: of installed packages, or {FORMS} of yours"
+        default=(), description=f"further trackers that each step's metrics go to: of installed packages, or {FORMS} of yours"
     )
 
     @field_validator("trackers")
@@ -355,12 +355,12 @@ class TrainerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
-    """Training checkpoints, from which an interrupted run goes on."""
+    """Training checkpoints, from which an interrupted run resumes."""
 
     every: int = Field(default=50, ge=0, description="save every so many steps, and at the end; 0: only when a signal stops the run")
     keep: int = Field(default=2, ge=0, description="newest checkpoints to keep; 0 keeps all")
     asynchronous: bool = Field(
-        default=True, description="write while training goes on: a step waits only until the state is copied to host memory"
+        default=True, description="write while training continues: a step waits only until the state is copied to host memory"
     )
     grace_s: float = Field(
         default=60.0,

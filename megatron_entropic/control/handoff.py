@@ -3,7 +3,7 @@
 Alpha re-weights samples, so it can move the entropy only as far as there are samples with an advantage, and at its limit it has
 nothing more to give. The PI controller therefore computes an *effort* in units of alpha, and this divides it:
 
-    trust     rho   = min(1, active / ACTIVE_TRUSTED)        active: share of tokens with an advantage, smoothed
+    trust     rho   = min(1, active / ACTIVE_TRUSTED)        active: fraction of tokens with an advantage, smoothed
     alpha           = rho clip(effort, -limit, +limit)
     rest            = effort - rho alpha
     bonus     c     = clip(-kappa rest, 0, c_max)            the bonus only raises entropy, so a positive rest stays undone
@@ -22,9 +22,9 @@ from typing import Any
 from megatron_entropic.control.measurement import Measurement
 
 ACTIVE_TRUSTED = 0.05
-"""Share of tokens with an advantage from which alpha is fully trusted."""
+"""Fraction of tokens with an advantage from which alpha is fully trusted."""
 BONUS_UNIT = 0.15
-"""Measured: one unit of alpha moves the entropy like this share of the first-order ratio in the bonus."""
+"""Measured: one unit of alpha moves the entropy like this fraction of the first-order ratio in the bonus."""
 MEMORY = 0.8
 """Weight of the past in the smoothed authority."""
 EXHAUSTED_AFTER = 10
@@ -55,7 +55,7 @@ class Phase(StrEnum):
 
     @property
     def number(self) -> int:
-        """The place in this list."""
+        """The index in this list."""
         return list(Phase).index(self)
 
 

@@ -19,7 +19,7 @@ from megatron_entropic.system.rendezvous import open_store
 
 @dataclass(frozen=True)
 class Parallel:
-    """This rank's place in the layout. The data axis counts context-parallel ranks too: both hold different tokens.
+    """This rank's coordinates in the layout. The data axis counts context-parallel ranks too: both hold different tokens.
 
     The expert axis runs across others: the tensor x data ranks of a pipeline stage, counted with the tensor rank fastest, are
     cut into groups of `ep_size` neighbours. A group holds every expert once; the groups are replicas of each other.

@@ -1,4 +1,4 @@
-"""What rank 0 does for all ranks: the others wait for it however long it takes, get what it produced, and end with it when it fails.
+"""Work of rank 0 for all ranks: the others wait for it however long it takes, get what it produced, and end with it when it fails.
 
 Waits go over the host line, so no collective's time limit ends them; data moves by collectives once everybody is there.
 """
@@ -52,7 +52,7 @@ def from_rank_zero(parallel: Ranked, function: Callable[..., T], *args: object, 
 
 
 def _outcome(line: HostLine, doing: str) -> bytes:
-    """What kind of frame rank 0 sends next. Raises RankZeroError when it says that it failed."""
+    """The kind of the next frame from rank 0. Raises RankZeroError when it says that it failed."""
     kind, reason = line.receive(doing)[0]
     if kind == _FAILED:
         raise RankZeroError(reason.decode(errors="replace"))
@@ -71,7 +71,7 @@ def meet(parallel: Ranked, doing: str) -> None:
 
 
 def follow_rank_zero(parallel: Ranked, doing: str) -> None:
-    """Lets the other ranks go on once rank 0 calls this too; rank 0 does not wait for them. Makes no collective.
+    """Lets the other ranks continue once rank 0 calls this too; rank 0 does not wait for them. Makes no collective.
 
     To be called before a collective that rank 0 comes to late, such as the next tensors of a stream that it reads at its own pace.
     """

@@ -1,4 +1,4 @@
-"""The all-reduce of a preflight: `python -m megatron_entropic.doctor.all_reduce` on every rank's place, with the ranks' own devices.
+"""The all-reduce of a preflight: `python -m megatron_entropic.doctor.all_reduce` where each rank will run, with the ranks' own devices.
 
 Prints one line of JSON: whether all ranks met, what went wrong, and how fast it was.
 """

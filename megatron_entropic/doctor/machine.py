@@ -1,4 +1,4 @@
-"""What hardware is there: GPUs and their driver, memory, cores, free space."""
+"""Hardware inventory: GPUs and their driver, memory, cores, free space."""
 
 import csv
 import os

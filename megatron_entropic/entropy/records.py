@@ -1,6 +1,6 @@
 """The records that the torch path and the Triton kernels share, and the order-preserving keys that selection compares.
 
-Shapes: T rows inside the mask, B rows of a block, K = 3 sums (5 with a clamp).
+Shapes: T unmasked tokens, B rows of a block, K = 3 sums (5 with a clamp).
 """
 
 from typing import NamedTuple

@@ -51,7 +51,7 @@ def split_problems(arch: Architecture, layout: ParallelConfig) -> list[str]:
 
 
 def _splits_heads(arch: Architecture, tensor: int) -> bool:
-    """Whether `tensor` ranks can share the attention heads."""
+    """Whether the attention heads can be split over `tensor` ranks."""
     return arch.num_heads % tensor == 0 and (arch.num_kv_heads % tensor == 0 or tensor % arch.num_kv_heads == 0)
 
 
@@ -65,7 +65,7 @@ def server_problems(arch: Architecture, rollout: RolloutConfig) -> list[str]:
     if rollout.engine != "vllm" or legal(tensor):
         return []
     return [
-        f"rollout.tensor={tensor} cannot share the model's num_attention_heads={arch.num_heads}, num_key_value_heads="
+        f"rollout.tensor={tensor} cannot split the model's num_attention_heads={arch.num_heads}, num_key_value_heads="
         f"{arch.num_kv_heads} and intermediate_size={arch.ffn_hidden_size}; legal values: "
         + ", ".join(str(n) for n in range(1, arch.num_heads + 1) if legal(n))
     ]

@@ -45,7 +45,7 @@ def _checked(hf_dir: Path, name: str, found: Any) -> tuple[int, ...]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none."""
+    """Fields of a JSON file; empty where there is none."""
     if not path.is_file():
         return {}
     try:

@@ -142,7 +142,7 @@ def _start(
 
 
 class _Signals:
-    """What the launcher does with signals: the first that asks to stop is passed on, a second ends the ranks.
+    """Signal handling of the launcher: the first that asks to stop is passed on, a second ends the ranks.
 
     Handlers only take note; `check` acts. They are installed before there are ranks, so that no signal is lost.
     """

@@ -26,7 +26,7 @@ class SampleGroup:
 
 @dataclass(frozen=True)
 class StepSamples:
-    """What is shown of one step; `error` says why there is nothing to show."""
+    """Samples shown of one step; `error` says why there is nothing to show."""
 
     step: int
     groups: tuple[SampleGroup, ...] = ()

@@ -171,7 +171,7 @@ class Policy:
         )
 
     def _measure_response(self, batch: Batch, samples: Sequence[int], before: SteeredEntropy) -> Response:
-        """What the update just made did to the entropy of `batch`'s `samples`: one forward pass, one all-reduce of 32 bytes."""
+        """Response of the entropy of `batch`'s `samples` to the update just made: one forward pass, one all-reduce of 32 bytes."""
         torch.cuda.synchronize()  # the optimizer's work is not this pass's
         start = time.perf_counter()
         control = self.cfg.control
@@ -292,9 +292,9 @@ class Policy:
             max_tokens=self.cfg.batch.max_tokens_per_micro_batch,
         )
         pad_multiple = self.parallel.tp_size if self.cfg.parallel.sequence else 1
-        shares = plan[self.parallel.dp_rank]
+        mine = plan[self.parallel.dp_rank]
         device = self.parallel.device
-        return len(shares), (build_micro_batch(batch, indices, device=device, pad_multiple=pad_multiple) for indices in shares)
+        return len(mine), (build_micro_batch(batch, indices, device=device, pad_multiple=pad_multiple) for indices in mine)
 
     # -- weights --------------------------------------------------------------------------------------------------
 

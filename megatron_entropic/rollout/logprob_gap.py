@@ -12,7 +12,7 @@ from megatron_entropic.config import ModelConfig, RolloutConfig
 
 @dataclass(frozen=True)
 class GapBounds:
-    """What the largest and the mean gap of a step's response tokens may be, nats."""
+    """Limits of the largest and the mean gap of a step's response tokens, nats."""
 
     largest: float
     mean: float

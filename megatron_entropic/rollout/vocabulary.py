@@ -14,7 +14,7 @@ from megatron_entropic.rollout.prompt_encoder import Tokenizer
 from megatron_entropic.rollout.types import IntArray, Rollout
 
 NO_TOKEN = "\ufffd"
-"""What an id that is no token reads as (the replacement character, which also stands for bytes that are no UTF-8)."""
+"""Text of an id that is no token (the replacement character, which also stands for bytes that are no UTF-8)."""
 
 
 class Vocabulary:

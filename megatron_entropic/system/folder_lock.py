@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from megatron_entropic.system.process_identity import ProcessIdentity
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class FolderOwnedError(ReportedError, RuntimeError):
 
 @dataclass(frozen=True)
 class Owner:
-    """What .owner.json says. `held` is false once the owner gave the folder back."""
+    """Content of .owner.json. `held` is false once the owner gave the folder back."""
 
     process: ProcessIdentity
     generation: int
@@ -176,7 +176,7 @@ class FolderLock:
 
     def _write(self, process: ProcessIdentity, generation: int, *, held: bool) -> None:
         fields = {**process.fields(), "generation": generation, "token": self.token, "held": held}
-        write_whole(self.files[1], (json.dumps(fields) + "\n").encode())
+        write_atomically(self.files[1], (json.dumps(fields) + "\n").encode())
 
     def _beat(self) -> None:
         fence = Fence(self.folder, self.token, self.name)

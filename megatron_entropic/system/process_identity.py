@@ -20,7 +20,7 @@ class ProcessIdentity:
     """The namespace that `pid` counts in; processes in different ones cannot see each other."""
     pid: int
     started: int
-    """Start of the process in clock ticks since boot: with `pid` and `boot` it names the process for ever."""
+    """Start of the process in clock ticks since boot: with `pid` and `boot` it names the process forever."""
     since: str
     """When it was written, in UTC, for people."""
     job: str

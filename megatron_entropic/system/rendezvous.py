@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 
 LISTENER_VARIABLE = "MEGATRON_ENTROPIC_STORE_FD"
 """Environment variable of rank 0: number of the open socket that listens on MASTER_PORT."""
@@ -91,7 +91,9 @@ def _listener(folder: Path | None) -> socket.socket:
             "has it: unset it (ranks then meet at a free port) or set another one"
         ) from error
     if given is None:
-        write_whole(_meeting(folder), (json.dumps({"step": job_step(os.environ), "port": listener.getsockname()[1]}) + "\n").encode())
+        write_atomically(
+            _meeting(folder), (json.dumps({"step": job_step(os.environ), "port": listener.getsockname()[1]}) + "\n").encode()
+        )
     return listener
 
 

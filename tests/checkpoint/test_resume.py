@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_fallen_back_from_only_when_told_to(twice_saved:
     output = resume(folder)
     assert f"{damaged}: hf/config.json is missing" in output
     assert re.search(rf"{damaged}: policy/{shard} has \d+ bytes instead of \d+", output)
-    assert f"{whole} is whole: pass --allow-fallback to go on from it; steps 3 to 4 are trained again" in output
+    assert f"{whole} is whole: pass --allow-fallback to resume from it; steps 3 to 4 are trained again" in output
     assert without_times(folder) == before, "a refused resume must not touch anything"
     assert "nothing is lost" not in output, "it would be refused again"
     assert "steps done" not in output, "what was trained is not this start's"

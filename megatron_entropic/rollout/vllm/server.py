@@ -60,7 +60,7 @@ class VLLMServer(ServerClient):
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def place(self) -> str:
+    def location(self) -> str:
         return f"pid {self.pid}"
 
     def launch(self) -> None:

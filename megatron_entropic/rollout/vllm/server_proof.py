@@ -18,7 +18,7 @@ def new_challenge() -> str:
 
 
 def proof_of(key: str, challenge: str, port: int) -> str:
-    """What a server with `key` on `port` answers to `challenge`."""
+    """The answer of a server with `key` on `port` to `challenge`."""
     return hmac.new(key.encode(), f"{challenge} {port}".encode(), hashlib.sha256).hexdigest()
 
 

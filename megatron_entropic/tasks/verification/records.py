@@ -1,4 +1,4 @@
-"""What goes into a verifier's process and what comes out: plain JSON-able records."""
+"""Requests and replies of a verifier's process: plain JSON-able records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
