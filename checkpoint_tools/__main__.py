@@ -17,7 +17,7 @@ from megatron_entropic.conversion.keys import Split
 from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError
 
 DESCRIPTION = """\
-Brings Hugging Face checkpoints to Megatron-Core and back, and looks into both.
+Converts Hugging Face checkpoints to Megatron-Core and back, and inspects both.
 
 A checkpoint is a Hugging Face directory, a distributed checkpoint (what import makes, and a run's checkpoints/step-N), or a run folder,
 which stands for its latest checkpoint, or else for its exported model. Nothing here needs a GPU, Megatron's launcher, or more memory
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     exporting.set_defaults(run=_export)
 
     inspect = commands.add_parser(
-        "inspect", help="what is in a checkpoint, without loading weights (but see --values); refuses one that is not sound"
+        "inspect", help="contents of a checkpoint, without loading weights (but see --values); refuses a damaged one"
     )
     inspect.add_argument("path", type=Path, metavar="PATH")
     inspect.add_argument("--checksums", action="store_true", help="read every byte and compare with the recorded checksums")

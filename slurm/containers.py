@@ -1,4 +1,4 @@
-"""How a step's command runs: in the environment of this Python, in a pyxis/enroot container, or through Apptainer."""
+"""Environment of a step's command: in the environment of this Python, in a pyxis/enroot container, or through Apptainer."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ FOLLOW_S = 0.5
 
 
 def speaker_of(path: Path) -> str:
-    """Who wrote a log file: `rank-3.log` and `rank-3.out` are rank 3's, `vllm_0.log` is server 0's, `fleet-n3.out` node n3's."""
+    """The writer of a log file: `rank-3.log` and `rank-3.out` are rank 3's, `vllm_0.log` is server 0's, `fleet-n3.out` node n3's."""
     stem = path.stem
     for pattern, name in ((r"rank-(\d+)", "rank {}"), (r"vllm_(\d+)", "server {}"), (r"fleet-(.+)", "fleet {}")):
         match = re.fullmatch(pattern, stem)

@@ -1,4 +1,4 @@
-"""Which nodes train and which serve rollouts."""
+"""Split of the nodes into training and rollout serving."""
 
 from __future__ import annotations
 

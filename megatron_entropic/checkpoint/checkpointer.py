@@ -75,7 +75,7 @@ class Checkpointer:
     def find(self) -> bool:
         """Whether there is a checkpoint to resume from: the latest.
 
-        When it is damaged and `allow_fallback`, the newest whole one before it. Raises CheckpointStoreError for a damaged checkpoint,
+        When it is damaged and `allow_fallback`, the newest intact one before it. Raises CheckpointStoreError for a damaged checkpoint,
         SettingsDifferenceError for settings it does not fit.
         """
         self._found = find_checkpoint(

@@ -26,7 +26,7 @@ def find_checkpoint(
 ) -> tuple[Path, dict[str, Any]] | None:
     """(folder, state) of the checkpoint to resume from; None when the run has none yet. Collective over the world.
 
-    When the latest is damaged, the newest whole one before it is taken if `allow_fallback`, with a warning.
+    When the latest is damaged, the newest intact one before it is taken if `allow_fallback`, with a warning.
     Raises CheckpointStoreError naming every damaged file, SettingsDifferenceError showing the settings that do not fit.
     """
     name, problems = from_rank_zero(parallel, _latest, store, doing="the latest checkpoint to be found")
@@ -59,7 +59,7 @@ def _problems(parallel: Parallel, store: CheckpointStore, name: str) -> list[str
 
 
 def _fallback(allowed: bool, parallel: Parallel, store: CheckpointStore, latest: str | None, problems: list[str]) -> str:
-    """The newest whole checkpoint before the damaged `latest` (of all, when it is not known which that is).
+    """The newest intact checkpoint before the damaged `latest` (of all, when it is not known which that is).
 
     Raises CheckpointStoreError on rank 0 (RankZeroError on the others) when there is none, or it was not allowed.
     """
@@ -81,18 +81,18 @@ def _take(allowed: bool, store: CheckpointStore, latest: str | None, name: str, 
     listed = "\n  ".join(["the latest checkpoint is damaged:", *problems])
     if not allowed:
         raise CheckpointStoreError(
-            f"{listed}\n{store.folder / name} is whole: pass --allow-fallback to resume from it; {lost} are trained again"
+            f"{listed}\n{store.folder / name} is intact: pass --allow-fallback to resume from it; {lost} are trained again"
         )
     logger.warning("WARNING: %s\nfalling back to %s: %s are lost and trained again", listed, store.folder / name, lost)
     store.point_to(name)
 
 
 def _refuse(problems: list[str]) -> str:
-    raise CheckpointStoreError("\n  ".join(["the latest checkpoint is damaged, and there is no whole one before it:", *problems]))
+    raise CheckpointStoreError("\n  ".join(["the latest checkpoint is damaged, and there is no intact one before it:", *problems]))
 
 
 def _state(cfg: Config, store: CheckpointStore, name: str, allow_change: bool) -> tuple[Path, dict[str, Any]]:
-    """(folder, state) of a whole checkpoint; settings that changed are logged, and refused where the state does not fit them."""
+    """(folder, state) of an intact checkpoint; settings that changed are logged, and refused where the state does not fit them."""
     folder, state = store.folder / name, store.state(name)
     if state.get("format") not in _READABLE:
         raise CheckpointStoreError(f"{folder}: checkpoint format {state.get('format')}; this version reads {_READABLE}")

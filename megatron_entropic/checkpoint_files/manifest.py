@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Fingerprint], list[str]]:
 
 
 def damaged_files(folder: Path, files: Mapping[str, Fingerprint]) -> list[str]:
-    """Which of these files have other content than was written, or cannot be read; `read_manifest` tells of the others.
+    """Files whose content is not what was written, or cannot be read; `read_manifest` tells of the others.
 
     Reads them whole, so that several processes may share the work.
     """

@@ -5,7 +5,7 @@
         hf/                             config.json, tokenizer and so on of the model, byte for byte: an export needs nothing else
         state.json                      step, updates, controller, trackers, settings: plain numbers and words
         manifest.json                   size and SHA-256 of every other file, written last
-    checkpoints/latest                  name of the newest whole checkpoint, SHA-256 of its manifest
+    checkpoints/latest                  name of the newest complete checkpoint, SHA-256 of its manifest
     checkpoints/.step-000080.3.partial  one being written by the run's third owner, or left behind by a kill; the next save removes it
 
 One process (rank 0) calls this; ranks write under `policy/` in between.
@@ -107,9 +107,9 @@ class CheckpointStore:
         return [other for other in reversed(self.names()) if step_of(other) < step_of(name)]
 
     def latest(self) -> str | None:
-        """Name of the newest whole checkpoint, or None when there is none yet.
+        """Name of the newest complete checkpoint, or None when there is none yet.
 
-        Without `latest` (a kill between the two renames) it is the newest by name, which only whole ones have. Raises
+        Without `latest` (a kill between the two renames) it is the newest by name, which only complete ones have. Raises
         CheckpointStoreError when `latest` does not name a checkpoint, or another one than was published under that name. The
         sum of its manifest may be left out by whoever edits `latest` by hand.
         """

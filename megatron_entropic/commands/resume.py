@@ -68,7 +68,7 @@ def _say_anew(run_dir: Path) -> None:
     steps = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
     if not CheckpointStore(run_dir / "checkpoints").names():
         dropped = f"; the {steps} step(s) in {metrics} are dropped" if steps else ""
-        logger.warning("warning: %s has no checkpoint: the run begins anew%s", run_dir, dropped)
+        logger.warning("warning: %s has no checkpoint: the run starts over%s", run_dir, dropped)
 
 
 def _take_base_model(run_dir: Path, model: ModelConfig, checkpoint: Path, *, chat_template: bool) -> None:

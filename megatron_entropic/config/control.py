@@ -64,7 +64,7 @@ def settings_read_by(kind: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, config=STRICT)
 class ControlConfig:
-    """Which controller holds the entropy, and how (EntroPIC: arXiv 2511.15248; AEnt: arXiv 2509.03493)."""
+    """The controller that holds the entropy, and its settings (EntroPIC: arXiv 2511.15248; AEnt: arXiv 2509.03493)."""
 
     kind: str = Field(
         default="entropic",

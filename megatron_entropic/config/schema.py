@@ -26,7 +26,7 @@ def _expanded(path: Path | None) -> Path | None:
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """Where a run lives."""
+    """Name and folder of a run."""
 
     name: str = Field(default="run", description="name of the run; names its folder: no / in it, and no - . ~ or space in front")
     dir: Path | None = Field(default=None, description="folder of the run; default runs/<name>")
@@ -90,7 +90,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ParallelConfig:
-    """How the policy is split over ranks; tensor x pipeline x context x data is the world size.
+    """Parallel layout of the policy; tensor x pipeline x context x data is the world size.
 
     Expert-parallel ranks are not counted: they are tensor x data ranks of a pipeline stage that hold different experts.
     """
@@ -136,7 +136,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class BatchConfig:
-    """How many rollouts make a step, and how they are cut into updates."""
+    """Number of rollouts of a step, and their split into updates."""
 
     prompts_per_step: int = Field(default=64, ge=1, description="prompts drawn each step")
     samples_per_prompt: int = Field(default=8, ge=1, description="rollouts of each prompt; the group of a GRPO advantage")
@@ -228,7 +228,7 @@ ENGINE_ENTRY_POINTS = "megatron_entropic.rollout_engines"
 
 @dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
-    """How rollouts are made."""
+    """Engine and sampling of the rollouts."""
 
     engine: str = Field(default="vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts")
     servers: int = Field(default=1, ge=1, description="vLLM servers of the run, which launches and owns them unless fleet_dir is set")
@@ -309,7 +309,7 @@ class TaskConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RewardConfig:
-    """How answers are verified: in processes beside generation, each answer within limits. docs/rewards.md."""
+    """Verification of answers: in processes beside generation, each answer within limits. docs/rewards.md."""
 
     workers: int = Field(default=0, ge=0, description="verifier processes at most; 0: a quarter of the processor cores, 2 to 16")
     cpu_limit_s: float = Field(default=3.0, gt=0, description="CPU seconds of one answer's verification; beyond, the answer scores 0")

@@ -1,4 +1,4 @@
-"""How closely a run's batch lets its entropy be held: the controller against simulated policies that are as noisy as that batch."""
+"""Accuracy of entropy control that a run's batch allows: the controller against simulated policies that are as noisy as that batch."""
 
 import dataclasses
 import logging

@@ -1,4 +1,4 @@
-"""Who delivers the control effort: alpha while it can, the clamped-entropy bonus for the rest.
+"""Delivery of the control effort: alpha while it can, the clamped-entropy bonus for the rest.
 
 Alpha re-weights samples, so it can move the entropy only as far as there are samples with an advantage, and at its limit it has
 nothing more to give. The PI controller therefore computes an *effort* in units of alpha, and this divides it:
@@ -32,7 +32,7 @@ EXHAUSTED_AFTER = 10
 
 
 class Phase(StrEnum):
-    """Who steers.
+    """The actuator that steers.
 
         IDLE -> PROBING -> any of ALPHA, SHARED, BONUS, EXHAUSTED, and from each of these four to each other
 
@@ -70,7 +70,7 @@ def next_phase(phase: Phase, *, trust: float, bonus: float, saturated_updates: i
 
 @dataclass(frozen=True)
 class Delivery:
-    """How an effort is delivered; `effort` is what of it, in units of alpha."""
+    """Split of an effort between alpha and bonus; `effort` is the part delivered, in units of alpha."""
 
     alpha: float
     bonus: float

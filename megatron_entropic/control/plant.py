@@ -1,4 +1,4 @@
-"""How the policy's entropy answers to alpha, estimated during the run.
+"""Model of the policy's entropy response to alpha, estimated during the run.
 
 The plant: near an operating point one optimizer update changes the entropy by a drift (what the policy loss does alone) plus a
 gain times alpha, both delayed by the momentum of Adam:

@@ -1,4 +1,4 @@
-"""Where the entropy should be: the target's schedule, and the path on which a controller approaches it."""
+"""The setpoint of the entropy: the target's schedule, and the path on which a controller approaches it."""
 
 import math
 from collections.abc import Sequence

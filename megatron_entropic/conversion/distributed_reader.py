@@ -151,7 +151,7 @@ class DistributedReader:
         return (high - low) * width
 
     def _data_offset(self, key: str, chunk: _StoredChunk) -> int:
-        """Where the elements begin in the chunk's record. torch reads its own container: with fake tensors, without the data."""
+        """Offset of the elements in the chunk's record. torch reads its own container: with fake tensors, without the data."""
         path = self.folder / chunk.file
         frame = self._frames.get((chunk.sizes, self.tensors[key].dtype), b"")
         if frame and os.pread(self._descriptor(chunk.file), len(frame), chunk.start) == frame:

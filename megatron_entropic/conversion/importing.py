@@ -38,7 +38,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How the checkpoint is cut. It loads under every layout; under this one every rank finds its shards in one piece."""
+    """Sharding of the checkpoint. It loads under every layout; under this one every rank finds its shards in one piece."""
 
     split: Split = field(default_factory=Split)
     dtype: str | None = None

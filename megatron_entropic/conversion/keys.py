@@ -1,4 +1,4 @@
-"""Where the parameter of a table row is in a distributed checkpoint, and how a parallel layout cuts it into chunks.
+"""Location of a table row's parameter in a distributed checkpoint, and its chunks under a parallel layout.
 
 Megatron stacks equal layers (and a layer's experts) into one tensor with leading axes: layer 3's linear_qkv.weight [R, C] is
 `decoder.layers.self_attention.linear_qkv.weight` [layers, R, C] at [3]. No tensors in this file.
@@ -49,7 +49,7 @@ class Piece:
 
 
 def locate(row: Row, arch: Architecture) -> Location:
-    """Where Megatron saves the parameter of `row`."""
+    """The location at which Megatron saves the parameter of `row`."""
     layer = _LAYER.fullmatch(row.megatron)
     if layer is None:
         return Location(row.megatron, (), ())

@@ -20,7 +20,7 @@ from megatron_entropic.hf.tables import Layout, Row, checkpoint_rows, hf_shapes
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the rows of a Hugging Face tensor are: (first row there, how many), in the order they have here."""
+    """Source of a Hugging Face tensor's rows: (first row there, how many), in the order they have here."""
 
     location: Location
     dtype: torch.dtype

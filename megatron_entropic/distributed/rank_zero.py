@@ -42,7 +42,7 @@ def from_rank_zero(parallel: Ranked, function: Callable[..., T], *args: object, 
         return _broadcast(None) if _outcome(line, doing) == _VALUE else None  # type: ignore[return-value]  # T includes None then
     try:
         value = function(*args)
-        line.receive(f"all ranks to meet after {doing}")
+        line.receive(f"all ranks to arrive after {doing}")
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]  # rank 0 shows the rest
         line.send(_FAILED, reason.encode()[:_LONGEST_REASON])
@@ -66,7 +66,7 @@ def _broadcast(value: T | None) -> T:
 
 
 def meet(parallel: Ranked, doing: str) -> None:
-    """Returns on every rank once all have come, each after work of its own that may take any time, `doing`. Makes no collective."""
+    """Host barrier after work of each rank's own, `doing`, that may take any time. Makes no collective."""
     from_rank_zero(parallel, lambda: None, doing=doing)
 
 

@@ -19,7 +19,7 @@ MIN_TMP_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`found` by section and name, as text; `problems` are what must be mended, a line each."""
+    """`found` by section and name, as text; `problems` are what must be fixed, a line each."""
 
     found: Mapping[str, Mapping[str, str]]
     problems: list[str]

@@ -15,7 +15,7 @@ from megatron_entropic.entropy.shard import VocabShard
 
 
 class _Fault(IntEnum):
-    """Why a row is refused; when ranks differ about the same row, the lowest is reported."""
+    """Reasons to refuse a row; when ranks differ about the same row, the lowest is reported."""
 
     NAN = 0
     POSITIVE_INFINITY = 1

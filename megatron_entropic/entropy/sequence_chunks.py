@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class HiddenRows:
-    """Which rows there are and where they lie; the same on all ranks but for the hidden states themselves.
+    """Layout of the rows; the same on all ranks but for the hidden states themselves.
 
     Attributes:
         lead_shape: shape of the whole sequence's tokens.
@@ -90,7 +90,7 @@ class HiddenRows:
         return self.shard.start_all_gather(hidden[chunk.own]) if self.sharded else Pending(hidden)
 
     def positions(self, chunk: Chunk) -> Tensor | None:
-        """Where a chunk's T rows are among the rows gathered for it; None when they are all of them, in order."""
+        """Indices of a chunk's T rows among the rows gathered for it; None when they are all of them, in order."""
         if self.rows_T is None or not self.sharded:
             return self.rows_T
         batch = self.lead_shape[1:].numel()

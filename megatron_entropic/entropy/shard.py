@@ -138,7 +138,7 @@ class ShardRows:
         return [torch.empty(self.block_rows, self.columns, dtype=dtype, device=self.logits.device) for _ in range(count)]
 
     def destination(self, out_NV: Tensor, block: slice, otherwise_BV: Tensor) -> Tensor:
-        """Where a block's values are best computed: in `out_NV` itself if its rows and dtype allow, else in `otherwise_BV`."""
+        """Buffer for a block's values: in `out_NV` itself if its rows and dtype allow, else in `otherwise_BV`."""
         if self.rows_T is None and out_NV.dtype == otherwise_BV.dtype:
             return out_NV[block, : self.columns]
         return otherwise_BV

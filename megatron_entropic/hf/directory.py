@@ -37,7 +37,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def download_hint(hf_dir: Path) -> str:
-    """How to get a model that is not there, when its name or path says where from; else nothing.
+    """Hint on how to get a missing model, when its name or path says where from; else nothing.
 
     The name of a model that a command here makes, a name on the hub, or a folder of models named as there.
     """

@@ -1,4 +1,4 @@
-"""Which tokens end a response: one rule for every engine, where transformers and vLLM have each their own.
+"""Stop tokens of a response: one rule for every engine, where transformers and vLLM have each their own.
 
 The ids of generation_config.json, else those of config.json, else the tokenizer's end-of-sequence token.
 """

@@ -20,9 +20,9 @@ def lost_steps(run_dir: Path) -> str:
     try:
         latest = CheckpointStore(run_dir / "checkpoints").latest()
     except CheckpointStoreError as error:
-        return f"{error}; {resume} --allow-fallback resumes from the newest whole checkpoint"
+        return f"{error}; {resume} --allow-fallback resumes from the newest intact checkpoint"
     saved = step_of(latest) if latest else 0
     if done <= saved:
         return f"nothing is lost; resume with: {resume}" if saved else ""
     kept = f"of {done} steps the last checkpoint holds {saved}" if saved else f"{done} steps are lost: there is no checkpoint yet"
-    return f"{kept}; {'resume' if saved else 'begin anew'} with: {resume}"
+    return f"{kept}; {'resume' if saved else 'start over'} with: {resume}"

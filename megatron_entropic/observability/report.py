@@ -55,7 +55,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def _start_facts(history: list[Start], summary: Summary) -> dict[str, str]:
-    """When and by what the run was started, and how long it took; only the training time for runs without a history."""
+    """Start, command and duration of the run; only the training time for runs without a history."""
     facts = {"training": f"{format_duration(summary.training_seconds)} in steps"}
     if not history:
         return facts

@@ -1,4 +1,4 @@
-"""Which rollouts a report shows, and how their untrusted text is made safe to look at."""
+"""Rollouts that a report shows, with their untrusted text escaped."""
 
 import os
 import unicodedata

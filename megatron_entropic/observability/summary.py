@@ -78,7 +78,7 @@ class Summary:
 
     @property
     def signal(self) -> str | None:
-        """How many updates had something to learn from, in a sentence; None where all had, or it is not known."""
+        """Number of updates that had a learning signal, in a sentence; None where all had, or it is not known."""
         if self.signal_steps is None or self.signal_steps == self.steps_done:
             return None
         why = "the rewards of each prompt's samples were all equal"
@@ -172,7 +172,7 @@ def _max(values: Array) -> float | None:
 
 
 def describe_control(run: RunData) -> str | None:
-    """Who steered in which fraction of the steps, and since when the gains are tuned; None for runs that do not say.
+    """Fractions of the steps steered by each actuator, and the step of tuning; None for runs that do not say.
 
     "alpha steered 80% of the steps, the bonus shared 12%, the probe took 8%; gains tuned from step 12; one measurement is good to
     4.1%, the controller's estimate to 1.6%": standard errors, as a fraction of the entropy.

@@ -26,7 +26,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Unevenness:
-    """How far a micro-batch is from equally long sequences and equally used experts."""
+    """Imbalance of a micro-batch: unequal sequence lengths and expert loads."""
 
     packing_padding: float = 1.0
     """Padded tokens of the local attention for each token."""

@@ -1,4 +1,4 @@
-"""How closely the entropy will be held: what the samples of a step allow."""
+"""Expected accuracy of entropy control, as the samples of a step allow."""
 
 import math
 from collections.abc import Iterator

@@ -38,7 +38,7 @@ class ModelSize:
 
     @classmethod
     def counted(cls, arch: Architecture) -> "ModelSize":
-        """As `of`, counted anew."""
+        """As `of`, counted again."""
         one_layer = replace(arch, num_layers=1)
         shapes = hf_shapes(one_layer)
 

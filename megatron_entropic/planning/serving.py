@@ -49,7 +49,7 @@ class ServerMemory:
 
     @property
     def problem(self) -> str | None:
-        """Why the server does not fit, with the knob that helps; None if it does."""
+        """The reason why the server does not fit, with the setting that helps; None if it does."""
         if self.longest_sequences < 1:
             return (
                 f"weights of {self.weights / GB:.1f} GB leave {max(self.cache, 0.0) / GB:.1f} GB of cache, less than one sequence of "

@@ -126,7 +126,7 @@ class MicroBatch:
 
 
 def plan_micro_batches(lengths: Sequence[int], *, data_parallel: int, max_tokens: int) -> list[list[list[int]]]:
-    """Which samples each data-parallel rank packs into each of its micro-batches: plan[rank][micro_batch] -> sample indices.
+    """Samples of each micro-batch of each data-parallel rank: plan[rank][micro_batch] -> sample indices.
 
     Longest sequence first into the emptiest bin, with the fewest bins that hold at most `max_tokens` each; every rank gets
     the same number of bins (pipeline schedules run in step), some possibly empty. Deterministic.

@@ -50,7 +50,7 @@ def deal(control: ControlConfig, batch: BatchConfig, parallel: Parallel, samples
 def samples_needed(
     control: ControlConfig, batch: BatchConfig, samples: Sequence[Sample | SampleElsewhere], data_parallel: int
 ) -> list[list[int]]:
-    """Which samples each data-parallel rank trains on or measures in a step, ascending. Deterministic; only lengths matter."""
+    """Samples that each data-parallel rank trains on or measures in a step, ascending. Deterministic; only lengths matter."""
     selection = kind_of(control).selection
     if selection is not None and selection.needs_every_token:
         return [list(range(len(samples)))] * data_parallel

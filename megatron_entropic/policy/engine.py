@@ -285,7 +285,7 @@ class Policy:
         return TokenStatistics(stats.log_prob[:, 0], stats.entropy[:, 0], clamped, lowering)
 
     def _micro_batches(self, batch: Batch) -> tuple[int, Iterator[MicroBatch]]:
-        """How many micro-batches this rank has, and each, packed when it is asked for."""
+        """Number of this rank's micro-batches, and an iterator that packs each on demand."""
         plan = plan_micro_batches(
             [sample.length for sample in batch.samples],
             data_parallel=self.parallel.dp_size,

@@ -44,7 +44,7 @@ class PaddedBucket:
 
 @dataclass(frozen=True)
 class Packing:
-    """How packed tokens spread over padded buckets and come back; made once for each micro-batch."""
+    """Indices that spread packed tokens over padded buckets and back; made once for each micro-batch."""
 
     buckets: tuple[PaddedBucket, ...]
     positions_T: Tensor | None

@@ -47,7 +47,7 @@ class Response:
 
 
 def response_samples(control: ControlConfig, count: int) -> list[int]:
-    """Which of a mini-batch's `count` samples the response is measured on, ascending: `response_share` of them, evenly spaced.
+    """Samples of a mini-batch's `count` that the response is measured on, ascending: `response_share` of them, evenly spaced.
 
     Samples are in the order of their prompts, so all prompts are represented alike. At least one unless it is not measured at all:
     then none.

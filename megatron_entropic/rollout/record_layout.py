@@ -1,4 +1,4 @@
-"""How a step's rollouts lie in a file: raw arrays in the layout of safetensors, which every language reads without running anything.
+"""File format of a step's rollouts: raw arrays in the layout of safetensors, which every language reads without running anything.
 
 Shapes: B rollouts (by prompt, then sample), P prompts, N response tokens. Texts are UTF-8, lone surrogates included ("surrogatepass").
 

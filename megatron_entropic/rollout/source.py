@@ -1,4 +1,4 @@
-"""Where the trainer gets its experience: prompts, an engine on rank 0, the verifier, and the record of it all."""
+"""Source of the trainer's experience: prompts, an engine on rank 0, the verifier, and the record of it all."""
 
 import logging
 import time

@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 10.0
 LEASE_S = 60.0
-"""How long an owner on another machine counts as alive after its last sign of life."""
+"""Time that an owner on another machine counts as alive after its last heartbeat."""
 UNWIND_S = 30.0
-"""How long processes that a killed owner leaves behind may hold its lock while they end."""
+"""Time that processes left behind by a killed owner may hold its lock while they end."""
 _SETTLE_S = 1.0
 """Where there are no locks, two that take a folder in one moment see each other after this."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -211,7 +211,7 @@ class Fence:
 
     @property
     def generation(self) -> str:
-        """How often the folder had an owner up to this one; "0" without a fence."""
+        """Number of owners of the folder up to this one; "0" without a fence."""
         return self.token.partition("-")[0] or "0"
 
     def check(self) -> None:

@@ -21,7 +21,7 @@ EXIT_STOPPED = 75
 REPEAT_S = 2.0
 """Copies of one signal, such as SLURM's and the launcher's, arrive within this; a later one is a second request."""
 _UNWIND_S = 20.0
-"""How long a process that is to end at once may take to close what it owns."""
+"""Time that a process that is to end at once may take to close what it owns."""
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error
@@ -131,6 +131,6 @@ def _watch(reading: int, grace_s: float, asking: Sequence[int]) -> None:
 
 
 def _out_of_time(grace_s: float) -> None:
-    logger.error("not done within checkpoint.grace_s=%g s: stopped without saving; the last whole checkpoint holds", grace_s)
+    logger.error("not done within checkpoint.grace_s=%g s: stopped without saving; the last complete checkpoint holds", grace_s)
     _State.out_of_time = True
     os.kill(os.getpid(), signal.SIGINT)

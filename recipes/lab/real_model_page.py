@@ -97,7 +97,7 @@ def _batch(cfg: Config) -> str:
 
 
 def _state(runs: Sequence[Numbers], missing: Sequence[Numbers]) -> str:
-    """How much of the plan is there."""
+    """Progress of the plan."""
     if not missing:
         return f"All {len(runs)} runs are complete."
     begun = [

@@ -1,4 +1,4 @@
-"""How far the real-model lab is: a line an update, with the time that is left of the run and of all."""
+"""Progress of the real-model lab: a line an update, with the time that is left of the run and of all."""
 
 import json
 import time

@@ -31,7 +31,7 @@ class LabError(ReportedError):
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is: updates done, whether its policy is there, whether it is scored."""
+    """Progress of a run: updates done, whether its policy is there, whether it is scored."""
 
     updates: int
     exported: bool
@@ -51,7 +51,7 @@ class RunState:
 
 
 def state_of(folder: Path) -> RunState:
-    """How far the run in `folder` is, whether or not there is one."""
+    """Progress of the run in `folder`, whether or not there is one."""
     scored = all((folder / name).is_file() for name in (GREEDY, SAMPLED))
     return RunState(steps_done(folder), (folder / "hf" / "config.json").is_file(), scored)
 
@@ -118,7 +118,7 @@ def _check_unchanged(folder: Path, plan: Plan, run: RealRun) -> None:
         return
     if changed := changed_settings(folder, plan, run):
         raise LabError(
-            f"{folder}: was begun with other settings ({'; '.join(changed)}); choose another --out, or remove that folder to begin anew"
+            f"{folder}: was begun with other settings ({'; '.join(changed)}); choose another --out, or remove that folder to start over"
         )
 
 

@@ -46,7 +46,7 @@ def load_result(folder: Path) -> Result | None:
 
 
 def run_case(case: Case, out: Path) -> None:
-    """Trains and scores `case` in this process (one rank, one thread) and writes out/<case>/result.json; a torn run starts anew."""
+    """Trains and scores `case` in this process (one rank, one thread) and writes out/<case>/result.json; a torn run starts over."""
     folder = out / case.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

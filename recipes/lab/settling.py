@@ -1,4 +1,4 @@
-"""When an entropy has settled: the moving average of a curve, and from where on it stays near a target."""
+"""Settling of an entropy: the moving average of a curve, and from where on it stays near a target."""
 
 import math
 from collections.abc import Sequence

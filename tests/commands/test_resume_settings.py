@@ -204,7 +204,7 @@ def test_a_target_that_is_given_wins_over_one_that_was_asked_for(run_dir: Path, 
 def test_a_run_without_a_checkpoint_begins_anew_and_says_so(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     assert not prepare_resume(resumed_config(run_dir, ()), (), allow_change=False)
-    assert "has no checkpoint: the run begins anew; the 1 step(s) in" in caplog.text
+    assert "has no checkpoint: the run starts over; the 1 step(s) in" in caplog.text
 
 
 def test_a_run_folder_without_resume_gets_a_hint(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
     python -m tests.faults.campaign --faults 100 --seed 7 [--variants local,layouts] [--folder DIR]
 
 A run is started, killed, resumed, killed ... until it is through; then its metrics are compared with those of a run that was
-left alone. After every fault: no process is left, the latest checkpoint is whole unless it was damaged on purpose, and then a
+left alone. After every fault: no process is left, the latest checkpoint is intact unless it was damaged on purpose, and then a
 plain resume names the damaged file and refuses, and one with --allow-fallback resumes.
 """
 

@@ -182,7 +182,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(tmp_path: Path) -> N
         running.send(signal.SIGINT)
         assert running.wait(120) == 128 + signal.SIGINT, running.output
     assert "ended by SIGINT" in running.output
-    lost = f"{running.steps} steps are lost: there is no checkpoint yet; begin anew with: megatron-entropic train {folder} --resume"
+    lost = f"{running.steps} steps are lost: there is no checkpoint yet; start over with: megatron-entropic train {folder} --resume"
     assert lost in running.output, running.output
     assert not list(folder.glob("checkpoints/step-*"))
 

@@ -40,7 +40,7 @@ PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and torch.version.h
 
 
 class RowSource(NamedTuple):
-    """Where the kernels find row t of the T rows: at element index_T[t] * row_stride of `logits` (t * row_stride without an index)."""
+    """Addressing of row t of the T rows: at element index_T[t] * row_stride of `logits` (t * row_stride without an index)."""
 
     logits: Tensor
     index_T: Tensor | None

@@ -55,7 +55,7 @@ class ServerClient(ABC):
 
     @abstractmethod
     def location(self) -> str:
-        """Where its process is, for errors."""
+        """Location of its process, for errors."""
 
     def terminate(self) -> None:  # noqa: B027 - nothing to do where it is another's
         """Asks the server to end, if it is this process's to end."""

@@ -74,7 +74,7 @@ def server_environment(cfg: RolloutConfig, index: int, key: str) -> dict[str, st
 
 
 def _cpu_environment(cfg: RolloutConfig, index: int) -> dict[str, str]:
-    """Cores are dealt out to the servers; the trainer computes on the same cores while no server generates."""
+    """Cores are distributed over the servers; the trainer computes on the same cores while no server generates."""
     cores = sorted(os.sched_getaffinity(0))
     mine = server_cores(cores, cfg.servers, index)
     # vLLM compiles one sampler function even when eager: seconds of C++ compiler on the first request, for nothing.

@@ -43,7 +43,7 @@ class RemoteServer(ServerClient):
 
 
 def fleet_folder(cfg: RolloutConfig) -> Path | None:
-    """Where the run's servers are announced: rollout.fleet_dir, else what a cluster job says for this start of a run; else None.
+    """Folder where the run's servers are announced: rollout.fleet_dir, else the cluster job's for this start of a run; else None.
 
     Not a setting there, because a run that is resumed elsewhere must not look for servers that are no more.
     """
@@ -131,7 +131,7 @@ def _ended_lately(folder: Path, index: int) -> bool:
 
 
 def _stale(folder: Path, index: int) -> str:
-    """Why the announcement of a server is to be dropped; empty when its owner lives, or there is none."""
+    """The reason to drop a server's announcement; empty when its owner lives, or there is none."""
     path = _announcement(folder, index)
     if not path.exists():
         return ""

@@ -53,7 +53,7 @@ class Sampled:
 
 
 def assign(prompts: Sequence[Prompt], servers: int) -> list[int]:
-    """The server of each prompt: numbers differ by at most one, and long prompts are dealt out evenly. Deterministic."""
+    """The server of each prompt: numbers differ by at most one, and long prompts are spread evenly. Deterministic."""
     longest_first = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index].token_ids), index))
     server_of = [0] * len(prompts)
     for turn, index in enumerate(longest_first):
@@ -114,7 +114,7 @@ async def _sample(servers: Sequence[ServerClient], prompts: Sequence[Prompt], re
 
 
 def concurrent_requests(samples: int) -> int:
-    """How many requests of so many samples each are sent to one server at one time."""
+    """Number of concurrent requests of so many samples each to one server."""
     each = min(samples, MAX_SAMPLES_PER_REQUEST)
     return max(1, min(MAX_CONCURRENT_REQUESTS, math.ceil((1 + _QUEUED_FRACTION) * MAX_SEQUENCES / each)))
 

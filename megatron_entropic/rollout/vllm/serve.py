@@ -46,7 +46,7 @@ def serve(cfg: Config, share: tuple[int, int]) -> None:
     part, parts = share
     first, last = part * cfg.rollout.servers // parts, (part + 1) * cfg.rollout.servers // parts
     if first == last:
-        logger.info("nothing to serve: rollout.servers=%d are dealt out to %d machines", cfg.rollout.servers, parts)
+        logger.info("nothing to serve: rollout.servers=%d are distributed over %d machines", cfg.rollout.servers, parts)
         return
     os.environ.pop(FLEET_VARIABLE, None)
     without_training_ranks()

@@ -122,7 +122,7 @@ def renew_tied_layers(model: nn.Module, tied: Mapping[str, str]) -> None:
 
 
 def forget_packed_experts(model: Any) -> None:
-    """Has vLLM build its CPU kernel for MoE anew when the next weights are loaded, which packs them for it.
+    """Has vLLM build its CPU kernel for MoE again when the next weights are loaded, which packs them for it.
 
     vLLM 0.32 packs experts' weights only when it builds a layer's kernel: after an update the old kernel would take the new,
     unpacked weights for packed ones, and the server would answer nonsense.
@@ -164,7 +164,7 @@ class CheckedUpdates:
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not typed here
-    """Where the sender's store listens, this server's address and ranks in the group of `world_size`, and the timeout in seconds."""
+    """Address of the sender's store, this server's address and ranks in the group of `world_size`, and the timeout in seconds."""
 
     address: str
     port: int

@@ -9,7 +9,7 @@ from megatron_entropic.errors import ReportedError
 
 @dataclass(frozen=True)
 class VerifierSpec:
-    """How a process makes its verifier: `factory` ("package.module:function") is called with (options, seed) and must return
+    """Recipe of a verifier in a process: `factory` ("package.module:function") is called with (options, seed) and must return
     an object with `score(problem, response)`. `options` must be JSON-able.
     """
 
