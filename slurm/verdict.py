@@ -45,9 +45,9 @@ def _silence(task: int, node: str, words: Sequence[str]) -> str:
 def _short_of_space(node: str, found: Mapping[str, Any], limits: NodeLimits) -> list[str]:
     wanted = {"run_dir": limits.run_dir_bytes, "tmp": limits.tmp_bytes}
     return [
-        f"{node}: disk full: {place['path']} has {_gib(place['free'])} free, {_gib(wanted[kind])} are needed"
-        for kind, place in found["disk"].items()
-        if place["free"] < wanted[kind]
+        f"{node}: disk full: {folder['path']} has {_gib(folder['free'])} free, {_gib(wanted[kind])} are needed"
+        for kind, folder in found["disk"].items()
+        if folder["free"] < wanted[kind]
     ]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from megatron_entropic.checkpoint_files.manifest import MANIFEST, Fingerprint, files_below, fingerprint, write_manifest
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.system.atomic_files import to_disk, write_atomically
+from megatron_entropic.system.atomic_files import sync_to_disk, write_atomically
 from megatron_entropic.system.folder_lock import Fence
 
 STATE, LATEST = "state.json", "latest"
@@ -74,13 +74,13 @@ class CheckpointStore:
         write_manifest(partial, known)
         ours = [path for name, path in files_below(partial).items() if name not in known]
         for path in [*ours, partial / MANIFEST, partial / POLICY, partial / COMPANIONS, partial]:
-            to_disk(path)
+            sync_to_disk(path)
         self.fence.check()
         final = self.folder / partial.name.split(".")[1]
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
-        to_disk(self.folder)
+        sync_to_disk(self.folder)
         self.point_to(final.name)
         for old in self.before(final.name)[keep - 1 :] if keep else []:
             shutil.rmtree(self.folder / old)
@@ -90,7 +90,7 @@ class CheckpointStore:
         """Makes `name` the latest checkpoint."""
         content = f"{name} {fingerprint(self.folder / name / MANIFEST)['sha256']}\n"
         write_atomically(self.folder / LATEST, content.encode())
-        to_disk(self.folder)
+        sync_to_disk(self.folder)
 
     def discard(self, partial: Path) -> None:
         """Removes a checkpoint that could not be written, as far as that is possible: the disk may be full, or read-only."""

@@ -71,11 +71,11 @@ def _serve(options: argparse.Namespace) -> int:
     cfg = load_config(run_config if run_config.is_file() else options.source, options.overrides)
     if cfg.rollout.host == Config().rollout.host:
         cfg = dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, host=serving_address(os.environ)))
-    serve(cfg, _share(options.share))
+    serve(cfg, _part(options.share))
     return 0
 
 
-def _share(text: str | None) -> tuple[int, int]:
+def _part(text: str | None) -> tuple[int, int]:
     """K/N of `serve --share`, by default from srun's variables. Raises ConfigError unless 0 <= K < N."""
     text = text or f"{os.environ.get('SLURM_PROCID', '0')}/{os.environ.get('SLURM_STEP_NUM_TASKS', '1')}"
     part, _, parts = text.partition("/")

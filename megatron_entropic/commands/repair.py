@@ -35,7 +35,7 @@ def _repair(options: argparse.Namespace) -> int:
     if not (run_dir / "config.yaml").is_file():
         raise RepairError(f"{run_dir} is not the folder of a run: it has no config.yaml")
     with FolderLock(run_dir, "the run") as lock:
-        name = _mend_latest(CheckpointStore(run_dir / "checkpoints", Fence(run_dir, lock.token)))
+        name = _repair_latest(CheckpointStore(run_dir / "checkpoints", Fence(run_dir, lock.token)))
         metrics = run_dir / "metrics.jsonl"
         if metrics.is_file():
             print(repair_metrics(metrics, step_of(name) if name else 0))
@@ -43,7 +43,7 @@ def _repair(options: argparse.Namespace) -> int:
     return 0
 
 
-def _mend_latest(store: CheckpointStore) -> str | None:
+def _repair_latest(store: CheckpointStore) -> str | None:
     """Name of the newest intact checkpoint up to the latest, which `latest` names from now on; None without checkpoints."""
     try:
         latest = store.latest()

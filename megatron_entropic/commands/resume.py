@@ -52,7 +52,7 @@ def prepare_resume(cfg: Config, overrides: Sequence[str], *, allow_change: bool)
     """
     checkpoint = latest_checkpoint(cfg.run_dir)
     if checkpoint is None:
-        _say_anew(cfg.run_dir)
+        _warn_starting_over(cfg.run_dir)
     else:
         state = CheckpointStore(checkpoint.parent).state(checkpoint.name)
         ahead = bool(state["settings"].get("rollout", {}).get("max_staleness"))
@@ -62,7 +62,7 @@ def prepare_resume(cfg: Config, overrides: Sequence[str], *, allow_change: bool)
     return checkpoint is not None
 
 
-def _say_anew(run_dir: Path) -> None:
+def _warn_starting_over(run_dir: Path) -> None:
     """Before the first checkpoint nothing of a run can be resumed."""
     metrics = run_dir / "metrics.jsonl"
     steps = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0

@@ -12,8 +12,8 @@ def add_target(commands: "argparse._SubParsersAction[Any]") -> None:
     target = commands.add_parser(
         "target",
         allow_abbrev=False,
-        help="show or change the entropy target of a running run",
-        description="Asks a running run to steer to another entropy from its next step on; without NATS shows where it is.",
+        help="show or change the entropy target of a run in progress",
+        description="Asks a run in progress to steer to another entropy from its next step on; without NATS shows where it is.",
         epilog="Example: megatron-entropic target runs/quickstart 0.7",
     )
     target.add_argument("run_dir", type=Path, metavar="RUN_DIR")

@@ -1,4 +1,4 @@
-"""RUN_DIR/target.json: the entropy target that a user asks of a running run.
+"""RUN_DIR/target.json: the entropy target that a user asks of a run in progress.
 
     {"target_entropy": 0.7, "asked_at": "2026-02-03T04:05:06+00:00"}            null instead of a number: the schedule's again
 

@@ -97,7 +97,7 @@ def pieces(row: Row, arch: Architecture, shapes: Mapping[str, tuple[int, ...]], 
         first_rank = (stage * split.tensor) * split.expert + row.expert // (arch.num_experts // split.expert)
         parts = 2 if row.layout is Layout.GATE_UP else 1
         for part in range(parts):
-            yield Piece(where, shape, _share(shape[0], part, parts), None, first_rank)
+            yield Piece(where, shape, _slice(shape[0], part, parts), None, first_rank)
         return
     for tensor_rank in range(split.tensor):
         rank = (stage * split.tensor + tensor_rank) * split.expert
@@ -105,13 +105,13 @@ def pieces(row: Row, arch: Architecture, shapes: Mapping[str, tuple[int, ...]], 
             if tensor_rank == 0:
                 yield Piece(where, shape, (0, shape[0]), None, rank)
         elif row.layout is Layout.ROW:
-            columns = None if split.tensor == 1 else _share(shape[1], tensor_rank, split.tensor)
+            columns = None if split.tensor == 1 else _slice(shape[1], tensor_rank, split.tensor)
             yield Piece(where, shape, (0, shape[0]), columns, rank)
         elif row.layout is Layout.GATE_UP:
             for half in (0, split.tensor):
-                yield Piece(where, shape, _share(shape[0], half + tensor_rank, 2 * split.tensor), None, rank)
+                yield Piece(where, shape, _slice(shape[0], half + tensor_rank, 2 * split.tensor), None, rank)
         else:
-            yield Piece(where, shape, _share(shape[0], tensor_rank, split.tensor), None, rank)
+            yield Piece(where, shape, _slice(shape[0], tensor_rank, split.tensor), None, rank)
 
 
 def megatron_shape(row: Row, arch: Architecture, shapes: Mapping[str, tuple[int, ...]], padded_vocab: int) -> tuple[int, ...]:
@@ -135,5 +135,5 @@ def _stage(row: Row, arch: Architecture, split: Split) -> int:
     return 0 if row.megatron.startswith("embedding.") else split.pipeline - 1
 
 
-def _share(size: int, part: int, parts: int) -> tuple[int, int]:
+def _slice(size: int, part: int, parts: int) -> tuple[int, int]:
     return size // parts * part, size // parts * (part + 1)

@@ -19,7 +19,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from megatron_entropic.hf.headers import CheckpointError
-from megatron_entropic.system.atomic_files import to_disk
+from megatron_entropic.system.atomic_files import sync_to_disk
 
 JOURNAL = "journal.jsonl"
 
@@ -107,12 +107,12 @@ class OutputDirectory:
         """Removes the journal, syncs, and gives the directory its name."""
         (self.folder / JOURNAL).unlink()
         for path in sorted(self.folder.rglob("*"), reverse=True):
-            to_disk(path)
-        to_disk(self.folder)
+            sync_to_disk(path)
+        sync_to_disk(self.folder)
         if self.out.exists():
             self.out.rmdir()  # empty, as checked
         os.replace(self.folder, self.out)
-        to_disk(self.out.parent)
+        sync_to_disk(self.out.parent)
         return self.out
 
     def _write(self, job: Job, progress: Callable[[int], object]) -> dict[str, Any]:

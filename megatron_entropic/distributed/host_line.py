@@ -201,7 +201,7 @@ def _accept(world_size: int, store: Any, limit_s: float) -> list[Peer]:
     peers: dict[int, Peer] = {}
     deadline = time.monotonic() + limit_s
     with _listener(host) as listener:
-        store.set(_KEY, f"{listener.getsockname()[1]} {key} {_own_place()}")
+        store.set(_KEY, f"{listener.getsockname()[1]} {key} {_own_location()}")
         while len(peers) < world_size - 1:
             listener.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
@@ -253,11 +253,11 @@ def _connect(rank: int, store: Any, limit_s: float) -> Peer:
         raise PeerSilentError(f"rank {rank} cannot connect to rank 0 ({location}) at {host} port {port}: {error}") from error
     connection.settimeout(None)
     peer = Peer(0, connection, location)
-    peer.send(_HELLO, f"{key} {rank} {_own_place()}".encode())
+    peer.send(_HELLO, f"{key} {rank} {_own_location()}".encode())
     return peer
 
 
-def _own_place() -> str:
+def _own_location() -> str:
     return f"pid {os.getpid()} on {socket.gethostname()}"
 
 

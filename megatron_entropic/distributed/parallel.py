@@ -83,7 +83,7 @@ def initialize_parallel(cfg: ParallelConfig, seed: int, folder: Path | None = No
         distributed_timeout_minutes=cfg.timeout_s / 60,
     )
     model_parallel_cuda_manual_seed(seed)
-    return _place(device)
+    return _layout_of(device)
 
 
 def shutdown() -> None:
@@ -94,7 +94,7 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def _place(device: torch.device) -> Parallel:
+def _layout_of(device: torch.device) -> Parallel:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     tp_group = parallel_state.get_tensor_model_parallel_group()
     pp_group = parallel_state.get_pipeline_model_parallel_group()

@@ -17,13 +17,13 @@ def patient_reading(parallel: Ranked) -> Iterator[None]:
     """
     original = FileSystemReader.read_data
 
-    def read_then_meet(self: FileSystemReader, plan: Any, planner: Any) -> Any:
+    def read_then_wait(self: FileSystemReader, plan: Any, planner: Any) -> Any:
         try:
             return original(self, plan, planner)
         finally:  # also after an error, which the collective then tells the others
             meet(parallel, "every rank to read its shard of the checkpoint")
 
-    FileSystemReader.read_data = read_then_meet  # type: ignore[method-assign]
+    FileSystemReader.read_data = read_then_wait  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -82,7 +82,7 @@ def reduce_sums(sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor], parall
     return dict(zip([*sums, *maxima], everything.tolist(), strict=True))
 
 
-def share_from_last_stage(values: Tensor, parallel: Parallel) -> Tensor:
+def broadcast_from_last_stage(values: Tensor, parallel: Parallel) -> Tensor:
     """Adds `values` over the data x context ranks of the last stage, then hands the sum to every rank.
 
     Used for per-token values that each data-parallel rank knows for its own samples only (0 elsewhere).

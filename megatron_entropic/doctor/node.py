@@ -37,11 +37,11 @@ def main() -> None:
         listening = None
     except OSError as error:
         answering, listening = None, f"port {options.port} cannot be listened on: {error.strerror}"
-    _say(node_facts(options.model, options.run_dir, [listening] if listening else []))
+    _print_json(node_facts(options.model, options.run_dir, [listening] if listening else []))
     if answering is not None:
         with answering:
             reached, clock = reach_all(addresses, own, options.port, options.timeout)
-        _say({"reached": reached, "clock": clock})
+        _print_json({"reached": reached, "clock": clock})
 
 
 def node_facts(model: Path, run_dir: Path, problems: list[str]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _disk(path: Path) -> dict[str, Any]:
     return {"path": str(path), "free": free_bytes(path)}
 
 
-def _say(report: dict[str, Any]) -> None:
+def _print_json(report: dict[str, Any]) -> None:
     print(MARK + json.dumps(report), flush=True)
 
 

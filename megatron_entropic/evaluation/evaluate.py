@@ -11,7 +11,7 @@ import numpy as np
 from megatron_entropic.config import Config
 from megatron_entropic.evaluation.problems import ChosenProblems, choose_problems
 from megatron_entropic.evaluation.progress import Counter
-from megatron_entropic.evaluation.scores import avg_at_k, distinct_share, pass_at_k
+from megatron_entropic.evaluation.scores import avg_at_k, distinct_fraction, pass_at_k
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.source import make_engine
@@ -85,7 +85,7 @@ def evaluate(cfg: Config, prompts: int | None = None, trained: Config | None = N
         temperature=cfg.rollout.temperature,
         avg=avg_at_k(rewards_PS),
         pass_at={k: pass_at_k(rewards_PS, k) for k in _powers_of_two(samples)},
-        distinct=distinct_share(texts_PS, rewards_PS),
+        distinct=distinct_fraction(texts_PS, rewards_PS),
         surprisal=-sum(float(rollout.log_probs.sum(dtype=np.float64)) for rollout in rollouts) / tokens,
         length=tokens / len(rollouts),
         truncated=sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),

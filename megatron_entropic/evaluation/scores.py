@@ -26,7 +26,7 @@ def pass_at_k(rewards_PS: Sequence[Sequence[float]], k: int) -> float:
     return math.fsum(chances) / len(chances)
 
 
-def distinct_share(texts_PS: Sequence[Sequence[str]], rewards_PS: Sequence[Sequence[float]]) -> float:
+def distinct_fraction(texts_PS: Sequence[Sequence[str]], rewards_PS: Sequence[Sequence[float]]) -> float:
     """Different right answers over right answers, of all prompts together; 0 when nothing is right."""
     right = different = 0
     for texts_S, rewards_S in zip(texts_PS, rewards_PS, strict=True):

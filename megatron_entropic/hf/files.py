@@ -27,7 +27,7 @@ from megatron_entropic.hf.directory import (
     weight_files,
 )
 from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError, TensorHeader, read_header
-from megatron_entropic.system.atomic_files import to_disk
+from megatron_entropic.system.atomic_files import sync_to_disk
 
 DEFAULT_SHARD_BYTES = 5 * 2**30
 DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_NAMES.items()}
@@ -154,7 +154,7 @@ def write_hf(
     Raises FileExistsError when `out_dir` exists and is not empty, unless it is the caller's own, which this one is to `replace`.
     """
     out_dir = Path(out_dir)
-    with _directory_appearing_whole(out_dir, replace) as building:
+    with _atomic_directory(out_dir, replace) as building:
         _write_weights(building, weights, dtype, max_shard_bytes)
         copy_companions(source, building, dtype)
 
@@ -170,7 +170,7 @@ def copy_companions(source: Path | Mapping[str, bytes], out_dir: Path, dtype: to
 
 
 @contextmanager
-def _directory_appearing_whole(out_dir: Path, replace: bool) -> Iterator[Path]:
+def _atomic_directory(out_dir: Path, replace: bool) -> Iterator[Path]:
     """A temporary folder beside `out_dir` that becomes it, synced to disk, when the block succeeds, and else disappears.
 
     With `replace`, an earlier `out_dir` goes only then, and so does what a kill left behind.
@@ -187,11 +187,11 @@ def _directory_appearing_whole(out_dir: Path, replace: bool) -> Iterator[Path]:
         building.mkdir()
         yield building
         for path in (*building.rglob("*"), building):
-            to_disk(path)
+            sync_to_disk(path)
         if out_dir.exists():
             os.rename(out_dir, Path(holder) / "earlier")
         os.rename(building, out_dir)
-        to_disk(out_dir.parent)
+        sync_to_disk(out_dir.parent)
 
 
 def _write_weights(out_dir: Path, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, max_shard_bytes: int) -> None:

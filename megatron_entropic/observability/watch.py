@@ -32,7 +32,7 @@ class Watch:
 
     def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         """Looks at the metrics of `step`."""
-        for kind, message in self._troubles(step, metrics):
+        for kind, message in self._warnings_of(step, metrics):
             if kind not in self._said:
                 self._said.add(kind)
                 append_warning(self._cfg.run_dir, RunWarning(kind, step, message))
@@ -41,7 +41,7 @@ class Watch:
     def close(self) -> None:
         """There is nothing to release."""
 
-    def _troubles(self, step: int, metrics: Mapping[str, MetricValue]) -> Iterator[tuple[str, str]]:
+    def _warnings_of(self, step: int, metrics: Mapping[str, MetricValue]) -> Iterator[tuple[str, str]]:
         if metrics.get("control/active_fraction") == 0:
             yield "no_signal", self._no_signal(metrics)
         if metrics.get("response/truncated") == 1:
@@ -59,7 +59,7 @@ class Watch:
                 f"{bounds} would be usual; likely causes: {likely_causes(self._cfg.model, self._cfg.rollout, step)}",
             )
         if kind_of(self._cfg.control).steered:
-            yield from self._target_troubles(step, metrics)
+            yield from self._target_warnings(step, metrics)
 
     def _no_signal(self, metrics: Mapping[str, MetricValue]) -> str:
         if metrics.get("reward/solve_none") == 1:
@@ -70,7 +70,7 @@ class Watch:
             why = "the rewards of each prompt's samples were all equal: take more samples, or a task that tells answers apart"
         return f"no reward signal in this step, its update taught nothing about the task: {why}"
 
-    def _target_troubles(self, step: int, metrics: Mapping[str, MetricValue]) -> Iterator[tuple[str, str]]:
+    def _target_warnings(self, step: int, metrics: Mapping[str, MetricValue]) -> Iterator[tuple[str, str]]:
         control = self._cfg.control
         target, entropy = metrics.get("control/target_entropy"), metrics.get(f"policy/{control.steer_by}")
         if step == 0 and target is not None and entropy is not None and abs(entropy - target) > FAR * max(target, entropy):

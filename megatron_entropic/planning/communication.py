@@ -62,7 +62,7 @@ def expert_traffic_per_token(arch: Architecture, model: ModelConfig, layout: Par
     return once * ((3 if model.recompute != "none" else 2) if backward else 1)
 
 
-def expert_tokens_share(layout: ParallelConfig) -> float:
+def expert_tokens_fraction(layout: ParallelConfig) -> float:
     """Fraction of a data-parallel rank's tokens that each of its tensor ranks dispatches."""
     return 1 / layout.tensor if layout.sequence else 1.0
 
@@ -109,7 +109,7 @@ def step_traffic(
         Traffic("tensor: all-reduce" if not layout.sequence else "tensor: all-gather, reduce-scatter", tensor + ends, in_node),
         Traffic("pipeline: to the next stage and back", neighbours, cluster.link_gb_s(2, layout.tensor * layout.data)),
         *updates,
-        Traffic("expert: all-to-all", experts * expert_tokens_share(layout), cluster.link_gb_s(layout.expert)),
+        Traffic("expert: all-to-all", experts * expert_tokens_fraction(layout), cluster.link_gb_s(layout.expert)),
         Traffic("control: the 64-byte all-reduce", 2 * CONTROL_BYTES * ring(layout.world_size) * passes, world),
         Traffic("control: reported statistics", 4 * STATISTICS_BYTES * ring(layout.world_size) * passes, world),
     ]

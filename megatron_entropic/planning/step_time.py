@@ -7,7 +7,7 @@ from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.cluster import Assumptions, Cluster
 from megatron_entropic.planning.communication import (
     Traffic,
-    expert_tokens_share,
+    expert_tokens_fraction,
     expert_traffic_per_token,
     layer_traffic_per_token,
     step_traffic,
@@ -84,7 +84,7 @@ def _passes(
     seconds = flops / (cluster.gpu.tflops * 1e12 * assumed.mfu)
     tensor_bytes = tokens * layers * layer_traffic_per_token(arch, model, layout, backward=backward)
     tensor = Traffic("", tensor_bytes, cluster.link_gb_s(layout.tensor))
-    expert_bytes = tokens * layers * expert_traffic_per_token(arch, model, layout, backward=backward) * expert_tokens_share(layout)
+    expert_bytes = tokens * layers * expert_traffic_per_token(arch, model, layout, backward=backward) * expert_tokens_fraction(layout)
     experts = Traffic("", expert_bytes, cluster.link_gb_s(layout.expert))
     stream = tokens * element_bytes(model) * arch.hidden_size / (layout.tensor if layout.sequence else 1)
     hops = (2 if backward else 1) * (layout.pipeline > 1)

@@ -32,7 +32,7 @@ def deal(control: ControlConfig, batch: BatchConfig, parallel: Parallel, samples
     """
     if parallel.world_size == 1:
         return Batch(samples)
-    outlines = _share_outlines(parallel, samples)
+    outlines = _broadcast_outlines(parallel, samples)
     needed = samples_needed(control, batch, outlines, parallel.dp_size)
     words: _Words | None = None
     for dp_rank in range(parallel.dp_size):
@@ -66,7 +66,7 @@ def samples_needed(
     return [sorted(indices) for indices in needed]
 
 
-def _share_outlines(parallel: Parallel, samples: Sequence[Sample]) -> list[SampleElsewhere]:
+def _broadcast_outlines(parallel: Parallel, samples: Sequence[Sample]) -> list[SampleElsewhere]:
     """Lengths and advantages of rank 0's samples, on every rank."""
     count = torch.tensor([len(samples)], device=parallel.device)
     dist.broadcast(count, src=0)

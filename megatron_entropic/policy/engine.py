@@ -27,7 +27,7 @@ from megatron_entropic.control import Coefficients, Measurement
 from megatron_entropic.control.kinds import TokenSelection, kind_of
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import meet
-from megatron_entropic.distributed.reductions import reduce_control, reduce_sums, share_from_last_stage
+from megatron_entropic.distributed.reductions import broadcast_from_last_stage, reduce_control, reduce_sums
 from megatron_entropic.entropy import TokenStatistics, linear_token_statistics
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.tables import hf_shapes
@@ -145,7 +145,7 @@ class Policy:
         log_probs_N = torch.zeros(batch.response_tokens, dtype=torch.float32, device=self.parallel.device)
         objective = Objective(self.cfg, Coefficients())
         totals, request = self._run(batch, objective, forward_only=True, log_probs_N=log_probs_N, requested_target=requested_target)
-        return share_from_last_stage(log_probs_N, self.parallel), totals, request
+        return broadcast_from_last_stage(log_probs_N, self.parallel), totals, request
 
     def _with_chosen_tokens(self, selection: TokenSelection, batch: Batch) -> Batch:
         """`batch` with `selected_N`. Covariances are of the whole mini-batch, so they take a forward pass of their own.

@@ -31,7 +31,7 @@ class Router(TopKRouter):  # type: ignore[misc]  # Megatron-Core is untyped
         return F.linear(input, self.weight).float()
 
 
-def mixture_settings(arch: Architecture, expert_ranks: int) -> dict[str, Any]:
+def moe_settings(arch: Architecture, expert_ranks: int) -> dict[str, Any]:
     """Megatron-Core's settings of the architecture's experts over `expert_ranks` ranks; those of no experts for a dense model."""
     # The dispatcher is unused without experts, but the default is refused beside variable sequence lengths.
     settings: dict[str, Any] = {"moe_token_dispatcher_type": "alltoall"}

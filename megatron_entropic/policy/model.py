@@ -18,7 +18,7 @@ from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.hf.tables import padded_vocab_size
-from megatron_entropic.policy.experts import mark_experts, mixture_settings, use_router
+from megatron_entropic.policy.experts import mark_experts, moe_settings, use_router
 from megatron_entropic.policy.layers import local_block_spec
 from megatron_entropic.policy.rope import describe_yarn, rope_settings
 
@@ -102,7 +102,7 @@ def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
         sequence_parallel=cfg.parallel.sequence,
         # Packed micro-batches differ in length, which the stages must tell each other.
         variable_seq_lengths=cfg.parallel.pipeline > 1,
-        **mixture_settings(arch, cfg.parallel.expert),
+        **moe_settings(arch, cfg.parallel.expert),
         calculate_per_token_loss=True,
         # Weights are always loaded, so initial values are never seen. The initialisation must run all the same: it marks
         # which parameters are tensor-parallel, and without the marks the gradient norm misses the other ranks' shards.

@@ -122,7 +122,7 @@ class Scorer:
         for rollout, verdict in zip(rollouts, verdicts, strict=True):
             if verdict.outcome == "scored":
                 continue
-            named = f"step {step + 1}, prompt {rollout.prompt_index}{self._place(problems[rollout.prompt_index])}, sample "
+            named = f"step {step + 1}, prompt {rollout.prompt_index}{self._origin(problems[rollout.prompt_index])}, sample "
             named += f"{rollout.sample_index}: the verifier of task {self.cfg.name} "
             named += "was stopped, it " if verdict.outcome == "limit" else "failed: "
             named += f"{verdict.reason}; the answer ends in {rollout.text[-80:]!r}"
@@ -134,7 +134,7 @@ class Scorer:
         if len(unlike) > _NAMED:
             logger.warning("step %d: %d more answers could not be verified; all scored 0", step + 1, len(unlike) - _NAMED)
 
-    def _place(self, problem: Problem) -> str:
+    def _origin(self, problem: Problem) -> str:
         """Origin of the problem, as far as its data says."""
         line = problem.data.get("line")
         return "" if line is None else f" ({self.cfg.options.get('path', 'file')}, line {line})"

@@ -30,8 +30,8 @@ def write_atomically(path: Path, content: bytes) -> Path:
     return path
 
 
-def to_disk(path: Path) -> None:
-    """Brings a file's content, or a folder's list of names, to the disk."""
+def sync_to_disk(path: Path) -> None:
+    """Syncs a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with naming(path):

@@ -20,7 +20,7 @@ from megatron_entropic.system.atomic_files import write_atomically
 
 LISTENER_VARIABLE = "MEGATRON_ENTROPIC_STORE_FD"
 """Environment variable of rank 0: number of the open socket that listens on MASTER_PORT."""
-MEETING = ".meeting.json"
+RENDEZVOUS_FILE = ".meeting.json"
 _STEP = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
 _GREETING = "megatron_entropic/ranks"
 BACKLOG = 4096
@@ -92,7 +92,7 @@ def _listener(folder: Path | None) -> socket.socket:
         ) from error
     if given is None:
         write_atomically(
-            _meeting(folder), (json.dumps({"step": job_step(os.environ), "port": listener.getsockname()[1]}) + "\n").encode()
+            _rendezvous_file(folder), (json.dumps({"step": job_step(os.environ), "port": listener.getsockname()[1]}) + "\n").encode()
         )
     return listener
 
@@ -101,7 +101,7 @@ def _port(folder: Path | None, deadline: float, timeout_s: float) -> int:
     """The port of rank 0's store, for the other ranks; waits until it is known."""
     if "MASTER_PORT" in os.environ:
         return int(os.environ["MASTER_PORT"])
-    path, step = _meeting(folder), job_step(os.environ)
+    path, step = _rendezvous_file(folder), job_step(os.environ)
     while time.monotonic() < deadline:
         with suppress(OSError, ValueError, KeyError):  # not there yet, or that of an earlier start
             fields = json.loads(path.read_text(encoding="utf-8"))
@@ -111,10 +111,10 @@ def _port(folder: Path | None, deadline: float, timeout_s: float) -> int:
     raise RendezvousError(f"rank 0 wrote no rendezvous to {path} within {timeout_s:g} s (parallel.timeout_s): its own log says why")
 
 
-def _meeting(folder: Path | None) -> Path:
+def _rendezvous_file(folder: Path | None) -> Path:
     if folder is None:
         raise RendezvousError("MASTER_PORT is not set: ranks on several machines need one; torchrun sets it")
-    return folder / MEETING
+    return folder / RENDEZVOUS_FILE
 
 
 def job_step(environ: Mapping[str, str]) -> str:

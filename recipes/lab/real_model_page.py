@@ -71,8 +71,8 @@ def cells(run: Numbers) -> list[str]:
         "-" if level is None else _nats(level.mean),
         error,
         ("-" if run.target is None or run.settled is None else str(run.settled)),
-        _share(run.excursion_smooth),
-        _share(run.excursion_single),
+        _percent(run.excursion_smooth),
+        _percent(run.excursion_single),
         _nats(run.noise),
         _nats(run.reward),
         *([f"{value:.3f}" for value in (scores.greedy, scores.pass_at_1, scores.pass_at_k)] if scores else ["-"] * 3),
@@ -157,5 +157,5 @@ def _nats(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.1f}%"

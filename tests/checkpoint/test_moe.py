@@ -81,7 +81,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
         ("ep4-tp2-dp2", "ep2-tp2"),
     ],
 )
-def test_a_mixture_resumes_under_another_layout(replay: tuple[list[str], Path], saved: str, resumed: str, tmp_path: Path) -> None:
+def test_moe_resumes_under_another_layout(replay: tuple[list[str], Path], saved: str, resumed: str, tmp_path: Path) -> None:
     settings, whole = replay
     before = run_steps(tmp_path, SAVED, *settings, *LAYOUTS[saved], "trainer.export_hf=false")
     lines = run_steps(tmp_path, STEPS, *settings, *LAYOUTS[resumed])
@@ -100,9 +100,7 @@ def test_a_mixture_resumes_under_another_layout(replay: tuple[list[str], Path], 
 @pytest.mark.parametrize(
     ("layout", "engine"), [("alone", "replay"), ("ep2", "local"), ("ep2-dp4", "replay"), ("ep4-tp2-dp2", "replay")]
 )
-def test_a_mixture_resumes_bit_for_bit_under_its_own_layout(
-    replay: tuple[list[str], Path], layout: str, engine: str, tmp_path: Path
-) -> None:
+def test_moe_resumes_bit_for_bit_under_its_own_layout(replay: tuple[list[str], Path], layout: str, engine: str, tmp_path: Path) -> None:
     settings = [*replay[0], f"rollout.engine={engine}", *LAYOUTS[layout]]
     whole = run_steps(tmp_path / "whole", STEPS, *settings, "checkpoint.every=0")
     before = run_steps(tmp_path / "parts", SAVED, *settings, "trainer.export_hf=false")

@@ -19,7 +19,7 @@ from megatron_entropic.config.loading import ConfigError, load_config, save_conf
 from megatron_entropic.evaluation.evaluate import evaluate
 from megatron_entropic.evaluation.problems import choose_problems
 from megatron_entropic.evaluation.progress import Counter
-from megatron_entropic.evaluation.scores import avg_at_k, distinct_share, pass_at_k
+from megatron_entropic.evaluation.scores import avg_at_k, distinct_fraction, pass_at_k
 from tests.command_line import megatron_entropic
 from tests.tiny_models import TINY_DECOMPOSE
 
@@ -33,8 +33,8 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(rewards_PS: list[
 def test_scores_by_hand() -> None:
     rewards_PS = [[1.0, 0.0], [1.0, 1.0]]
     assert avg_at_k(rewards_PS) == 0.75
-    assert distinct_share([["a", "b"], ["c", "c"]], rewards_PS) == pytest.approx(2 / 3)
-    assert distinct_share([["a", "b"]], [[0.0, 0.0]]) == 0.0
+    assert distinct_fraction([["a", "b"], ["c", "c"]], rewards_PS) == pytest.approx(2 / 3)
+    assert distinct_fraction([["a", "b"]], [[0.0, 0.0]]) == 0.0
     with pytest.raises(ValueError, match=r"pass@3 needs at least 3 samples"):
         pass_at_k(rewards_PS, 3)
 

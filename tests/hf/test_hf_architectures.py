@@ -186,7 +186,7 @@ def test_what_the_policy_cannot_compute_is_refused_by_name(hf_dir: Path, changes
 
 
 @pytest.mark.parametrize("hf_dir", ["qwen3_moe"], indirect=True)
-def test_the_fields_of_a_mixture_are_read(hf_dir: Path) -> None:
+def test_the_fields_of_moe_are_read(hf_dir: Path) -> None:
     tiny_models.edit_config(hf_dir, architectures=["Qwen3MoeForCausalLM"])
     arch = Architecture.from_hf(hf_dir)
     assert (arch.num_experts, arch.num_experts_per_token, arch.ffn_hidden_size, arch.norm_topk_prob) == (4, 2, 24, False)
@@ -219,9 +219,7 @@ def test_every_layer_of_mixtral_is_a_normalized_moe(hf_dir: Path) -> None:
         ("qwen3_moe", {"norm_topk_prob": 1}, "norm_topk_prob"),
     ],
 )
-def test_windows_and_mixtures_the_policy_cannot_compute_are_refused(
-    tmp_path: Path, kind: str, changes: dict[str, Any], field: str
-) -> None:
+def test_windows_and_moe_the_policy_cannot_compute_are_refused(tmp_path: Path, kind: str, changes: dict[str, Any], field: str) -> None:
     model = tiny_models.build(kind)
     model.config.save_pretrained(tmp_path)
     tiny_models.edit_config(tmp_path, architectures=[type(model).__name__])

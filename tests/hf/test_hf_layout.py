@@ -35,7 +35,7 @@ def problems(kind: str, folder: Path, layout: ParallelConfig) -> list[str]:
         ),
     ],
 )
-def test_what_a_mixture_or_a_dense_model_cannot_be_split_into_is_named(
+def test_what_an_moe_or_a_dense_model_cannot_be_split_into_is_named(
     tmp_path: Path, kind: str, layout: ParallelConfig, expected: str
 ) -> None:
     assert problems(kind, tmp_path, layout) == [expected]

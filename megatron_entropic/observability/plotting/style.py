@@ -126,11 +126,11 @@ def draw_curve(ax: Axes, x: Array, y: Array, colour: str, label: str, *, ls: Any
 def legend_above(ax: Axes, columns: int, patches: Mapping[str, Artist] | None = None) -> None:
     """A legend between title and axes, where it can hide nothing: of all that has a label, or of `patches` by label."""
     spacing = {"borderaxespad": 0.2, "borderpad": 0.1, "handletextpad": 0.6, "columnspacing": 1.0}
-    place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "ncols": columns, **spacing}
+    placement: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "ncols": columns, **spacing}
     if patches is None:
-        ax.legend(handlelength=2.2, **place)
+        ax.legend(handlelength=2.2, **placement)
     else:
-        ax.legend(list(patches.values()), list(patches), handlelength=1.0, **place)
+        ax.legend(list(patches.values()), list(patches), handlelength=1.0, **placement)
 
 
 def widen(ax: Axes, span: float) -> None:

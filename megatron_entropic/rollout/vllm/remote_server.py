@@ -32,11 +32,11 @@ class RemoteServer(ServerClient):
     def __init__(self, folder: Path, index: int) -> None:
         found = _read(folder, index)
         super().__init__(index, str(found["url"]), str(found["key"]), Path(str(found["log"])))
-        self._place = f"pid {found['server_pid']} on {found['host']}"
+        self._location = f"pid {found['server_pid']} on {found['host']}"
         self._exit = _end(folder, index)
 
     def location(self) -> str:
-        return self._place
+        return self._location
 
     def exit_code(self) -> int | None:
         return int(self._exit.read_text()) if self._exit.exists() else None

@@ -187,7 +187,7 @@ def _points(symbols: Sequence[Any]) -> list[dict[Any, Any]]:
     draw = random.Random(" ".join(map(str, symbols)))
     signs = [1, 1, -1, 1, -1, 1]
     return [
-        {symbol: Rational(signs[(number + place) % _POINTS] * draw.randint(101, 999), 211) for place, symbol in enumerate(symbols)}
+        {symbol: Rational(signs[(number + index) % _POINTS] * draw.randint(101, 999), 211) for index, symbol in enumerate(symbols)}
         for number in range(_POINTS)
     ]
 

@@ -70,7 +70,7 @@ def run_rank(cfg: Config) -> None:
 
 
 @pytest.mark.distributed
-def test_a_mixture_trains_on_vllm_rollouts_over_expert_parallel_ranks(tmp_path: Path) -> None:
+def test_moe_trains_on_vllm_rollouts_over_expert_parallel_ranks(tmp_path: Path) -> None:
     cfg = load_config(
         "quickstart",
         [
