@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError, load_config
 from megatron_entropic.hf.architectures import Architecture
@@ -72,7 +73,7 @@ def plan(
 ) -> tuple[str, bool]:
     """(the report, whether any layout fits). Raises ConfigError or ValueError naming the field and its legal values."""
     cfg = load_config(source, overrides)
-    arch = architecture_of(cfg.model.hf_dir)
+    arch = architecture_of(model_folder(cfg.model.hf_path).hf_dir)
     if problems := check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout):
         raise ConfigError("; ".join(problems))
     used = gpus_used(cfg.parallel, cfg.rollout)

@@ -22,6 +22,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_entropic.algorithms.actuators import find_actuator
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients, Measurement
 from megatron_entropic.control.kinds import TokenSelection, kind_of
@@ -57,12 +58,12 @@ class Policy:
         """
         self.cfg = cfg
         self.parallel = parallel
-        self.arch = Architecture.from_hf(cfg.model.hf_dir)
+        self.arch = Architecture.from_hf(model_folder(cfg.model.hf_path).hf_dir)
         self.model = build_model(self.arch, cfg, parallel)
         if blank:
             clear_weights(self.model)
         else:
-            load_start_weights(self.model, cfg.model.weights_path, parallel)
+            load_start_weights(self.model, model_folder(cfg.model.hf_path).weights, parallel)
         meet(parallel, "every rank to read its weights")
         self.model_config = self.model.config
         ddp_config = DistributedDataParallelConfig(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.commands.plan import architecture_of, published_architecture
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError, load_config, recipe_names
@@ -78,7 +79,7 @@ def test_a_recipe_fits_and_says_what_it_needs(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_variant_is_a_run_of_its_own_on_the_same_gpus(name: str) -> None:
     cfg, base = load_config(name), load_config(name.partition(":")[0])
-    assert check_layout(architecture_of(cfg.model.hf_dir), cfg.parallel, cfg.batch, cfg.rollout) == []
+    assert check_layout(architecture_of(model_folder(cfg.model.hf_path).hf_dir), cfg.parallel, cfg.batch, cfg.rollout) == []
     assert cfg.parallel == base.parallel
     assert cfg.model == base.model
     assert (cfg.run.name == base.run.name) == (cfg == base)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.stop_tokens import stop_token_ids
@@ -221,7 +222,7 @@ def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
     """The fleet that the settings of a run describe; nothing is launched yet. Raises ValueError for a model that is none."""
     return VLLMFleet(
         cfg.rollout,
-        model_dir=cfg.model.hf_dir,
+        model_dir=model_folder(cfg.model.hf_path).hf_dir,
         dtype=cfg.model.dtype,
         max_model_len=cfg.batch.max_tokens_per_micro_batch,
         seed=cfg.trainer.seed,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.control import Coefficients
@@ -90,7 +91,7 @@ def learn(policy: Policy, rollouts: Sequence[Rollout]) -> UpdateStats:
 def check_greedy(cfg: Config, fleet: VLLMFleet, policy: Policy, exported: Path) -> None:
     """The server's greedy tokens are those of transformers on the exported weights."""
     dtype = getattr(torch, cfg.model.dtype)
-    write_hf(exported, policy.weights(), cfg.model.hf_dir, dtype=dtype, replace=True)
+    write_hf(exported, policy.weights(), model_folder(cfg.model.hf_path).hf_dir, dtype=dtype, replace=True)
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=dtype).eval()
     sampling, fleet.cfg = fleet.cfg, dataclasses.replace(fleet.cfg, temperature=0.0)
     for rollout in fleet.generate(PROMPTS, 1):
