@@ -23,10 +23,6 @@ class Located:
     companions: Path | None
     """Folder with config.json and tokenizer; None when the checkpoint does not bring them."""
 
-    @property
-    def is_hf(self) -> bool:
-        return self.weights is None
-
 
 def locate(path: Path) -> Located:
     """What `path` is. Of a run folder its latest checkpoint, or else its exported model; of Megatron-LM's save folder the latest.

@@ -23,6 +23,7 @@ from megatron_entropic.rollout.vllm.fleet import VLLMFleet, make_fleet
 from megatron_entropic.rollout.vocabulary import NO_TOKEN
 from megatron_entropic.rollout.weight_sync.buckets import weights_checksum
 from tests.rollout.vllm.model_matrix import MATRIX, Served
+from tests.rollout.vllm.served import weight_checksums
 from tests.rollout.vllm.server_forks import forked_servers
 from tests.rollout.vllm.vllm_world import CHARACTERS
 from tests.run_ranks import run_ranks
@@ -68,7 +69,7 @@ def follow(cfg: Config, exported: Path) -> None:
         fleet.start()
         for version in (1, 2):
             fleet.sync_weights(policy.weights(), version)
-            assert set(fleet.weight_checksums().values()) == {weights_checksum(policy.weights())}
+            assert set(weight_checksums(fleet).values()) == {weights_checksum(policy.weights())}
             check_greedy(cfg, fleet, policy, exported)
             rollouts = fleet.generate(PROMPTS, 4)
             assert any(NO_TOKEN in rollout.text for rollout in rollouts) == (policy.arch.vocab_size > len(CHARACTERS))
