@@ -23,6 +23,7 @@ from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.planning.model_memory import ModelSize
 from megatron_entropic.trainer import train
 from recipes import overview
+from recipes.lab.cases import all_cases
 from tests.run_ranks import run_ranks
 from tests.tiny_models import TINY_DECOMPOSE
 
@@ -193,3 +194,9 @@ def test_a_shrunken_recipe_trains(name: str, tmp_path: Path) -> None:
     assert all(line["policy/entropy"] > 0 and math.isfinite(line["loss/total"]) for line in metrics)
     if cfg.control.kind == "aent":  # a random model is never right: only a bonus has a gradient
         assert all(line["grad_norm"] > 0 for line in metrics)
+
+
+def test_every_case_of_the_lab_has_settings_that_are_read() -> None:
+    for case in all_cases():
+        control = load_config("quickstart", case.overrides).control
+        assert case.target is None or (control.target_entropy, control.target_unit) == (case.target, "initial")
