@@ -82,6 +82,11 @@ def _settings(model: Path, recipe: str | None, overrides: Sequence[str]) -> tupl
     logs = model / "evaluation" if trained else Path("runs/evaluate")  # not the run's own: it may still be running
     own = [override("model.hf_path", hf_path), override("run.dir", logs)]
     cfg = load_config(source, [*overrides, *own])
+    if trained is not None and not hf_path.is_dir():
+        raise ConfigError(
+            f"{hf_path} is not there: the run has not ended, or has trainer.export_hf=false; write it from its latest checkpoint by "
+            f"python -m checkpoint_tools export {quote(str(model))} {quote(str(hf_path))}"
+        )
     Architecture.from_hf(model_folder(cfg.model.hf_path).hf_dir)  # a model that is not there is the first thing to say
     if trained is None and recipe is None and not any(word.startswith("task.name=") for word in overrides):
         raise ConfigError(

@@ -14,6 +14,7 @@ from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.planning.cluster import GPUS, Assumptions, cluster_of, gigabytes
 from megatron_entropic.planning.layouts import Candidate, Site, gpus_used, search
 from megatron_entropic.planning.plan_text import assumption_texts, plan_report
+from megatron_entropic.start_checks.learning import check_learning
 
 GPUS_PER_NODE = 8
 
@@ -76,6 +77,7 @@ def plan(
     arch = architecture_of(model_folder(cfg.model.hf_path).hf_dir)
     if problems := check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout):
         raise ConfigError("; ".join(problems))
+    check_learning(cfg, arch.vocab_size)
     used = gpus_used(cfg.parallel, cfg.rollout)
     cluster = cluster_of(gpu=gpu, memory_gb=memory_gb, gpus=gpus, nodes=nodes, gpus_per_node=gpus_per_node, needed=used)
     site = Site(arch, cluster, Assumptions.of(assume))
