@@ -66,7 +66,7 @@ def main() -> None:
     for dtype in args.dtypes:
         for group in groups(args):
             report["rows"] += measure_group(args, device, dtype, group)
-            write_whole(args.json, json.dumps(report, indent=1) + "\n")  # after every group, so that little is lost
+            write_atomically(args.json, json.dumps(report, indent=1) + "\n")  # after every group, so that little is lost
     print(f"\n{report['date']}, {report['machine']}, {report['versions']}, {report['shape']}; load before: {report['load_before']}\n")
     print(markdown(report["rows"]))
 
@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {name: there[name] for name in PACKAGES if name in there}
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """`path` has its old content or all of the new."""
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as file:

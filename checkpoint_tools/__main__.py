@@ -17,12 +17,12 @@ from megatron_entropic.conversion.keys import Split
 from megatron_entropic.hf.headers import DTYPE_NAMES, CheckpointError
 
 DESCRIPTION = """\
-Brings Hugging Face checkpoints to Megatron-Core and back, and looks into both.
+Converts Hugging Face checkpoints to Megatron-Core and back, and inspects both.
 
 A checkpoint is a Hugging Face directory, a distributed checkpoint (what import makes, and a run's checkpoints/step-N), or a run folder,
 which stands for its latest checkpoint, or else for its exported model. Nothing here needs a GPU, Megatron's launcher, or more memory
 than a few blocks of 32 MB (verify --logits excepted). Weights are read and written file by file; an interrupted import or export
-goes on when it is started again, and its directory appears when it is complete.
+resumes when it is started again, and its directory appears when it is complete.
 
   import  models/Qwen3-8B ckpts/qwen3-8b --tp 4 --pp 2     then: megatron-entropic train ... model.hf_path=ckpts/qwen3-8b
   export  runs/my-run exported/my-run --dtype bfloat16     the latest checkpoint, as transformers and vLLM read it
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"checkpoint_tools: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("checkpoint_tools: interrupted; started again, an import or export goes on from here", file=sys.stderr)
+        print("checkpoint_tools: interrupted; started again, an import or export resumes from here", file=sys.stderr)
         return 130
 
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     exporting.set_defaults(run=_export)
 
     inspect = commands.add_parser(
-        "inspect", help="what is in a checkpoint, without loading weights (but see --values); refuses one that is not sound"
+        "inspect", help="contents of a checkpoint, without loading weights (but see --values); refuses a damaged one"
     )
     inspect.add_argument("path", type=Path, metavar="PATH")
     inspect.add_argument("--checksums", action="store_true", help="read every byte and compare with the recorded checksums")

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, without loading a weight."""
+"""Contents of a checkpoint, without loading a weight."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def describe(located: Located, *, checksums: bool = False, values: bool = False)
 
 
 def _extent(checksums: bool, values: bool) -> str:
-    """How far a checkpoint is sound: what was looked at, and what was not."""
+    """Extent of the check: what was looked at, and what was not."""
     read = [what for asked, what in ((checksums, "all checksums"), (values, "all values")) if asked]
     seen = f", {' and '.join(read)} included" if read else " by its headers and sizes"
     return seen if values else f"{seen}; no weight was checked for NaN and infinity: --values does that"
@@ -86,7 +86,7 @@ def _describe_distributed(located: Located, checksums: bool) -> list[str]:
 
 
 def _state(path: Path) -> list[str]:
-    """What state.json says: of an imported checkpoint where it is from, of a run's how far it is."""
+    """Content of state.json: the source of an imported checkpoint, the progress of a run's."""
     if not (path / STATE).is_file():
         return ["distributed checkpoint of another maker"]
     state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))

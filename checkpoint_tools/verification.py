@@ -19,7 +19,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """How one tensor differs: the largest |a - b|, and |a - b| / |b| in the Euclidean norm."""
+    """Difference of one tensor: the largest |a - b|, and |a - b| / |b| in the Euclidean norm."""
 
     name: str
     largest: float
@@ -83,7 +83,7 @@ def _tensors(located: Located, other: Located) -> HFReader | DistributedView:
 
 
 def _difference(name: str, a: HFReader | DistributedView, b: HFReader | DistributedView) -> TensorDifference | None:
-    """How the values of a tensor differ; None when they are bit-identical (or equal, where the types differ)."""
+    """Difference of a tensor's values; None when they are bit-identical (or equal, where the types differ)."""
     rows, *columns = a.shape(name)
     step = max(1, BLOCK_BYTES // (8 * math.prod(columns)))
     largest = squares = reference = 0.0

@@ -64,7 +64,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _hint(unknown: Sequence[str]) -> str:
-    """What to write for a setting that was given as an option."""
+    """Hint for a setting that was given as an option."""
     settings = [argument.lstrip("-") for argument in unknown if "." in argument.partition("=")[0]]
     return f"; settings have no dashes and one '=': {' '.join(s if '=' in s else f'{s}=VALUE' for s in settings)}" if settings else ""
 
@@ -92,12 +92,12 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="section.field=value", help="settings to change; `megatron-entropic settings` lists all"
     )
     train.add_argument(
-        "--resume", action="store_true", help="go on with the run in the folder RECIPE (a run folder) from its latest checkpoint"
+        "--resume", action="store_true", help="resume the run in the folder RECIPE (a run folder) from its latest checkpoint"
     )
     train.add_argument(
         ALLOW_FALLBACK,
         action="store_true",
-        help="with --resume: when the latest checkpoint is damaged, go on from the newest whole one",
+        help="with --resume: when the latest checkpoint is damaged, resume from the newest intact one",
     )
     train.add_argument(
         ALLOW_CHANGE,
@@ -163,7 +163,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _conclude(run_dir: Path, steps: int, code: int, *, trained: bool) -> None:
-    """What is written and said about a run that ended with `code`; nothing of an earlier start when this one `trained` nothing."""
+    """Records and reports the end of a run with `code`; nothing of an earlier start when this one `trained` nothing."""
     try:
         record_end(run_dir, code)
         if code and not trained:
@@ -183,7 +183,7 @@ def _settings_of_run(options: argparse.Namespace) -> Config:
     if options.resume:
         return resumed_config(source, options.overrides)
     if (source / "config.yaml").is_file():
-        raise ConfigError(f"{source} is the folder of a run; go on with it by `megatron-entropic train {quote(str(source))} --resume`")
+        raise ConfigError(f"{source} is the folder of a run; resume it by `megatron-entropic train {quote(str(source))} --resume`")
     return load_config(options.source, options.overrides)
 
 
@@ -200,7 +200,7 @@ def _prepare_run_dir(cfg: Config, lock: FolderLock, *, overwrite: bool) -> None:
     if (run_dir / "config.yaml").exists():
         if not overwrite:
             raise ConfigError(
-                f"{run_dir} holds an earlier run; go on with it by `megatron-entropic train {quote(str(run_dir))} --resume`, "
+                f"{run_dir} holds an earlier run; resume it by `megatron-entropic train {quote(str(run_dir))} --resume`, "
                 "choose another run.name or run.dir, or pass --overwrite to delete it"
             )
         empty_folder(run_dir, keep=lock.files)

@@ -25,7 +25,7 @@ from megatron_entropic.rollout.types import Rollout, RolloutError
 def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allow_change: bool = False) -> None:
     """Runs `cfg` to its end, from its run folder's latest checkpoint if there is one; collective over all ranks.
 
-    When that one is damaged and `allow_fallback`, from the newest whole one; with other settings of the method than it was saved
+    When that one is damaged and `allow_fallback`, from the newest intact one; with other settings of the method than it was saved
     with only when `allow_change`. Raises StopRequested, with all that was trained
     saved, when a signal asked for it.
     """
@@ -60,7 +60,7 @@ def check_sampler(cfg: Config, parallel: Parallel, step: int, updates: Sequence[
         message = (
             f"step {step + 1}: |trainer - sampler| log-prob is {mean:.3g} nats in the mean and {largest:.3g} at most, above "
             f"rollout.max_logprob_gap={cfg.rollout.max_logprob_gap} ({bounds}): the engine does not sample from the trainer's policy. "
-            f"Likely causes: {likely_causes(cfg.model, cfg.rollout, step)}. A higher limit, or 0, lets the run go on"
+            f"Likely causes: {likely_causes(cfg.model, cfg.rollout, step)}. A higher limit, or 0, lets the run continue"
         )
         raise RolloutError(message) if parallel.rank == 0 else RankZeroError(message)
 

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--home", type=Path, metavar="DIR", help="NeMo-Run's folder (default: $NEMORUN_HOME, else build/launch)")
     here = top.add_argument_group("on this machine")
     here.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
-    here.add_argument("--resume", action="store_true", help="go on with the run in the folder RECIPE")
+    here.add_argument("--resume", action="store_true", help="resume the run in the folder RECIPE")
     job = top.add_argument_group("SLURM (as sbatch knows them)")
     for name, meaning in SBATCH.items():
         job.add_argument(f"--{name}", help=meaning)

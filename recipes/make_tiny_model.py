@@ -43,7 +43,7 @@ DEFAULT_TASK = "decompose"
 
 @dataclass(frozen=True)
 class Quality:
-    """What was measured, over `prompts` prompts: accuracies are shares of 1, entropy is the token mean in nats."""
+    """Measurements over `prompts` prompts: accuracies are fractions of 1, entropy is the token mean in nats."""
 
     prompts: int
     avg_at_8: float

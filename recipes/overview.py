@@ -1,4 +1,4 @@
-"""What every recipe needs and takes, by `plan`: the line in each recipe's docstring and the table of docs/recipes.md.
+"""Resources and times of every recipe, by `plan`: the line in each recipe's docstring and the table of docs/recipes.md.
 
 Also the output of the commands shown in docs/choosing_a_layout.md. `python -m recipes.overview` prints the table;
 `python -m recipes.overview --write` puts table, lines and outputs where they belong.
@@ -56,7 +56,7 @@ def planned(cfg: Config) -> Candidate:
 
 
 def line(name: str) -> str:
-    """What `name` needs, in a sentence."""
+    """Resources that `name` needs, in a sentence."""
     cfg = load_config(name)
     candidate, training, used = planned(cfg), cfg.parallel.world_size, gpus_used(cfg.parallel, cfg.rollout)
     return (
@@ -102,7 +102,7 @@ def _axes(cfg: Config) -> Iterator[tuple[str, int]]:
 
 
 def shown_output(arguments: str) -> str:
-    """What `megatron-entropic ARGUMENTS` prints, errors included."""
+    """Output of `megatron-entropic ARGUMENTS`, errors included."""
     command = [sys.executable, "-m", "megatron_entropic.cli", *arguments.split()]
     done = subprocess.run(command, cwd=FOLDER.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     return done.stdout

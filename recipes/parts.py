@@ -1,4 +1,4 @@
-"""What the recipes share: the maths task, whole-node fleets, and the released settings that several of them start from."""
+"""Common parts of the recipes: the maths task, whole-node fleets, and the released settings that several of them start from."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from megatron_entropic.config import (
 from megatron_entropic.config.control import preset
 
 MODELS = Path("models")
-"""Where models are looked for: models/NAME with NAME as on the model hub. `model.hf_path=` names another folder."""
+"""Folder of the models: models/NAME with NAME as on the model hub. `model.hf_path=` names another folder."""
 SMALL_BATCH = BatchConfig(prompts_per_step=128, samples_per_prompt=8, max_tokens_per_micro_batch=16384)
 """Ours: 128 prompts x 8 samples, so that a step takes minutes."""
 MATHS = TaskConfig(name="math", options={"path": "data/math.jsonl"}, chat_template=True)

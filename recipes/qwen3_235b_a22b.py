@@ -1,4 +1,4 @@
-"""Qwen3-235B-A22B, a mixture of 128 experts, on sixteen nodes.
+"""Qwen3-235B-A22B, an MoE model of 128 experts, on sixteen nodes.
 
 128 x 80 GB: 64 train, 64 serve; the fullest training GPU needs 73 GB, and a step takes about 529 s on H100s.
 

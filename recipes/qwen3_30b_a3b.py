@@ -1,4 +1,4 @@
-"""Qwen3-30B-A3B, a mixture of 128 experts, on four nodes.
+"""Qwen3-30B-A3B, an MoE model of 128 experts, on four nodes.
 
 32 x 80 GB: 16 train, 16 serve; the fullest training GPU needs 59 GB, and a step takes about 108 s on H100s.
 

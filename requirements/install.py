@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def describe(line: str, done: int, total: int) -> str:
-    """What pip is at, from its latest line."""
+    """Progress of pip, from its latest line."""
     words = line.split()
     if line.startswith("Installing collected"):
         return f"unpacking {total} packages, the longest part"

@@ -1,4 +1,4 @@
-"""What SLURM gave the job, read from its environment variables."""
+"""The job's SLURM allocation, read from its environment variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 class ClusterError(Exception):
-    """The job cannot go on; the message, one line, names what is wrong and what to change."""
+    """The job cannot continue; the message, one line, names what is wrong and what to change."""
 
 
 @dataclass(frozen=True)

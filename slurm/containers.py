@@ -1,4 +1,4 @@
-"""How a step's command runs: in the environment of this Python, in a pyxis/enroot container, or through Apptainer."""
+"""Environment of a step's command: in the environment of this Python, in a pyxis/enroot container, or through Apptainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Container:
     gpus: bool
 
     def srun_flags(self) -> list[str]:
-        """What srun is told."""
+        """Options of srun."""
         if self.kind != "pyxis":
             return []
         mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in self._mounts())
@@ -31,7 +31,7 @@ class Container:
         ]
 
     def command(self, command: list[str]) -> list[str]:
-        """What srun starts on the nodes so that `command` runs inside."""
+        """The command that srun starts on the nodes so that `command` runs inside."""
         if self.kind != "apptainer":
             return command
         binds = [word for mount in self._mounts() for word in ("--bind", mount)]

@@ -21,7 +21,7 @@ _CHECKPOINT_BYTES = 14
 
 
 def describe(source: str, overrides: Sequence[str], sweep: Path | None = None, task: int | None = None) -> Description:
-    """The description of the run that a training job is to start or to go on with. Raises ConfigError."""
+    """The description of the run that a training job is to start or resume. Raises ConfigError."""
     overrides = [*overrides, *_sweep_overrides(sweep, task)]
     if (Path(source) / "config.yaml").is_file():
         overrides.append(override("run.dir", Path(source)))

@@ -1,7 +1,7 @@
 """The launcher of a job's batch script: `python -m slurm.launch train RECIPE ...` or `python -m slurm.launch convert ...`.
 
 A training job: describe the run, split the nodes, look at every node (preflight), start the fleet's servers and the ranks, and pass
-on signals. A run folder that holds a run is gone on with, so that a requeued job, or the same job submitted again, resumes.
+on signals. A run folder that holds a run is resumed, so that a requeued job, or the same job submitted again, resumes.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def parser() -> argparse.ArgumentParser:
     train = kinds.add_parser(
         "train",
         allow_abbrev=False,
-        help="train a recipe, or go on with its run",
+        help="train a recipe, or resume its run",
         description="Trains on the first nodes of the job and serves rollouts on the others. When the run's folder holds a run "
-        "already, it is gone on with from its latest checkpoint.",
+        "already, it is resumed from its latest checkpoint.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -108,7 +108,7 @@ def _requeue(options: argparse.Namespace, allocation: Allocation, job: TrainJob)
     if allocation.start >= options.max_restarts:
         _say(f"saved; not requeued: started {allocation.start + 1} times already (--max-restarts={options.max_restarts})")
         return EXIT_SAVED
-    if not job.saved_something:  # the next start would come no further, and so on for ever
+    if not job.saved_something:  # the next start would come no further, and so on forever
         _say("not requeued: no step was trained and saved before the signal; give the job more --time, or a later --signal")
         return EXIT_SAVED
     state = ask("squeue", "--noheader", "--jobs", allocation.job_id, "--format=%T").strip().splitlines()
@@ -119,7 +119,7 @@ def _requeue(options: argparse.Namespace, allocation: Allocation, job: TrainJob)
     try:
         ask("scontrol", "requeue", allocation.job_id)
     except ClusterError as error:
-        _say(f"cannot be requeued ({error}); submit the same job again to go on")
+        _say(f"cannot be requeued ({error}); submit the same job again to resume")
         return EXIT_SAVED
     time.sleep(REQUEUE_WAIT_S)  # SLURM ends this process
     return EXIT_SAVED

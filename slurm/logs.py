@@ -19,7 +19,7 @@ FOLLOW_S = 0.5
 
 
 def speaker_of(path: Path) -> str:
-    """Who wrote a log file: `rank-3.log` and `rank-3.out` are rank 3's, `vllm_0.log` is server 0's, `fleet-n3.out` node n3's."""
+    """The writer of a log file: `rank-3.log` and `rank-3.out` are rank 3's, `vllm_0.log` is server 0's, `fleet-n3.out` node n3's."""
     stem = path.stem
     for pattern, name in ((r"rank-(\d+)", "rank {}"), (r"vllm_(\d+)", "server {}"), (r"fleet-(.+)", "fleet {}")):
         match = re.fullmatch(pattern, stem)
@@ -48,9 +48,9 @@ def _timed(path: Path, number: int) -> Iterator[tuple[str, int, int, str, str]]:
     latest = ""
     speaker = speaker_of(path)
     with path.open(encoding="utf-8", errors="replace") as file:
-        for place, line in enumerate(file):
+        for position, line in enumerate(file):
             latest = max(latest, _time_of(line))
-            yield latest, number, place, speaker, line.rstrip("\n")
+            yield latest, number, position, speaker, line.rstrip("\n")
 
 
 def _time_of(line: str) -> str:
@@ -63,14 +63,14 @@ def _time_of(line: str) -> str:
 
 def follow(run_dir: Path, speakers: str, out: TextIO) -> None:
     """Prints new lines as they are written, of files that appear later too, until interrupted."""
-    places: dict[Path, int] = {path: path.stat().st_size for path in log_files(run_dir)}
+    offsets: dict[Path, int] = {path: path.stat().st_size for path in log_files(run_dir)}
     while True:
         for path in log_files(run_dir):
             with path.open("rb") as file:
-                file.seek(places.get(path, 0))
+                file.seek(offsets.get(path, 0))
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]
-            places[path] = places.get(path, 0) + len(whole)
+            offsets[path] = offsets.get(path, 0) + len(whole)
             if re.search(speakers, speaker_of(path)):
                 for line in whole.decode(errors="replace").splitlines():
                     print(f"[{speaker_of(path)}] {line}", file=out, flush=True)
@@ -78,10 +78,10 @@ def follow(run_dir: Path, speakers: str, out: TextIO) -> None:
 
 
 def main() -> None:
-    """Prints the merged logs; with --follow goes on with what is written later."""
+    """Prints the merged logs; with --follow follows what is written later."""
     parser = argparse.ArgumentParser(prog="python -m slurm.logs", description=__doc__)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--follow", action="store_true", help="then go on with new lines, until interrupted")
+    parser.add_argument("--follow", action="store_true", help="then follow new lines, until interrupted")
     parser.add_argument("--only", default="", metavar="REGEX", help="speakers to show, such as 'rank 0|server'")
     options = parser.parse_args()
     try:

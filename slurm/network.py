@@ -40,7 +40,7 @@ def interface_address(interface: str) -> str:
 
 
 def node_address(node: str) -> str:
-    """Where a node is reached: its name, if that means anything here, else the address by which SLURM knows it."""
+    """Address of a node: its name, if that means anything here, else the address by which SLURM knows it."""
     try:
         return socket.gethostbyname(node)
     except OSError:
@@ -49,5 +49,5 @@ def node_address(node: str) -> str:
 
 
 def master_port(job_id: str) -> int:
-    """A port of the job's own, the same at every start: where the ranks meet, and what preflight tries on every node."""
+    """A port of the job's own, the same at every start: for the rendezvous, and for what preflight tries on every node."""
     return 20000 + int(job_id) % 20000

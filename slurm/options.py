@@ -56,7 +56,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--cpu-bind",
         choices=("auto", "off"),
         default="auto",
-        help="auto gives every rank its share of the node's cores where SLURM can bind; off leaves it to SLURM (default: %(default)s)",
+        help="auto gives every rank an equal part of the node's cores where SLURM can bind; off: SLURM decides (default: %(default)s)",
     )
     check = parser.add_argument_group("preflight")
     check.add_argument(

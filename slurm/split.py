@@ -1,4 +1,4 @@
-"""Which nodes train and which serve rollouts."""
+"""Split of the nodes into training and rollout serving."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ DESCRIPTION = "DESCRIPTION "
 
 @dataclass(frozen=True)
 class Description:
-    """What the launcher needs to know of a run; `slurm.describe` prints it from the run's own environment."""
+    """Description of a run for the launcher. `slurm.describe` prints it from the run's own environment."""
 
     run_dir: str
     has_run: bool
-    """Whether the folder holds a run already, which is then gone on with."""
+    """Whether the folder holds a run already, which is then resumed."""
     overrides: list[str]
     world_size: int
     uses_servers: bool
@@ -26,7 +26,7 @@ class Description:
     """GPUs of one server."""
     model: str
     run_dir_bytes: int
-    """What checkpoints and the exported model take at most, roughly."""
+    """Upper bound of the size of checkpoints and exported model, roughly."""
 
     @classmethod
     def parse(cls, text: str) -> Description:

@@ -36,7 +36,7 @@ class Listener(Protocol):
 
 @dataclass
 class StepRequest:
-    """What to run where. `tasks_per_node` tasks on each node of `groups` (several only for a het job's common steps)."""
+    """A job step to run: `tasks_per_node` tasks on each node of `groups` (several only for a het job's common steps)."""
 
     groups: Sequence[Group]
     tasks_per_node: int
@@ -44,7 +44,7 @@ class StepRequest:
     environ: Mapping[str, str] = field(default_factory=dict)
     kill_on_bad_exit: bool = True
     bind_cpus: bool = False
-    """Each task gets its share of the node's cores for itself."""
+    """Each task gets an equal part of the node's cores for itself."""
 
 
 class Step:
@@ -110,6 +110,6 @@ def srun_command(request: StepRequest, container: Container) -> list[str]:
         flags += [f"--nodes={nodes}", f"--ntasks={nodes * request.tasks_per_node}"]
     flags += [f"--ntasks-per-node={request.tasks_per_node}"]
     if request.bind_cpus:
-        share = max(1, min(group.cpus_per_node for group in request.groups) // request.tasks_per_node)
-        flags += [f"--cpus-per-task={share}", "--cpu-bind=cores"]
+        cores = max(1, min(group.cpus_per_node for group in request.groups) // request.tasks_per_node)
+        flags += [f"--cpus-per-task={cores}", "--cpu-bind=cores"]
     return [*flags, *container.srun_flags(), *container.command(request.command)]

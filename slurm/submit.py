@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of `python -m slurm.submit`: SLURM's, the launcher's, and its own."""
     top = argparse.ArgumentParser(prog="python -m slurm.submit", description=__doc__.split("\n\n")[0] if __doc__ else None)
     kinds = top.add_subparsers(required=True, metavar="JOB", dest="job")
-    train = kinds.add_parser("train", allow_abbrev=False, help="train a recipe, or go on with its run")
+    train = kinds.add_parser("train", allow_abbrev=False, help="train a recipe, or resume its run")
     train.add_argument("source", metavar="RECIPE", help="a recipe's name or file, a saved config.yaml, or a run's folder")
     train.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
     convert = kinds.add_parser("convert", allow_abbrev=False, help="convert a checkpoint: import|export and their arguments, after --")

@@ -21,11 +21,11 @@ from slurm.verdict import NodeLimits
 EXIT_SAVED = 75
 """Exit code of ranks that saved a checkpoint because a signal told them to end (EX_TEMPFAIL)."""
 FLEET_GRACE_S = 90.0
-"""How long the ranks get to notice, and to name, a server that died."""
+"""Time that the ranks get to notice, and to name, a server that died."""
 
 
 class TrainJob:
-    """The steps of a start, and who of them is running. `address` and `port` are where the ranks meet."""
+    """The steps of a start, and who of them is running. `address` and `port` are the rendezvous."""
 
     def __init__(self, options: argparse.Namespace, allocation: Allocation, address: str, port: int) -> None:
         self.options = options
@@ -96,7 +96,7 @@ class TrainJob:
 
     def _plan(self, run: Description, split: NodeSplit) -> str:
         servers = f"{run.servers} servers " + (f"on {', '.join(split.fleet.nodes)}" if split.fleet else "beside rank 0")
-        does = "going on with" if run.has_run else "starting"
+        does = "resuming" if run.has_run else "starting"
         ranks = f"{split.ranks} ranks on {', '.join(split.trainer.nodes)}"
         return f"{does} the run in {run.run_dir}: {ranks}" + (f", {servers}" if run.uses_servers else "")
 

@@ -1,4 +1,4 @@
-"""What the facts gathered on the nodes say: which node is unlike the others, short of something, or cut off."""
+"""Verdict on the facts gathered on the nodes: which node is unlike the others, short of something, or cut off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LAST_WORDS = 3
 
 @dataclass(frozen=True)
 class NodeLimits:
-    """What a node needs: bytes free where the run is written and in TMPDIR, GPUs, and a clock like the others'."""
+    """Requirements on a node: bytes free where the run is written and in TMPDIR, GPUs, and a clock like the others'."""
 
     run_dir_bytes: int
     tmp_bytes: int

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuses to go on where pytest-xdist does not group: servers and clusters would run side by side, on the same ports."""
+    """Refuses to continue where pytest-xdist does not group: servers and clusters would run side by side, on the same ports."""
     grouped = all("@" in item.nodeid for item in session.items)
     if "PYTEST_XDIST_WORKER" in os.environ and session.config.getoption("loadgroup") and not grouped:
         raise pytest.UsageError(f"pytest-xdist does not group tests with pytest {pytest.__version__}; see requirements/cpu.lock")

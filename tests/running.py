@@ -42,7 +42,7 @@ class Running:
 
     @property
     def output(self) -> str:
-        """What it has printed."""
+        """Output so far."""
         return self._output.read_text(errors="replace")
 
     @property

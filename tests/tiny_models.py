@@ -26,8 +26,8 @@ from transformers import (
 VOCAB_SIZE = 99
 TINY_DECOMPOSE = Path(__file__).resolve().parent.parent / "models" / "tiny-decompose"
 DENSE = ("llama", "llama3_rope", "mistral", "qwen2", "qwen2_tied", "qwen3")
-MIXTURES = ("mixtral", "qwen3_moe")
-ARCHITECTURES = DENSE + MIXTURES
+MOE = ("mixtral", "qwen3_moe")
+ARCHITECTURES = DENSE + MOE
 
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
@@ -116,7 +116,7 @@ def save_deepened(hf_dir: Path) -> Path:
 
 
 def save_upcycled(hf_dir: Path, *, norm_topk_prob: bool) -> Path:
-    """Saves the tiny model with a fourth layer and every MLP made a mixture of 4 experts, slightly different copies of it.
+    """Saves the tiny model with a fourth layer and every MLP made an MoE block of 4 experts, slightly different copies of it.
 
     It earns rewards too. The weights of a token's 2 experts sum to 1 (`norm_topk_prob`) or to less.
     """
@@ -124,10 +124,10 @@ def save_upcycled(hf_dir: Path, *, norm_topk_prob: bool) -> Path:
     fields = {**dense.config.to_dict(), **_EXPERTS, "moe_intermediate_size": dense.config.intermediate_size}
     for name in ("model_type", "architectures", "layer_types", "max_window_layers"):
         del fields[name]
-    mixture = Qwen3MoeForCausalLM(Qwen3MoeConfig(**fields, norm_topk_prob=norm_topk_prob)).float()
+    moe = Qwen3MoeForCausalLM(Qwen3MoeConfig(**fields, norm_topk_prob=norm_topk_prob)).float()
     theirs, generator = dense.state_dict(), torch.Generator().manual_seed(11)
     with torch.no_grad():
-        for name, tensor in mixture.state_dict().items():
+        for name, tensor in moe.state_dict().items():
             if name.endswith("mlp.gate.weight"):
                 tensor.normal_(0.0, 0.2, generator=generator)
             elif "mlp.experts." in name:
@@ -137,8 +137,8 @@ def save_upcycled(hf_dir: Path, *, norm_topk_prob: bool) -> Path:
                 tensor.copy_(whole * (1 + 0.1 * torch.randn(tensor.shape, generator=generator)))
             else:
                 tensor.copy_(theirs[name])
-    mixture.generation_config = dense.generation_config
-    return _save_trainable(mixture, hf_dir)
+    moe.generation_config = dense.generation_config
+    return _save_trainable(moe, hf_dir)
 
 
 def _with_four_layers(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:

@@ -32,7 +32,7 @@ tokens within 4e-6 of certain, whose log-prob has next to no gradient."""
 
 @dataclass(frozen=True)
 class TokenView:
-    """What an actuator sees of the tokens, [T] each, from the current policy, without gradient.
+    """Per-token inputs of an actuator, [T] each, from the current policy, without gradient.
 
     log_prob_T: log pi(y_t), nats. entropy_T: H_t, nats. mean_lowering_T: TokenStatistics.mean_lowering, nats; None unless the
     actuator asks for it. high_prob_threshold: `control.high_prob_threshold`.

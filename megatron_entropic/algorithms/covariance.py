@@ -58,7 +58,7 @@ def clip_cov_selection(
 
 @torch.no_grad()
 def kl_cov_selection(log_prob_N: Tensor, advantage_N: Tensor, *, share: float) -> Tensor:
-    """The tokens KL-Cov penalises: the max(1, floor(share N)) with the largest cov_t, ties by lowest place.
+    """The tokens KL-Cov penalises: the max(1, floor(share N)) with the largest cov_t, ties by lowest index.
 
     Args:
         log_prob_N, advantage_N: as in token_covariance.
@@ -69,7 +69,7 @@ def kl_cov_selection(log_prob_N: Tensor, advantage_N: Tensor, *, share: float) -
 
 
 def _largest(values_N: Tensor, share: float) -> Tensor:
-    """Bool [tokens]: the max(1, floor(share N)) largest values, ties by lowest place."""
+    """Bool [tokens]: the max(1, floor(share N)) largest values, ties by lowest index."""
     count = max(1, int(share * len(values_N)))
     chosen_N = torch.zeros_like(values_N, dtype=torch.bool)
     chosen_N[values_N.argsort(descending=True, stable=True)[:count]] = True

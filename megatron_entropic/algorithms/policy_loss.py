@@ -62,7 +62,7 @@ def clipped_policy_loss(
 
 @torch.no_grad()
 def ratio_clipped(ratio_T: Tensor, advantage_T: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    """Where clipped_policy_loss takes the clipped branch, whose gradient is 0: [tokens] bool."""
+    """Tokens where clipped_policy_loss takes the clipped branch, whose gradient is 0: [tokens] bool."""
     return ((ratio_T > 1 + clip_high) & (advantage_T > 0)) | ((ratio_T < 1 - clip_low) & (advantage_T < 0))
 
 

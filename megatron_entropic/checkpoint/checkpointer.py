@@ -1,4 +1,4 @@
-"""Training checkpoints: what a run needs to go on as if nothing had happened, saved while it trains on.
+"""Training checkpoints: what a run needs to resume as if nothing had happened, saved while it trains on.
 
 Every random number of a run depends on (seed, step, prompt, sample, weight version) alone, and prompts on (seed, step), so the
 step is the state of all generators and of the dataset. What else there is: weights, optimizer and schedule, the controller,
@@ -65,7 +65,7 @@ class Checkpointer:
         self._recorded = recorded
         self.store = CheckpointStore(cfg.run_dir / "checkpoints", Fence.of_this_run(cfg.run_dir))
         self.trackers: dict[str, str] = {}
-        """What names the run at each tracker; filled by whoever opens them, saved with every checkpoint."""
+        """The run's id at each tracker; filled by whoever opens them, saved with every checkpoint."""
         # Read now: at the save of a later day they may have moved, or be another model's.
         self._companions = read_companions(model_folder(cfg.model.hf_path).hf_dir) if parallel.rank == 0 else {}
         self._found: tuple[Path, dict[str, Any]] | None = None
@@ -74,9 +74,9 @@ class Checkpointer:
         """Steps done at the newest checkpoint, whole or being written. Before the first step there is nothing to save."""
 
     def find(self) -> bool:
-        """Whether there is a checkpoint to go on from: the latest.
+        """Whether there is a checkpoint to resume from: the latest.
 
-        When it is damaged and `allow_fallback`, the newest whole one before it. Raises CheckpointStoreError for a damaged checkpoint,
+        When it is damaged and `allow_fallback`, the newest intact one before it. Raises CheckpointStoreError for a damaged checkpoint,
         SettingsDifferenceError for settings it does not fit.
         """
         self._found = find_checkpoint(
@@ -103,7 +103,7 @@ class Checkpointer:
     def save(self, step: int, policy: Policy, controller: Controller) -> None:
         """To be called after each step, `step` of them done: saves when `checkpoint.every` or a signal says so, and at the end.
 
-        Training may go on as soon as the state is copied; the checkpoint appears at the end of a later step. That of the last
+        Training may continue as soon as the state is copied; the checkpoint appears at the end of a later step. That of the last
         step, or of a run that is to stop, is waited for. Raises StopRequested then, on all ranks, and for what prevents saving
         CheckpointStoreError or PolicyCheckpointError naming the file on rank 0, RankZeroError on the others.
         """

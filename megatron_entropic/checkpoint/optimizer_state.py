@@ -23,14 +23,14 @@ STATES = ("param", "exp_avg", "exp_avg_sq")
 
 
 def sharded_optimizer_state(optimizer: MegatronOptimizer, sharded_model: dict[str, Any]) -> list[ShardedTensor]:
-    """What this rank owns of the optimizer's state, sharing its memory: saved from there, and loaded into it.
+    """This rank's shard of the optimizer state, sharing its memory: saved from there, and loaded into it.
 
     Args:
         sharded_model: the model's own sharded_state_dict, which says where each parameter's part lies in the whole.
 
     No collective. The state must exist: `make_state` first, when there was no update yet.
     """
-    places: dict[Tensor, Any] = {entry.data: entry for entry in nested_values(sharded_model) if isinstance(entry.data, Tensor)}
+    located: dict[Tensor, Any] = {entry.data: entry for entry in nested_values(sharded_model) if isinstance(entry.data, Tensor)}
     chained = list(getattr(optimizer, "chained_optimizers", [optimizer]))
     shards: list[ShardedTensor] = []
     for number, part in enumerate(chained):
@@ -41,7 +41,7 @@ def sharded_optimizer_state(optimizer: MegatronOptimizer, sharded_model: dict[st
                 flat = states[name].detach().view(-1)
                 assert flat.numel() == stop - first
                 key = f"{prefix}optimizer.state.{name}."
-                shards += _rectangles(places[parameter], key, flat, first)
+                shards += _rectangles(located[parameter], key, flat, first)
     return shards
 
 
@@ -71,12 +71,12 @@ def _owned_ranges(optimizer: Any) -> Iterator[tuple[Tensor, int, int]]:
                     yield parameter, ranges["param"].start, ranges["param"].end
 
 
-def _rectangles(place: ShardedTensor | ShardedTensorFactory, key: str, flat: Tensor, first: int) -> Iterator[ShardedTensor]:
-    """Elements `first`, first + 1, ... of a parameter's part at `place`, as rectangles of the whole; views of `flat`.
+def _rectangles(part: ShardedTensor | ShardedTensorFactory, key: str, flat: Tensor, first: int) -> Iterator[ShardedTensor]:
+    """Elements `first`, first + 1, ... of a parameter's `part`, as rectangles of the whole; views of `flat`.
 
-    A factory (SwiGLU's gate and up) lays the part's halves, one below the other, in different places.
+    A factory (SwiGLU's gate and up) lays the part's halves, one below the other, at different offsets.
     """
-    pieces = list(nested_values(place.build())) if isinstance(place, ShardedTensorFactory) else [place]
+    pieces = list(nested_values(part.build())) if isinstance(part, ShardedTensorFactory) else [part]
     start = 0
     for piece in pieces:
         stop = start + math.prod(piece.local_shape)
@@ -87,7 +87,7 @@ def _rectangles(place: ShardedTensor | ShardedTensorFactory, key: str, flat: Ten
 
 
 def _cut(piece: ShardedTensor, key: str, flat: Tensor, first: int) -> Iterator[ShardedTensor]:
-    """As `_rectangles`, for a piece in one place."""
+    """As `_rectangles`, for a piece at one offset."""
     *above, columns = piece.local_shape
     if math.prod(above) != (above[-1] if above else 1):
         raise NotImplementedError(f"{piece.key}: {piece.local_shape} has more than two axes that are not 1")
@@ -107,7 +107,7 @@ def _cut(piece: ShardedTensor, key: str, flat: Tensor, first: int) -> Iterator[S
 def _shard(piece: ShardedTensor, key: str, flat: Tensor, sizes: tuple[int, ...], offsets: tuple[int, ...]) -> ShardedTensor:
     lead = len(piece.global_shape) - len(sizes)
     shape = (1,) * lead + sizes
-    place = tuple(piece.global_offset[:lead]) + tuple(
+    offset = tuple(piece.global_offset[:lead]) + tuple(
         start + offset for start, offset in zip(piece.global_offset[lead:], offsets, strict=True)
     )
     return replace(
@@ -116,7 +116,7 @@ def _shard(piece: ShardedTensor, key: str, flat: Tensor, sizes: tuple[int, ...],
         data=flat.view(shape),
         dtype=flat.dtype,
         local_shape=shape,
-        global_offset=place,
+        global_offset=offset,
         axis_fragmentations=None,  # no regular grid
         prepend_axis_num=0,
         replica_id=(*piece.replica_id[:2], 0),  # data-parallel ranks own different parts

@@ -45,7 +45,7 @@ def load_policy(policy: Policy, folder: Path, updates: int, response: dict[str, 
 
 
 def sharded_state(policy: Policy) -> dict[str, Any]:
-    """What is saved and loaded: the policy's weights and optimizer state, with the place of every shard. They share its memory."""
+    """Sharded state dict of the policy: weights and optimizer state, with the offsets of every shard. They share its memory."""
     model = policy.model.sharded_state_dict(metadata={"dp_cp_group": policy.parallel.dp_group})
     return {"model": model, "optimizer": sharded_optimizer_state(policy.optimizer, model)}
 

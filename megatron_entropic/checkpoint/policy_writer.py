@@ -34,7 +34,7 @@ _FORMAT, _VERSION = "torch_dist", 1
 
 @dataclass
 class Written:
-    """What one rank wrote: fingerprints by file name, Megatron's records of what is where, seconds; or why it could not."""
+    """Result of one rank's write: fingerprints by file name, Megatron's metadata of the shards, seconds; or the error."""
 
     rank: int
     files: dict[str, Fingerprint] = field(default_factory=dict)
@@ -46,8 +46,8 @@ class Written:
 class PolicyWriter:
     """One checkpoint of the policy on its way into `folder`, which exists and is empty. To be made on every rank together.
 
-    When the constructor returns, weights and optimizer state have been copied and training may go on; nothing is written yet.
-    `start` writes this rank's share; once every rank's `done` is true, rank 0 calls `finish` with what all of them wrote.
+    When the constructor returns, weights and optimizer state have been copied and training may continue; nothing is written yet.
+    `start` writes this rank's shard; once every rank's `done` is true, rank 0 calls `finish` with what all of them wrote.
     Collectives: those of Megatron's planning, in the constructor. Raises PolicyCheckpointError naming the folder.
     """
 
@@ -71,12 +71,12 @@ class PolicyWriter:
 
     @property
     def done(self) -> bool:
-        """Whether this rank has written its share, or failed to."""
+        """Whether this rank has written its shard, or failed to."""
         return not self._thread.is_alive()
 
     @property
     def written(self) -> Written:
-        """What this rank wrote, once it is done."""
+        """The result of this rank's write, once it is done."""
         assert self.done
         return self._written
 
@@ -84,7 +84,7 @@ class PolicyWriter:
         """Makes a checkpoint of what all ranks wrote; returns the files by name. Rank 0 only. Raises OSError."""
         self._planned.finish(self._metadata, [written.records for written in ranks])
         save_config(CheckpointingConfig(_FORMAT, _VERSION), str(self.folder))
-        return {name: print_ for written in ranks for name, print_ in written.files.items()}
+        return {name: fingerprint for written in ranks for name, fingerprint in written.files.items()}
 
     def _write(self) -> None:
         start = time.monotonic()
@@ -115,8 +115,8 @@ class _PlanningStrategy(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 def copy_to_host(buckets: list[Any]) -> None:
     """Replaces every tensor by a copy in host memory. On a CPU Megatron hands out the live ones, which the next update changes."""
     for _, _, (_, tensors) in buckets:
-        for place, (item, tensor) in enumerate(tensors):
-            tensors[place] = (item, tensor.detach().to("cpu", copy=True))
+        for index, (item, tensor) in enumerate(tensors):
+            tensors[index] = (item, tensor.detach().to("cpu", copy=True))
 
 
 def _write_bucket(planned: FileSystemWriterAsync, number: int, bucket: Any) -> list[Any]:

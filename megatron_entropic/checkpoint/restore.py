@@ -1,4 +1,4 @@
-"""Finding the checkpoint a run goes on from: the latest, checked byte by byte, or an older one if that was allowed."""
+"""Finding the checkpoint a run resumes from: the latest, checked byte by byte, or an older one if that was allowed."""
 
 import logging
 from pathlib import Path
@@ -24,9 +24,9 @@ _READABLE = (1, 2)
 def find_checkpoint(
     cfg: Config, parallel: Parallel, store: CheckpointStore, *, allow_fallback: bool, allow_change: bool = False
 ) -> tuple[Path, dict[str, Any]] | None:
-    """(folder, state) of the checkpoint to go on from; None when the run has none yet. Collective over the world.
+    """(folder, state) of the checkpoint to resume from; None when the run has none yet. Collective over the world.
 
-    When the latest is damaged, the newest whole one before it is taken if `allow_fallback`, with a warning.
+    When the latest is damaged, the newest intact one before it is taken if `allow_fallback`, with a warning.
     Raises CheckpointStoreError naming every damaged file, SettingsDifferenceError showing the settings that do not fit.
     """
     name, problems = from_rank_zero(parallel, _latest, store, doing="the latest checkpoint to be found")
@@ -47,11 +47,11 @@ def _latest(store: CheckpointStore) -> tuple[str | None, list[str]]:
 
 
 def _problems(parallel: Parallel, store: CheckpointStore, name: str) -> list[str]:
-    """What is wrong with a checkpoint, the same on all ranks; each rank reads its share of the files."""
+    """Problems of a checkpoint, the same on all ranks. Each rank reads its part of the files."""
     expected, problems = from_rank_zero(parallel, read_manifest, store.folder / name, doing="the checkpoint's manifest to be read")
-    share = dict(sorted(expected.items())[parallel.rank :: parallel.world_size])
-    damaged_here = damaged_files(store.folder / name, share)
-    meet(parallel, "every rank to check its share of the checkpoint's files")
+    mine = dict(sorted(expected.items())[parallel.rank :: parallel.world_size])
+    damaged_here = damaged_files(store.folder / name, mine)
+    meet(parallel, "every rank to check its part of the checkpoint's files")
     found: list[Any] = [None] * parallel.world_size
     dist.all_gather_object(found, damaged_here)
     damaged = sorted(problem for of_rank in found for problem in of_rank)
@@ -59,7 +59,7 @@ def _problems(parallel: Parallel, store: CheckpointStore, name: str) -> list[str
 
 
 def _fallback(allowed: bool, parallel: Parallel, store: CheckpointStore, latest: str | None, problems: list[str]) -> str:
-    """The newest whole checkpoint before the damaged `latest` (of all, when it is not known which that is).
+    """The newest intact checkpoint before the damaged `latest` (of all, when it is not known which that is).
 
     Raises CheckpointStoreError on rank 0 (RankZeroError on the others) when there is none, or it was not allowed.
     """
@@ -69,10 +69,10 @@ def _fallback(allowed: bool, parallel: Parallel, store: CheckpointStore, latest:
     for name in names:
         worse = _problems(parallel, store, name)
         if not worse:
-            from_rank_zero(parallel, _take, allowed, store, latest, name, problems, doing="the checkpoint to go on from to be chosen")
+            from_rank_zero(parallel, _take, allowed, store, latest, name, problems, doing="the checkpoint to resume from to be chosen")
             return str(name)
         problems = problems + worse
-    return from_rank_zero(parallel, _refuse, problems, doing="the checkpoint to go on from to be chosen")
+    return from_rank_zero(parallel, _refuse, problems, doing="the checkpoint to resume from to be chosen")
 
 
 def _take(allowed: bool, store: CheckpointStore, latest: str | None, name: str, problems: list[str]) -> None:
@@ -81,18 +81,18 @@ def _take(allowed: bool, store: CheckpointStore, latest: str | None, name: str, 
     listed = "\n  ".join(["the latest checkpoint is damaged:", *problems])
     if not allowed:
         raise CheckpointStoreError(
-            f"{listed}\n{store.folder / name} is whole: pass --allow-fallback to go on from it; {lost} are trained again"
+            f"{listed}\n{store.folder / name} is intact: pass --allow-fallback to resume from it; {lost} are trained again"
         )
     logger.warning("WARNING: %s\nfalling back to %s: %s are lost and trained again", listed, store.folder / name, lost)
     store.point_to(name)
 
 
 def _refuse(problems: list[str]) -> str:
-    raise CheckpointStoreError("\n  ".join(["the latest checkpoint is damaged, and there is no whole one before it:", *problems]))
+    raise CheckpointStoreError("\n  ".join(["the latest checkpoint is damaged, and there is no intact one before it:", *problems]))
 
 
 def _state(cfg: Config, store: CheckpointStore, name: str, allow_change: bool) -> tuple[Path, dict[str, Any]]:
-    """(folder, state) of a whole checkpoint; settings that changed are logged, and refused where the state does not fit them."""
+    """(folder, state) of an intact checkpoint; settings that changed are logged, and refused where the state does not fit them."""
     folder, state = store.folder / name, store.state(name)
     if state.get("format") not in _READABLE:
         raise CheckpointStoreError(f"{folder}: checkpoint format {state.get('format')}; this version reads {_READABLE}")

@@ -13,7 +13,7 @@ Fingerprint = dict[str, Any]
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Size and checksum of a file, as a manifest has them. Other threads go on meanwhile."""
+    """Size and checksum of a file, as a manifest has them. Other threads run meanwhile."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -29,7 +29,7 @@ def write_manifest(folder: Path, known: Mapping[str, Fingerprint], ignore: str |
 
 
 def check(folder: Path, *, sizes_only: bool = False) -> list[str]:
-    """What is wrong with a folder's files; empty when they are exactly what was written (or, `sizes_only`, as long)."""
+    """Problems of a folder's files; empty when they are exactly what was written (or, `sizes_only`, as long)."""
     expected, problems = read_manifest(folder)
     return problems if sizes_only else [*problems, *damaged_files(folder, expected)]
 
@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Fingerprint], list[str]]:
 
 
 def damaged_files(folder: Path, files: Mapping[str, Fingerprint]) -> list[str]:
-    """Which of these files have other content than was written, or cannot be read; `read_manifest` tells of the others.
+    """Files whose content is not what was written, or cannot be read; `read_manifest` tells of the others.
 
     Reads them whole, so that several processes may share the work.
     """

@@ -5,7 +5,7 @@
         hf/                             config.json, tokenizer and so on of the model, byte for byte: an export needs nothing else
         state.json                      step, updates, controller, trackers, settings: plain numbers and words
         manifest.json                   size and SHA-256 of every other file, written last
-    checkpoints/latest                  name of the newest whole checkpoint, SHA-256 of its manifest
+    checkpoints/latest                  name of the newest complete checkpoint, SHA-256 of its manifest
     checkpoints/.step-000080.3.partial  one being written by the run's third owner, or left behind by a kill; the next save removes it
 
 One process (rank 0) calls this; ranks write under `policy/` in between.
@@ -21,7 +21,7 @@ from typing import Any
 
 from megatron_entropic.checkpoint_files.manifest import MANIFEST, Fingerprint, files_below, fingerprint, write_manifest
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.system.atomic_files import to_disk, write_whole
+from megatron_entropic.system.atomic_files import to_disk, write_atomically
 from megatron_entropic.system.folder_lock import Fence
 
 STATE, LATEST = "state.json", "latest"
@@ -54,9 +54,9 @@ class CheckpointStore:
         partial = self.folder / f".step-{step:06d}.{self.fence.generation}.partial"
         for subfolder in (POLICY, COMPANIONS):
             (partial / subfolder).mkdir(parents=True)
-        write_whole(partial / STATE, (json.dumps(state, indent=1) + "\n").encode())
+        write_atomically(partial / STATE, (json.dumps(state, indent=1) + "\n").encode())
         for name, content in companions.items():
-            write_whole(partial / COMPANIONS / name, content)
+            write_atomically(partial / COMPANIONS / name, content)
         return partial
 
     def publish(self, partial: Path, policy_files: Mapping[str, Fingerprint], keep: int) -> Path:
@@ -66,8 +66,8 @@ class CheckpointStore:
         else is there is fingerprinted here. Keeps the newest `keep` checkpoints up to this one (0: all; a later one is of
         another history, see `before`, and not touched). Returns the checkpoint's folder. Raises FolderOwnedError as begin.
         """
-        known = {f"{POLICY}/{name}": print_ for name, print_ in policy_files.items()}
-        if lost := [name for name, print_ in known.items() if _size(partial / name) != print_["bytes"]]:
+        known = {f"{POLICY}/{name}": fingerprint for name, fingerprint in policy_files.items()}
+        if lost := [name for name, fingerprint in known.items() if _size(partial / name) != fingerprint["bytes"]]:
             raise CheckpointStoreError(
                 f"{partial}: {', '.join(lost)}: written by a rank, not found here; do all nodes share this folder?"
             )
@@ -89,7 +89,7 @@ class CheckpointStore:
     def point_to(self, name: str) -> None:
         """Makes `name` the latest checkpoint."""
         content = f"{name} {fingerprint(self.folder / name / MANIFEST)['sha256']}\n"
-        write_whole(self.folder / LATEST, content.encode())
+        write_atomically(self.folder / LATEST, content.encode())
         to_disk(self.folder)
 
     def discard(self, partial: Path) -> None:
@@ -107,9 +107,9 @@ class CheckpointStore:
         return [other for other in reversed(self.names()) if step_of(other) < step_of(name)]
 
     def latest(self) -> str | None:
-        """Name of the newest whole checkpoint, or None when there is none yet.
+        """Name of the newest complete checkpoint, or None when there is none yet.
 
-        Without `latest` (a kill between the two renames) it is the newest by name, which only whole ones have. Raises
+        Without `latest` (a kill between the two renames) it is the newest by name, which only complete ones have. Raises
         CheckpointStoreError when `latest` does not name a checkpoint, or another one than was published under that name. The
         sum of its manifest may be left out by whoever edits `latest` by hand.
         """

@@ -1,1 +1,1 @@
-"""What the command line runs beside training: one function a command."""
+"""Commands of the command line beside training: one function each."""

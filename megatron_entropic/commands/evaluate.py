@@ -60,7 +60,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    """What the user asked for, the options as settings. Raises ConfigError for several greedy samples: they are all the same."""
+    """The command line's options as settings. Raises ConfigError for several greedy samples: they are all the same."""
     if options.temperature == 0 and (options.samples or 1) > 1:
         raise ConfigError(
             f"--samples={options.samples}: with --temperature 0 (greedy) all responses to a problem are the same; ask for 1"

@@ -26,7 +26,7 @@ def add_serve(commands: "argparse._SubParsersAction[Any]") -> None:
     serve.add_argument(
         "--share",
         metavar="K/N",
-        help="start share K (from 0) of N equal shares of the servers (default: under srun one a task, else all)",
+        help="start part K (from 0) of N equal parts of the servers (default: under srun one a task, else all)",
     )
     serve.set_defaults(command=_serve)
 
@@ -36,7 +36,7 @@ def add_doctor(commands: "argparse._SubParsersAction[Any]") -> None:
     doctor = commands.add_parser(
         "doctor",
         allow_abbrev=False,
-        help="say what this machine has, what each part of a run will use, and what is wrong",
+        help="check this machine: its hardware, what each part of a run will use, and problems",
         description="Looks at the environment, GPUs, network, SLURM and free space, and says which path each part of a run takes here. "
         "Exit code 0 when nothing keeps a run from working, else 1.",
     )

@@ -26,8 +26,8 @@ def add_plan_command(commands: Any) -> None:
         "plan",
         allow_abbrev=False,
         help="memory, communication and time of a recipe on a cluster, and the layouts that fit",
-        description="Prints what a recipe needs and takes on a cluster, before anything is started. Needs no GPU, and of the model "
-        "only its config.json, which comes with the recipes.",
+        description="Prints a recipe's memory, communication and time on a cluster, before anything is started. Needs no GPU, "
+        "and of the model only its config.json, which comes with the recipes.",
         epilog="Example: megatron-entropic plan llama3.3_70b --gpus 64 --gpu h100\n\nassumptions:\n" + texts,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

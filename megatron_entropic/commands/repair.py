@@ -21,9 +21,9 @@ def add_repair_command(commands: "argparse._SubParsersAction[Any]") -> None:
     repair = commands.add_parser(
         "repair",
         allow_abbrev=False,
-        help="mend the folder of a run that two processes wrote to",
-        description="Lets `latest` name the newest whole checkpoint, and reduces metrics.jsonl to the one history that leads to it; "
-        "the file as it was is kept beside it. A run that is still running is refused. Go on with `train RUN_DIR --resume`.",
+        help="repair the folder of a run that two processes wrote to",
+        description="Makes `latest` name the newest intact checkpoint, and reduces metrics.jsonl to the one history that leads to it; "
+        "the file as it was is kept beside it. A run that is still running is refused. Resume with `train RUN_DIR --resume`.",
     )
     repair.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     repair.set_defaults(command=_repair)
@@ -39,12 +39,12 @@ def _repair(options: argparse.Namespace) -> int:
         metrics = run_dir / "metrics.jsonl"
         if metrics.is_file():
             print(repair_metrics(metrics, step_of(name) if name else 0))
-    print(f"go on with: megatron-entropic train {quote(str(run_dir))} --resume")
+    print(f"resume with: megatron-entropic train {quote(str(run_dir))} --resume")
     return 0
 
 
 def _mend_latest(store: CheckpointStore) -> str | None:
-    """Name of the newest whole checkpoint up to the latest, which `latest` names from now on; None without checkpoints."""
+    """Name of the newest intact checkpoint up to the latest, which `latest` names from now on; None without checkpoints."""
     try:
         latest = store.latest()
     except CheckpointStoreError as error:
@@ -56,9 +56,9 @@ def _mend_latest(store: CheckpointStore) -> str | None:
         if not problems:
             if name != latest:
                 store.point_to(name)
-            print(f"the run goes on from {store.folder / name}")
+            print(f"the run resumes from {store.folder / name}")
             return name
         print(*(f"{store.folder / name}: {problem}" for problem in problems), sep="\n")
     if candidates:
-        raise RepairError(f"{store.folder}: no checkpoint is whole")
+        raise RepairError(f"{store.folder}: no checkpoint is intact")
     return None

@@ -64,12 +64,12 @@ def prepare_resume(cfg: Config, overrides: Sequence[str], *, allow_change: bool)
 
 
 def _say_anew(run_dir: Path) -> None:
-    """Before the first checkpoint nothing of a run can be gone on with."""
+    """Before the first checkpoint nothing of a run can be resumed."""
     metrics = run_dir / "metrics.jsonl"
     steps = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
     if not CheckpointStore(run_dir / "checkpoints").names():
         dropped = f"; the {steps} step(s) in {metrics} are dropped" if steps else ""
-        logger.warning("warning: %s has no checkpoint: the run begins anew%s", run_dir, dropped)
+        logger.warning("warning: %s has no checkpoint: the run starts over%s", run_dir, dropped)
 
 
 def _take_base_model(run_dir: Path, model: ModelConfig, checkpoint: Path, *, chat_template: bool) -> None:
@@ -83,11 +83,11 @@ def _take_base_model(run_dir: Path, model: ModelConfig, checkpoint: Path, *, cha
         return  # the ranks name it, with all other damage
     if model.hf_path == run_dir / BASE_MODEL:
         shutil.copytree(saved, model.hf_path, dirs_exist_ok=True)
-        logger.info("the base model is gone; going on with the checkpoint's own, without its weights: %s", model.hf_path)
+        logger.info("the base model is gone; resuming with the checkpoint's own, without its weights: %s", model.hf_path)
     if changes := list(_changes(saved, model_folder(model.hf_path).hf_dir, chat_template=chat_template)):
         raise ConfigError(
             f"model.hf_path={model.hf_path} is not the model that this run was begun with: {'; '.join(changes)}. Give the right "
-            f"model.hf_path; without it (moved away) the run goes on with {saved}"
+            f"model.hf_path; without it (moved away) the run resumes with {saved}"
         )
 
 
@@ -122,4 +122,4 @@ def _supersede_target(run_dir: Path, overrides: Sequence[str]) -> None:
     asked = read_target(run_dir / NAME)
     if asked is not None and asked.target_entropy is not None:
         write_target(run_dir, None)
-        logger.info("%s takes the place of the target of %g nats asked for in %s", " ".join(given), asked.target_entropy, NAME)
+        logger.info("%s replaces the target of %g nats asked for in %s", " ".join(given), asked.target_entropy, NAME)

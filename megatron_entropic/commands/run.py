@@ -28,7 +28,7 @@ def add_report(commands: "argparse._SubParsersAction[Any]") -> None:
     """Adds the command `report`."""
     report = commands.add_parser("report", allow_abbrev=False, help="write report.html and plots of a run", description=_report.__doc__)
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    report.add_argument("--compare", type=Path, nargs="+", metavar="OTHER_RUN", help="instead set these runs beside RUN_DIR")
+    report.add_argument("--compare", type=Path, nargs="+", metavar="OTHER_RUN", help="instead compare RUN_DIR with these runs")
     report.set_defaults(command=_report)
 
 

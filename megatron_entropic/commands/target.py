@@ -1,4 +1,4 @@
-"""What `megatron-entropic target` does: asks a run for another entropy target, and says where the run is."""
+"""`megatron-entropic target`: asks a run for another entropy target, and says where the run is."""
 
 import logging
 import math

@@ -64,7 +64,7 @@ def settings_read_by(kind: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, config=STRICT)
 class ControlConfig:
-    """Which controller holds the entropy, and how (EntroPIC: arXiv 2511.15248; AEnt: arXiv 2509.03493)."""
+    """The controller that holds the entropy, and its settings (EntroPIC: arXiv 2511.15248; AEnt: arXiv 2509.03493)."""
 
     kind: str = Field(
         default="entropic",
@@ -97,7 +97,7 @@ class ControlConfig:
         default=0.15,
         ge=0,
         le=1,
-        description="share of each update's samples that are measured again after it: what the update did to the entropy of the same "
+        description="fraction of each update's samples that is measured again after it: the update's effect on the entropy of the same "
         "tokens; 0 is off",
     )
     # -- the PI controller
@@ -142,7 +142,7 @@ class ControlConfig:
     coefficient: float = Field(
         default=2e-4, ge=0, description="initial bonus coefficient c_0 (aent, aec); the constant (entropy_bonus)"
     )
-    clamp: float = Field(default=0.4, ge=0, lt=1, description="AEnt's p: share of the vocabulary with the smallest logits left out")
+    clamp: float = Field(default=0.4, ge=0, lt=1, description="AEnt's p: fraction of the vocabulary with the smallest logits left out")
     entropy_low: float = Field(default=0.05, description="AEnt raises c while the clamped entropy is below this (nats)")
     entropy_high: float = Field(default=0.23, description="AEnt lowers c while the clamped entropy is above this (nats)")
     coefficient_lr: float = Field(default=1e-3, ge=0, description="AEnt's beta")
@@ -154,7 +154,7 @@ class ControlConfig:
     positive_weight: float = Field(
         default=0.1, ge=0, description="NSR's lambda: weight of positive samples; 0 is negative samples only"
     )
-    cov_share: float = Field(default=2e-4, gt=0, le=1, description="share of response tokens that clip_cov or kl_cov act on")
+    cov_share: float = Field(default=2e-4, gt=0, le=1, description="fraction of response tokens that clip_cov or kl_cov act on")
     cov_low: float = Field(default=1.0, description="clip_cov draws from tokens whose covariance is above this")
     cov_high: float = Field(default=5.0, description="clip_cov draws from tokens whose covariance is below this")
     cov_kl_coefficient: float = Field(default=1.0, ge=0, description="weight of kl_cov's KL penalty on its tokens")
@@ -215,7 +215,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "coefficient_warmup_steps": 29,
     },
 }
-"""What `control.preset=NAME` sets: the authors' code, number for number. Settings given after it win."""
+"""Settings of `control.preset=NAME`: the authors' code, number for number. Settings given after it win."""
 
 
 def preset(name: str, **changes: Any) -> ControlConfig:

@@ -16,7 +16,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.config.control import KINDS, PRESETS, ControlConfig, settings_read_by
 from megatron_entropic.config.values import option_of, sections_of, text_of, value_of
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from megatron_entropic.system.named_functions import run_file
 from megatron_entropic.system.shipped_files import find_model
 
@@ -88,8 +88,8 @@ def override(name: str, value: Any) -> str:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes `path` as YAML, whole or not at all."""
-    write_whole(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    """Writes `path` as YAML, atomically."""
+    write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
 
 def recipe_names() -> list[str]:
@@ -191,7 +191,7 @@ def _refuse_unread(control: ControlConfig, given: Sequence[str], origin: str = "
 
 
 def _quoting(text: str) -> str:
-    """What to write when a shell seems to have split a value at its spaces."""
+    """Hint for when a shell seems to have split a value at its spaces."""
     if text.count("{") == text.count("}") and text.count("[") == text.count("]"):
         return ""
     return (

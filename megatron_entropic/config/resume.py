@@ -1,4 +1,4 @@
-"""What is different between the settings a checkpoint was saved with and those of now, and what of it may be."""
+"""Differences between a checkpoint's settings and the current ones, and which of them are allowed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Difference:
 
     @property
     def consequence(self) -> str | None:
-        """What changes with it, for a setting that is part of the method."""
+        """The consequence of the change, for a setting that is part of the method."""
         return METHOD.get(self.setting, METHOD.get(self.setting.split(".")[0]))
 
     @property
@@ -83,7 +83,7 @@ def refuse(changed: Sequence[Difference], checkpoint: Path, *, allow_change: boo
     if asking and not allow_change:
         listed = "\n".join(f"{change}\n    {change.consequence}" for change in asking if change not in never)
         raise SettingsDifferenceError(
-            f"{checkpoint}: was saved with other settings of the method (- saved, + now); {ALLOW_CHANGE} goes on with those of now:\n"
+            f"{checkpoint}: was saved with other settings of the method (- saved, + now); {ALLOW_CHANGE} resumes with those of now:\n"
             f"{listed}"
         )
 

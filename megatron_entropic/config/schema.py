@@ -26,7 +26,7 @@ def _expanded(path: Path | None) -> Path | None:
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """Where a run lives."""
+    """Name and folder of a run."""
 
     name: str = Field(default="run", description="name of the run; names its folder: no / in it, and no - . ~ or space in front")
     dir: Path | None = Field(default=None, description="folder of the run; default runs/<name>")
@@ -75,7 +75,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ParallelConfig:
-    """How the policy is split over ranks; tensor x pipeline x context x data is the world size.
+    """Parallel layout of the policy; tensor x pipeline x context x data is the world size.
 
     Expert-parallel ranks are not counted: they are tensor x data ranks of a pipeline stage that hold different experts.
     """
@@ -86,8 +86,8 @@ class ParallelConfig:
     expert: int = Field(
         default=1,
         ge=1,
-        description="ranks that share out the experts of a mixture; taken out of the tensor x data ranks, so it divides those and "
-        "the number of experts; 1 for dense models",
+        description="ranks among which the experts of an MoE model are split; taken out of the tensor x data ranks, so it divides "
+        "those and the number of experts; 1 for dense models",
     )
     data: int = Field(default=1, ge=1, description="data-parallel replicas")
     sequence: bool = Field(default=False, description="sequence parallelism: shard norms and dropout over the tensor ranks")
@@ -121,7 +121,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class BatchConfig:
-    """How many rollouts make a step, and how they are cut into updates."""
+    """Number of rollouts of a step, and their split into updates."""
 
     prompts_per_step: int = Field(default=64, ge=1, description="prompts drawn each step")
     samples_per_prompt: int = Field(default=8, ge=1, description="rollouts of each prompt; the group of a GRPO advantage")
@@ -213,7 +213,7 @@ ENGINE_ENTRY_POINTS = "megatron_entropic.rollout_engines"
 
 @dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
-    """How rollouts are made."""
+    """Engine and sampling of the rollouts."""
 
     engine: str = Field(default="vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts")
     servers: int = Field(default=1, ge=1, description="vLLM servers of the run, which launches and owns them unless fleet_dir is set")
@@ -237,7 +237,7 @@ class RolloutConfig:
     base_port: int = Field(default=0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
     host: str = Field(default="127.0.0.1", description="address the servers listen on and are reached at")
     memory_gb: float = Field(default=0.5, gt=0, description="KV cache of each server on a CPU, GiB")
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="share of GPU memory a server may take")
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="fraction of GPU memory a server may take")
     startup_timeout_s: float = Field(default=600.0, gt=0, description="a server not ready by then ends the run")
     request_timeout_s: float = Field(default=600.0, gt=0, description="a generation request that takes longer ends the run")
     sync_timeout_s: float = Field(default=300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
@@ -294,7 +294,7 @@ class TaskConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RewardConfig:
-    """How answers are verified: in processes beside generation, each answer within limits. docs/rewards.md."""
+    """Verification of answers: in processes beside generation, each answer within limits. docs/rewards.md."""
 
     workers: int = Field(default=0, ge=0, description="verifier processes at most; 0: a quarter of the processor cores, 2 to 16")
     cpu_limit_s: float = Field(default=3.0, gt=0, description="CPU seconds of one answer's verification; beyond, the answer scores 0")
@@ -329,7 +329,7 @@ class TrainerConfig:
     export_hf: bool = Field(default=True, description="write the final policy as a Hugging Face directory under hf/")
     tensorboard: bool = Field(default=True, description="write TensorBoard events under logs/tensorboard")
     trackers: tuple[str, ...] = Field(
-        default=(), description=f"further places that each step's metrics go to: of installed packages, or {FORMS} of yours"
+        default=(), description=f"further trackers that each step's metrics go to: of installed packages, or {FORMS} of yours"
     )
 
     @field_validator("trackers")
@@ -340,12 +340,12 @@ class TrainerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
-    """Training checkpoints, from which an interrupted run goes on."""
+    """Training checkpoints, from which an interrupted run resumes."""
 
     every: int = Field(default=50, ge=0, description="save every so many steps, and at the end; 0: only when a signal stops the run")
     keep: int = Field(default=2, ge=0, description="newest checkpoints to keep; 0 keeps all")
     asynchronous: bool = Field(
-        default=True, description="write while training goes on: a step waits only until the state is copied to host memory"
+        default=True, description="write while training continues: a step waits only until the state is copied to host memory"
     )
     grace_s: float = Field(
         default=60.0,

@@ -21,7 +21,7 @@ TEXT_OPTIONS = frozenset({"path", "prompt_template", "prompt_field", "answer_fie
 
 _MAP = "tag:yaml.org,2002:map"
 _NOT_IN_YAML = re.compile("[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-"""What a YAML text in quotes may not hold as it is."""
+"""Characters that a quoted YAML string must escape."""
 
 
 class _CoreLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types

@@ -1,4 +1,4 @@
-"""How closely a run's batch lets its entropy be held: the controller against simulated policies that are as noisy as that batch."""
+"""Accuracy of entropy control that a run's batch allows: the controller against simulated policies that are as noisy as that batch."""
 
 import dataclasses
 import logging
@@ -14,11 +14,11 @@ from megatron_entropic.control.simulation import SimulatedPlant, simulate
 from megatron_entropic.control.steering import Steering
 
 BAND = 0.05
-"""Half-width of the band around the target, as a share of it, inside which the entropy counts as settled."""
+"""Half-width of the band around the target, as a fraction of it, inside which the entropy counts as settled."""
 DRIFT_SHARE = 0.25
 """Drift of the simulated policy towards less entropy, in units of its gain: on SmolLM2 0.25 to 0.4."""
 WALK_SHARE = 0.05
-"""What its updates do unexplained (standard deviation), in the same unit."""
+"""Process noise of its updates (standard deviation), in the same unit."""
 RESPONSE_NOISE = 0.001
 """Standard deviation of the response's noise; measured on SmolLM2, a quarter of 96 samples: 0.0005."""
 CONTEXT_SCALE = 2.5
@@ -28,7 +28,7 @@ MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Entropies are shares of the target; updates are counted from 1."""
+    """Entropies are fractions of the target; updates are counted from 1."""
 
     noise: float
     """Standard deviation of one mini-batch's measurement."""
@@ -79,7 +79,7 @@ def expected_accuracy(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What simulated controllers say of their phases is no news."""
+    """Mutes the log of simulated controllers' phases."""
     log = logging.getLogger(steering.__name__)
     before, log.disabled = log.disabled, True
     try:

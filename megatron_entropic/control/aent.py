@@ -19,7 +19,7 @@ class AEnt:
 
     Args:
         coefficient: c_0.
-        clamp: p, the share of the (true) vocabulary with the smallest logits that is left out of Hc.
+        clamp: p, the fraction of the (true) vocabulary with the smallest logits that is left out of Hc.
         entropy_low, entropy_high: the band, nats per token.
         lr: beta.
         bounds: (c_min, c_max).

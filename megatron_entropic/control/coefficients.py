@@ -1,4 +1,4 @@
-"""What a controller asks of one update."""
+"""Coefficients that a controller sets for one update."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""What the trainer steers with: one small protocol."""
+"""The controller protocol, as the trainer calls it."""
 
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ class Controller(Protocol):
     """Measure, step, coefficients. Pure: no collectives; the same measurements, the same coefficients on every rank."""
 
     def coefficients(self) -> Coefficients:
-        """What the next update applies."""
+        """Coefficients of the next update."""
 
     def step(self, measured: Measurement) -> None:
         """Takes the latest global measurement. Raises NonFiniteEntropyError after `control.max_bad_steps` bad ones in a row."""

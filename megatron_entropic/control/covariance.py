@@ -53,7 +53,7 @@ CLIP_COV = ControlKind(
     selection=TokenSelection(_choose_to_leave_out, _leave_out, needs_every_token=True),
 )
 KL_COV = ControlKind(
-    meaning="KL-Cov (arXiv 2505.22617): the tokens of largest covariance get a KL penalty, in the place of the clip",
+    meaning="KL-Cov (arXiv 2505.22617): the tokens of largest covariance get a KL penalty, in place of the clip",
     make=lambda control, momentum: Static(control, Coefficients()),
     reads=("cov_share", "cov_kl_coefficient"),
     selection=TokenSelection(_choose_to_penalize, _penalize, clips_ratio=False, needs_old_policy=True),

@@ -43,7 +43,7 @@ class EntroPIC:
 
     @property
     def alpha(self) -> float:
-        """What the next update applies."""
+        """Alpha of the next update."""
         return self._pi.output
 
     def step(self, entropy: float) -> None:

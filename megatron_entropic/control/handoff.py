@@ -1,9 +1,9 @@
-"""Who delivers the control effort: alpha while it can, the clamped-entropy bonus for the rest.
+"""Delivery of the control effort: alpha while it can, the clamped-entropy bonus for the rest.
 
 Alpha re-weights samples, so it can move the entropy only as far as there are samples with an advantage, and at its limit it has
 nothing more to give. The PI controller therefore computes an *effort* in units of alpha, and this divides it:
 
-    trust     rho   = min(1, active / ACTIVE_TRUSTED)        active: share of tokens with an advantage, smoothed
+    trust     rho   = min(1, active / ACTIVE_TRUSTED)        active: fraction of tokens with an advantage, smoothed
     alpha           = rho clip(effort, -limit, +limit)
     rest            = effort - rho alpha
     bonus     c     = clip(-kappa rest, 0, c_max)            the bonus only raises entropy, so a positive rest stays undone
@@ -22,9 +22,9 @@ from typing import Any
 from megatron_entropic.control.measurement import Measurement
 
 ACTIVE_TRUSTED = 0.05
-"""Share of tokens with an advantage from which alpha is fully trusted."""
+"""Fraction of tokens with an advantage from which alpha is fully trusted."""
 BONUS_UNIT = 0.15
-"""Measured: one unit of alpha moves the entropy like this share of the first-order ratio in the bonus."""
+"""Measured: one unit of alpha moves the entropy like this fraction of the first-order ratio in the bonus."""
 MEMORY = 0.8
 """Weight of the past in the smoothed authority."""
 EXHAUSTED_AFTER = 10
@@ -32,7 +32,7 @@ EXHAUSTED_AFTER = 10
 
 
 class Phase(StrEnum):
-    """Who steers.
+    """The actuator that steers.
 
         IDLE -> PROBING -> any of ALPHA, SHARED, BONUS, EXHAUSTED, and from each of these four to each other
 
@@ -55,7 +55,7 @@ class Phase(StrEnum):
 
     @property
     def number(self) -> int:
-        """The place in this list."""
+        """The index in this list."""
         return list(Phase).index(self)
 
 
@@ -70,7 +70,7 @@ def next_phase(phase: Phase, *, trust: float, bonus: float, saturated_updates: i
 
 @dataclass(frozen=True)
 class Delivery:
-    """How an effort is delivered; `effort` is what of it, in units of alpha."""
+    """Split of an effort between alpha and bonus; `effort` is the part delivered, in units of alpha."""
 
     alpha: float
     bonus: float

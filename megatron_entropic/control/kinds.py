@@ -1,4 +1,4 @@
-"""What `control.kind` names: one record for each kind, which the trainer asks instead of its name.
+"""The kinds of control (`control.kind`): one record for each, which the trainer asks instead of its name.
 
 The table is `KINDS` in config/control.py. A kind of your own is a record in a module or file of yours: CONTRIBUTING.md.
 
@@ -46,7 +46,7 @@ class TokenPool:
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """What a selection changes in a micro-batch: [T] each; `policy_T` and `log_ratio_T` = log pi - log pi_old carry gradients."""
+    """Changes of a selection to a micro-batch: [T] each; `policy_T` and `log_ratio_T` = log pi - log pi_old carry gradients."""
 
     policy_T: "Tensor"
     log_ratio_T: "Tensor"

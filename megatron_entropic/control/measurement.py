@@ -24,11 +24,11 @@ class Measurement:
 
     What follows is for the hand-off to the entropy bonus; NaN is "not measured", and then alpha steers alone.
 
-    active_fraction: share of tokens with an advantage other than 0.
+    active_fraction: fraction of tokens with an advantage other than 0.
     authority: mean of |A| m pi (log pi + H): by how much one unit of alpha moves the entropy, to first order and up to the
         step size. 0 when the actuator has no tokens, or these have no advantage.
     pressure: mean of A pi (log pi + H): by how much the policy loss alone lowers it, in the same unit.
-        With control.actuator=exact both have Phi (algorithms/actuators.py) in the place of pi (log pi + H).
+        With control.actuator=exact both have Phi (algorithms/actuators.py) in place of pi (log pi + H).
     bonus_authority: mean of pi (log pi + H)^2, an unbiased estimate of |dH/dz|^2: the same for one unit of entropy bonus.
 
     Raises ValueError unless 0 <= version <= executed.

@@ -1,4 +1,4 @@
-"""What a Kalman filter must know of a measurement's noise, learnt from its own innovations."""
+"""Measurement noise of a Kalman filter, estimated from its own innovations."""
 
 import math
 from dataclasses import dataclass
@@ -42,8 +42,8 @@ class Noise:
         """
         z = max(-OUTLIER, min(OUTLIER, normalised))
         self.count += 1
-        share = max(1 - MEMORY, 1 / (self.count + PRIOR_COUNT))
-        self.variance *= 1 + share * (z**2 - 1)
+        weight = max(1 - MEMORY, 1 / (self.count + PRIOR_COUNT))
+        self.variance *= 1 + weight * (z**2 - 1)
         self.walk *= math.exp(WALK_RATE * max(-1.0, min(1.0, z * self.last)))
         self.walk = min(LARGEST_WALK, max(SMALLEST_WALK, self.walk))
         self.last = z

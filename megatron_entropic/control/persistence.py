@@ -1,4 +1,4 @@
-"""What happens to an error that stays, whatever the estimate of the plant says."""
+"""Correction of an error that stays, whatever the estimate of the plant says."""
 
 import math
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 EVIDENCE = 3.0
 """Standard errors by which the mean of an error must differ from 0."""
 TOLERANCE = 0.01
-"""And the share of the setpoint that it must reach: less is left to the integral."""
+"""And the fraction of the setpoint that it must reach: less is left to the integral."""
 PROGRESS = 0.75
-"""An error that has shrunk to this share within a window is on its way."""
+"""An error that has shrunk to this fraction within a window is on its way."""
 AGREEMENT = 0.8
-"""Share of the updates of a window whose error has the sign of their mean; less is an oscillation."""
+"""Fraction of the updates of a window whose error has the sign of their mean; less is an oscillation."""
 RAMP = 10
 """Updates in which the correction grows by alpha's limit."""
 RELEASE = 0.7
-"""What is left of the correction after an update whose error has the other sign."""
+"""Factor on the correction after an update whose error has the other sign."""
 
 
 class Persistence:

@@ -8,7 +8,7 @@ from megatron_entropic.config.control import AntiWindup
 class PI:
     """output = clip(kp e + ki S, low, high), then S += e: an error enters the integral after it was used.
 
-    While the output is saturated the integral would wind up: it would go on growing, and hold the output at its limit long
+    While the output is saturated the integral would wind up: it would keep growing, and hold the output at its limit long
     after the error has changed its sign.
 
     * "conditional": S is frozen against errors that push the output further out.
@@ -36,7 +36,7 @@ class PI:
             self.integral += (self.output - wanted) / max(self.kp, self.ki)
 
     def set_gains(self, kp: float, ki: float) -> None:
-        """Changes the gains without a jump of the integral's share of the output."""
+        """Changes the gains without a jump of the integral's part of the output."""
         if ki > 0:
             self.integral *= self.ki / ki
         self.kp, self.ki = kp, ki

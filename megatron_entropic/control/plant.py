@@ -1,4 +1,4 @@
-"""How the policy's entropy answers to alpha, estimated while the run goes on.
+"""Model of the policy's entropy response to alpha, estimated during the run.
 
 The plant: near an operating point one optimizer update changes the entropy by a drift (what the policy loss does alone) plus a
 gain times alpha, both delayed by the momentum of Adam:
@@ -29,7 +29,7 @@ LEVEL, SCALE, BIAS, DRIFT, GAIN = range(5)
 STATES = 5
 
 GAIN_FORGETTING, BLIND_GAIN_FORGETTING = 0.08, 0.01
-"""Share by which the gain wanders in one update (standard deviation) where responses are measured, and where none is and so wide a
+"""Relative random walk of the gain in one update (standard deviation) where responses are measured, and where none is and so wide a
 freedom would be filled with noise. It does wander: alpha loses its hold as more samples of a prompt agree."""
 SCALE_FORGETTING = 0.02
 """The same for kappa."""
@@ -50,7 +50,7 @@ DRIFT_WALK = 0.02
 
 @dataclass(frozen=True)
 class PlantEstimate:
-    """What is known of the plant: drift and gain in nats per update (per unit of alpha), with standard errors; noise in nats."""
+    """Estimate of the plant: drift and gain in nats per update (per unit of alpha), with standard errors; noise in nats."""
 
     drift: float
     gain: float
@@ -233,7 +233,7 @@ class Plant:
             self.covariance[LEVEL][j] = self.covariance[j][LEVEL] = top[j]
 
     def _wander(self) -> None:
-        """What may change unexplained in one update."""
+        """Process noise of one update."""
         measured = self.responses > 0
         drift_walk = self.response_noise.deviation * self.response_noise.walk if measured else DRIFT_WALK * self.noise
         for state, walk in (
@@ -252,10 +252,10 @@ class Plant:
 
 def _of_three_states(state: dict[str, Any]) -> dict[str, Any]:
     """The state as earlier checkpoints have it: level, drift and gain, with their covariance in units of the noise."""
-    places = {LEVEL: 0, DRIFT: 1, GAIN: 2}
+    indices = {LEVEL: 0, DRIFT: 1, GAIN: 2}
     variance = float(state["noise_variance"])
     covariance = [
-        variance * float(state["covariance"][places[i]][places[j]]) if i in places and j in places else 0.0
+        variance * float(state["covariance"][indices[i]][indices[j]]) if i in indices and j in indices else 0.0
         for i in range(STATES)
         for j in range(i + 1)
     ]

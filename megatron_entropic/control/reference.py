@@ -1,4 +1,4 @@
-"""Where the entropy should be: the target's schedule, and the path on which a controller approaches it."""
+"""The setpoint of the entropy: the target's schedule, and the path on which a controller approaches it."""
 
 import math
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ def scheduled_target(start: float, points: Sequence[tuple[int, float]], shape: S
         if update < later[0]:
             if shape == "hold":
                 return earlier[1]
-            share = (update - earlier[0]) / (later[0] - earlier[0])
+            fraction = (update - earlier[0]) / (later[0] - earlier[0])
             if shape == "cosine":
-                share = (1 - math.cos(math.pi * share)) / 2
-            return earlier[1] + share * (later[1] - earlier[1])
+                fraction = (1 - math.cos(math.pi * fraction)) / 2
+            return earlier[1] + fraction * (later[1] - earlier[1])
         earlier = later
     return earlier[1]
 

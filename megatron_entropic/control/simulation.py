@@ -3,10 +3,10 @@
 One optimizer update of the simulated policy, with the learning rate s_k relative to its peak:
 
     u_k     = u_{k-1} + (1 - beta1) / (1 - beta1^k) (push_k - u_{k-1})        Adam's bias-corrected moving average
-    push_k  = gain share alpha + bonus_gain bonus                             of the coefficients `delay` updates ago
+    push_k  = gain authority alpha + bonus_gain bonus                         of the coefficients `delay` updates ago
     H_{k+1} = clip(H_k + s_k (drift + u_k) + walk, 0, ceiling)
 
-and a mini-batch measures H_k + noise. `share` is alpha's authority, min(1, active_fraction / full_authority). With the defaults
+and a mini-batch measures H_k + noise. `authority` is alpha's, min(1, active_fraction / full_authority). With the defaults
 this is the model that plant.py estimates; the other settings are ways in which a run differs from it.
 """
 
@@ -25,7 +25,7 @@ from megatron_entropic.control.measurement import Measurement
 
 @dataclass(frozen=True)
 class SimulatedPlant:
-    """What a simulated policy is like. Entropies in nats; drift, gains and walk per update at the peak learning rate.
+    """Parameters of a simulated policy. Entropies in nats; drift, gains and walk per update at the peak learning rate.
 
     Response:
         entropy, ceiling: at the start; the largest possible, log V.
@@ -39,14 +39,14 @@ class SimulatedPlant:
         noise: standard deviation of a mini-batch's measurement.
         noise_correlation: of the noise of neighbouring mini-batches.
         clamped_share: clamped entropy / entropy.
-        outliers: share of mini-batches whose noise is five times as large (heavy tails).
+        outliers: fraction of mini-batches whose noise is five times as large (heavy tails).
     Response on the same tokens (`Measurement.response`):
         response_noise: standard deviation of its noise; NaN: it is not measured.
         context_scale, context_bias: the entropy of fresh samples changes by context_scale x response + context_bias.
     Authority:
-        active_fraction, active_decay: share of tokens with an advantage, active_fraction exp(-k / active_decay); 0 is no decay.
+        active_fraction, active_decay: fraction of tokens with an advantage, active_fraction exp(-k / active_decay); 0 is no decay.
         active_returns: update from which on it is active_fraction again; 0 is never.
-        full_authority: the share from which on alpha has its whole effect.
+        full_authority: the fraction from which on alpha has its whole effect.
         unit_error: factor by which the measured authorities overestimate the bonus that replaces one unit of alpha.
     Learning rate: linear over warmup_updates, then linear to 0 at update decay_until (0 is constant).
     empty_updates: mini-batches, counted from 0, without one response token: nothing measured, nothing updated.
@@ -86,7 +86,7 @@ class SimulatedPlant:
         return rate
 
     def active(self, update: int) -> float:
-        """Share of tokens with an advantage after `update` updates."""
+        """Fraction of tokens with an advantage after `update` updates."""
         fading = self.active_decay and not 0 < self.active_returns <= update
         return self.active_fraction * (math.exp(-update / self.active_decay) if fading else 1.0)
 
@@ -130,9 +130,9 @@ class SimulatedPolicy:
 
     def _move(self, coefficients: Coefficients) -> None:
         plant = self.plant
-        share = min(1.0, plant.active(self.updates) / plant.full_authority)
+        authority = min(1.0, plant.active(self.updates) / plant.full_authority)
         self._pending.append(
-            self._gain * share * coefficients.alpha + plant.bonus_gain * (coefficients.bonus + coefficients.entropy_bonus)
+            self._gain * authority * coefficients.alpha + plant.bonus_gain * (coefficients.bonus + coefficients.entropy_bonus)
         )
         learning_rate = plant.learning_rate(self.updates)
         self.updates += 1

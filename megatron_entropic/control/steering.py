@@ -19,7 +19,7 @@ from megatron_entropic.control.tuning import Tuning
 logger = logging.getLogger(__name__)
 
 RATE_SHARE = 0.5
-"""The setpoint moves at most this share as fast as alpha's limit could move the entropy."""
+"""The setpoint moves at most this fraction as fast as alpha's limit could move the entropy."""
 
 
 PATIENCE = 2.0
@@ -49,7 +49,7 @@ class Steering:
         self._guard = MeasurementGuard("EntroPIC", cfg.max_bad_steps)
 
     def coefficients(self) -> Coefficients:
-        """What the next update applies."""
+        """Coefficients of the next update."""
         return Coefficients(alpha=self.delivery.alpha, bonus=self.delivery.bonus, phase=self.handoff.phase)
 
     def step(self, measured: Measurement) -> None:
@@ -112,7 +112,7 @@ class Steering:
         return delivery
 
     def report(self) -> dict[str, float]:
-        """What metrics.jsonl shows of it, under control/; what is not known yet is left out."""
+        """The controller's metrics, under control/ in metrics.jsonl; values not known yet are left out."""
         estimate = self.plant.estimate()
         known = {} if self.handoff.unit is None else {"bonus_unit": self.handoff.unit}
         if self.plant.observations:

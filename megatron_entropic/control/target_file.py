@@ -2,7 +2,7 @@
 
     {"target_entropy": 0.7, "asked_at": "2026-02-03T04:05:06+00:00"}            null instead of a number: the schedule's again
 
-`megatron-entropic target` writes it whole or not at all. Rank 0 of the run looks at it once per step and hands what is new to
+`megatron-entropic target` writes it atomically. Rank 0 of the run looks at it once per step and hands what is new to
 all ranks with the next reduction of the control sums, so that every controller changes its target in the same update.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_entropic.control import Controller
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class TargetError(ReportedError, ValueError):
 
 @dataclass(frozen=True)
 class AskedTarget:
-    """What a target file says: a target in nats, or None for the schedule's; when it was asked for, as text."""
+    """Content of a target file: a target in nats, or None for the schedule's; when it was asked for, as text."""
 
     target_entropy: float | None
     asked_at: str = ""
@@ -44,11 +44,11 @@ def write_target(run_dir: Path, target: float | None) -> Path:
     if target is not None and not math.isfinite(target):
         raise TargetError(f"target entropy {target}: must be a finite number of nats")
     content = {"target_entropy": target, "asked_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    return write_whole(run_dir / NAME, (json.dumps(content) + "\n").encode())
+    return write_atomically(run_dir / NAME, (json.dumps(content) + "\n").encode())
 
 
 def read_target(path: Path) -> AskedTarget | None:
-    """What the file says; None when there is no file. Raises TargetError naming the file and what is wrong with it."""
+    """The file's content; None when there is no file. Raises TargetError naming the file and what is wrong with it."""
     content = _content(path)
     return None if content is None else _parse(path, content)
 
@@ -65,7 +65,7 @@ class TargetFile:
     def poll(self, controller: Controller) -> float | None:
         """The target in nats, or SCHEDULE, that the file asks for since it last changed; None when nothing is new.
 
-        The change is logged. A file that cannot be used is one warning, and the run goes on with the target that it has.
+        The change is logged. A file that cannot be used is one warning, and the run continues with the target that it has.
         """
         if not self._reads:
             return None

@@ -9,11 +9,11 @@ from megatron_entropic.control.plant import PlantEstimate
 DEAD_TIME = 1.5
 """Updates between a measurement and the middle of the update that answers it."""
 LAG_SHARE = 1 / 6
-"""Share of Adam's lag in the time constant: the controller's error already includes what the lag still owes."""
+"""Fraction of Adam's lag in the time constant: the controller's error already includes what the lag still owes."""
 TRUSTED, DISTRUSTED = 2.0, 0.5
 """Confidence from which an estimate is used, and below which it is given up again."""
 NOISE_SHARE = 0.25
-"""The proportional term may turn noise into at most this share of alpha's limit (standard deviation)."""
+"""The proportional term may turn noise into at most this fraction of alpha's limit (standard deviation)."""
 DITHER, DITHER_GROWTH = 0.25, 1.6
 """Amplitude of the first cycle of the dither, in units of alpha's limit, and the factor from one cycle to the next."""
 
@@ -54,14 +54,14 @@ class Tuning:
         self.dithered = 0
 
     def dither(self) -> float:
-        """What to add to alpha in the next update: 0 once the gain is known."""
+        """Dither added to alpha in the next update: 0 once the gain is known."""
         if not self._block or self.tuned:
             self.dithered = 0
             return 0.0
-        cycle, place = divmod(self.dithered, 4 * self._block)
+        cycle, position = divmod(self.dithered, 4 * self._block)
         self.dithered += 1
         amplitude = self._limit * min(1.0, DITHER * DITHER_GROWTH ** min(cycle, 99))
-        return -amplitude if place // self._block in (0, 3) else amplitude
+        return -amplitude if position // self._block in (0, 3) else amplitude
 
     def gains(self, estimate: PlantEstimate, error_noise: float) -> Gains:
         """The gains for the present estimate; error_noise: standard error of what the controller acts on, nats."""

@@ -76,7 +76,7 @@ class DistributedReader:
         return ends
 
     def missing(self) -> list[str]:
-        """What is wrong with the files by their sizes: one line each; [] when all are there."""
+        """Missing and truncated files, by their sizes, one line each; [] when all are complete."""
         problems = []
         for name, end in sorted(self.files().items()):
             path = self.folder / name
@@ -115,7 +115,7 @@ class DistributedReader:
         return out_RC.view(stop - start, *columns)
 
     def _chunks_at(self, key: str, axis: int) -> dict[tuple[int, ...], list[_StoredChunk]]:
-        """The chunks by the index of the leading axes they are at: a mixture's tensors have tens of thousands."""
+        """The chunks by the index of the leading axes they are at: an MoE model's tensors have tens of thousands."""
         with self._lock:
             if (key, axis) not in self._by_prefix:
                 index: dict[tuple[int, ...], list[_StoredChunk]] = {}
@@ -151,7 +151,7 @@ class DistributedReader:
         return (high - low) * width
 
     def _data_offset(self, key: str, chunk: _StoredChunk) -> int:
-        """Where the elements begin in the chunk's record. torch reads its own container: with fake tensors, without the data."""
+        """Offset of the elements in the chunk's record. torch reads its own container: with fake tensors, without the data."""
         path = self.folder / chunk.file
         frame = self._frames.get((chunk.sizes, self.tensors[key].dtype), b"")
         if frame and os.pread(self._descriptor(chunk.file), len(frame), chunk.start) == frame:

@@ -80,7 +80,7 @@ def write_metadata(folder: Path, records: dict[str, list[dict[str, Any]]]) -> No
 
 @functools.lru_cache(maxsize=256)
 def _container(sizes: tuple[int, ...], dtype: str) -> tuple[bytes, bytes]:
-    """What torch.save writes before and after the elements of a contiguous tensor."""
+    """The bytes that torch.save writes before and after the elements of a contiguous tensor."""
     recorder: Any = _Recorder()
     with FakeTensorMode():
         tensor = torch.empty(sizes, dtype=_dtype(dtype))

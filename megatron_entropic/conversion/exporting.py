@@ -22,14 +22,14 @@ from megatron_entropic.hf.directory import INDEX_FILE, SINGLE_FILE
 from megatron_entropic.hf.files import DEFAULT_SHARD_BYTES, DTYPES, HFReader, copy_companions, tensor_bytes
 
 BLOCK_BYTES = 32 * 2**20
-"""What a worker holds at a time, whatever the sizes of tensors and files; a few copies of it."""
+"""Bytes that a worker holds at a time, whatever the sizes of tensors and files; a few copies of it."""
 SUMS_FILE = "SHA256SUMS"
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the Hugging Face directory is to be."""
+    """Options of the exported Hugging Face directory."""
 
     dtype: str | None = None
     """Of the written weights, as torch names it; None: as they are."""

@@ -1,4 +1,4 @@
-"""What a conversion does with values that are not finite, as they were or after a cast to a type that ends earlier."""
+"""Detection of values that are not finite in a conversion, in the source or after a cast to a type of smaller range."""
 
 import threading
 from pathlib import Path
@@ -34,7 +34,7 @@ class FiniteValues:
 
 
 def _explained(block: Tensor) -> str:
-    """What the values are and what helps. No cast makes NaN of a number, so NaN came with the source; infinity may be either's."""
+    """Describes the values and the remedy. No cast makes NaN of a number, so NaN came with the source; infinity may be either's."""
     dtype, end = str(block.dtype).removeprefix("torch."), torch.finfo(block.dtype).max
     if block.isnan().any():
         return f"are NaN or infinite in {dtype}, and NaN in any: the source is damaged; --allow-non-finite writes them as they are"

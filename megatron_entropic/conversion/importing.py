@@ -30,7 +30,7 @@ from megatron_entropic.hf.segments import cut, segments
 from megatron_entropic.hf.tables import Row, checkpoint_rows, hf_shapes, padded_vocab_size
 
 BLOCK_BYTES = 32 * 2**20
-"""What a worker holds at a time, whatever the sizes of tensors and files; a few copies of it."""
+"""Bytes that a worker holds at a time, whatever the sizes of tensors and files; a few copies of it."""
 FILE_BYTES = 2**30
 """A rank's chunks are spread over files of about this size: the units of parallel work and of resuming."""
 FORMAT = 1
@@ -38,7 +38,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How the checkpoint is cut. It loads under every layout; under this one every rank finds its shards in one piece."""
+    """Sharding of the checkpoint. It loads under every layout; under this one every rank finds its shards in one piece."""
 
     split: Split = field(default_factory=Split)
     dtype: str | None = None
@@ -107,7 +107,7 @@ class _Importer:
         return write
 
     def _rectangle(self, row: Row, piece: Piece) -> Rectangle:
-        where = piece.place
+        where = piece.location
         columns = piece.columns or ((0, piece.shape[1]) if len(piece.shape) > 1 else None)
         low, high = zip(piece.rows, *([columns] if columns else []), strict=True)
         dtype = self.options.dtype or str(self.reader.dtype(row.hf[0])).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Where the parameter of a table row is in a distributed checkpoint, and how a parallel layout cuts it into chunks.
+"""Location of a table row's parameter in a distributed checkpoint, and its chunks under a parallel layout.
 
 Megatron stacks equal layers (and a layer's experts) into one tensor with leading axes: layer 3's linear_qkv.weight [R, C] is
 `decoder.layers.self_attention.linear_qkv.weight` [layers, R, C] at [3]. No tensors in this file.
@@ -18,7 +18,7 @@ _EXPERT = re.compile(r"(mlp\.experts)\.local_experts\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A parameter in a checkpoint: the tensor `key`, at index `prefix` of its leading axes, which have `counts` entries."""
 
     key: str
@@ -37,9 +37,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one rank holds of one parameter: rows and columns of the whole, and the rank's number in the layout."""
+    """One rank's shard of one parameter: rows and columns of the whole, and the rank's number in the layout."""
 
-    place: Place
+    location: Location
     shape: tuple[int, ...]
     """Of the whole parameter, without leading axes."""
     rows: tuple[int, int]
@@ -48,17 +48,17 @@ class Piece:
     rank: int
 
 
-def place(row: Row, arch: Architecture) -> Place:
-    """Where Megatron saves the parameter of `row`."""
+def locate(row: Row, arch: Architecture) -> Location:
+    """The location at which Megatron saves the parameter of `row`."""
     layer = _LAYER.fullmatch(row.megatron)
     if layer is None:
-        return Place(row.megatron, (), ())
+        return Location(row.megatron, (), ())
     index, rest = int(layer[1]), layer[2]
     if expert := _EXPERT.fullmatch(rest):
         assert arch.num_experts is not None
         key = f"decoder.layers.{expert[1]}.experts.{expert[3]}"
-        return Place(key, (index, int(expert[2])), (arch.num_layers, arch.num_experts))
-    return Place(f"decoder.layers.{_saved_name(rest, arch)}", (index,), (arch.num_layers,))
+        return Location(key, (index, int(expert[2])), (arch.num_layers, arch.num_experts))
+    return Location(f"decoder.layers.{_saved_name(rest, arch)}", (index,), (arch.num_layers,))
 
 
 def is_optimizer(key: str) -> bool:
@@ -72,16 +72,16 @@ def master_of(key: str) -> str | None:
     return key[found.end() :] if found and found[2] else None
 
 
-def alternative_places(row: Row, arch: Architecture) -> tuple[Place, ...]:
-    """The same parameter's places in checkpoints of other makers: layers not stacked, norms not fused (or fused)."""
+def alternative_locations(row: Row, arch: Architecture) -> tuple[Location, ...]:
+    """The same parameter's keys in checkpoints of other makers: layers not stacked, norms not fused (or fused)."""
     layer = _LAYER.fullmatch(row.megatron)
-    first = place(row, arch)
+    first = locate(row, arch)
     if layer is None:
         return (first,)
-    plain = Place(f"decoder.layers.{layer[2]}", first.prefix, first.counts)
+    plain = Location(f"decoder.layers.{layer[2]}", first.prefix, first.counts)
     names = dict.fromkeys([first, plain]) if row.expert is None else {first: None}
     single = [
-        Place(other.key.replace("decoder.layers.", f"decoder.layers.{layer[1]}.", 1), other.prefix[1:], other.counts[1:])
+        Location(other.key.replace("decoder.layers.", f"decoder.layers.{layer[1]}.", 1), other.prefix[1:], other.counts[1:])
         for other in names
     ]
     return (*names, *single)
@@ -90,7 +90,7 @@ def alternative_places(row: Row, arch: Architecture) -> tuple[Place, ...]:
 def pieces(row: Row, arch: Architecture, shapes: Mapping[str, tuple[int, ...]], padded_vocab: int, split: Split) -> Iterator[Piece]:
     """The chunks in which `split`'s ranks would save the parameter, each once, as Megatron-Core cuts it."""
     shape = megatron_shape(row, arch, shapes, padded_vocab)
-    where = place(row, arch)
+    where = locate(row, arch)
     stage = _stage(row, arch, split)
     if row.expert is not None:
         assert arch.num_experts is not None

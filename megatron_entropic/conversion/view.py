@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_entropic.conversion.distributed_reader import DistributedReader, StoredTensor
-from megatron_entropic.conversion.keys import Place, alternative_places, is_optimizer, master_of
+from megatron_entropic.conversion.keys import Location, alternative_locations, is_optimizer, master_of
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import DTYPES
 from megatron_entropic.hf.headers import CheckpointError
@@ -20,9 +20,9 @@ from megatron_entropic.hf.tables import Layout, Row, checkpoint_rows, hf_shapes
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the rows of a Hugging Face tensor are: (first row there, how many), in the order they have here."""
+    """Source of a Hugging Face tensor's rows: (first row there, how many), in the order they have here."""
 
-    place: Place
+    location: Location
     dtype: torch.dtype
     runs: tuple[tuple[int, int], ...]
 
@@ -46,7 +46,7 @@ class DistributedView:
         if problems:
             self.close()
             raise CheckpointError("\n".join([f"{folder}: {len(problems)} problem(s) in this checkpoint:", *problems]))
-        for key in {source.place.key for source in self._sources.values()}:
+        for key in {source.location.key for source in self._sources.values()}:
             self._reader.locate(key)
 
     def names(self) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class DistributedView:
             low, high = max(start, here), min(stop, here + count)
             if low < high:
                 first = there + low - here
-                parts.append(self._reader.read_rows(source.place.key, source.place.prefix, first, first + high - low))
+                parts.append(self._reader.read_rows(source.location.key, source.location.prefix, first, first + high - low))
             here += count
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(source.dtype)
 
@@ -96,8 +96,8 @@ class DistributedView:
             ]
             yield name, _Source(where, self._dtype or stored.dtype, tuple(runs))
 
-    def _find(self, row: Row) -> tuple[Place, StoredTensor] | None:
-        for where in alternative_places(row, self._arch):
+    def _find(self, row: Row) -> tuple[Location, StoredTensor] | None:
+        for where in alternative_locations(row, self._arch):
             stored = self._reader.tensors.get(where.key)
             if stored is None:
                 continue
@@ -109,7 +109,7 @@ class DistributedView:
 
     def _unexpected(self) -> list[str]:
         """Weights of the checkpoint that no row asks for."""
-        known = {where.key for row in checkpoint_rows(self._arch) for where in alternative_places(row, self._arch)}
+        known = {where.key for row in checkpoint_rows(self._arch) for where in alternative_locations(row, self._arch)}
         strangers = [key for key in self._reader.tensors if key not in known and not is_optimizer(key)]
         return [f"{key} {list(self._reader.tensors[key].shape)} maps to no tensor of a {self._arch.architecture}" for key in strangers]
 

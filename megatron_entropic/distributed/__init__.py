@@ -1,1 +1,1 @@
-"""What the ranks of a run do together apart from computing: waiting for each other on the host."""
+"""Coordination of a run's ranks apart from computing: waiting for each other on the host."""

@@ -1,4 +1,4 @@
-"""What torch's errors of a collective mean for a run: another rank is gone, or does not come."""
+"""Classification of torch's errors of a collective: another rank is gone, or does not come."""
 
 _GONE = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited", "socket closed")
 _LATE = ("timed out waiting", "timed out after", "watchdog caught collective operation timeout")

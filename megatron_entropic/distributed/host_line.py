@@ -49,17 +49,17 @@ class PeerSilentError(ReportedError, RuntimeError):
 
 
 class Peer:
-    """The connection with one other rank; `place` says where it runs."""
+    """The connection with one other rank; `location` says where it runs."""
 
-    def __init__(self, rank: int, connection: socket.socket, place: str = "") -> None:
+    def __init__(self, rank: int, connection: socket.socket, location: str = "") -> None:
         self.rank = rank
-        self.place = place
+        self.location = location
         self.connection = connection
         self._sending = threading.Lock()
         self._unread = b""
 
     def __str__(self) -> str:
-        return f"rank {self.rank} ({self.place})"
+        return f"rank {self.rank} ({self.location})"
 
     def send(self, kind: bytes, payload: bytes = b"") -> None:
         """Sends one frame. One that has ended is found out when it is waited for."""
@@ -235,9 +235,9 @@ def _greeted(connection: socket.socket, key: str) -> Peer | None:
         while (frame := peer.frame()) is None and len(peer._unread) < 2**12:
             peer.read()
         if frame is not None and frame[0] == _HELLO:
-            said, rank, place = frame[1].decode().split(" ", 2)
+            said, rank, location = frame[1].decode().split(" ", 2)
             if secrets.compare_digest(said, key):
-                peer.rank, peer.place = int(rank), place
+                peer.rank, peer.location = int(rank), location
                 connection.settimeout(None)
                 return peer
     connection.close()
@@ -245,14 +245,14 @@ def _greeted(connection: socket.socket, key: str) -> Peer | None:
 
 
 def _connect(rank: int, store: Any, limit_s: float) -> Peer:
-    port, key, place = store.get(_KEY).decode().split(" ", 2)
+    port, key, location = store.get(_KEY).decode().split(" ", 2)
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     try:
         connection = socket.create_connection((host, int(port)), timeout=limit_s)
     except OSError as error:
-        raise PeerSilentError(f"rank {rank} cannot connect to rank 0 ({place}) at {host} port {port}: {error}") from error
+        raise PeerSilentError(f"rank {rank} cannot connect to rank 0 ({location}) at {host} port {port}: {error}") from error
     connection.settimeout(None)
-    peer = Peer(0, connection, place)
+    peer = Peer(0, connection, location)
     peer.send(_HELLO, f"{key} {rank} {_own_place()}".encode())
     return peer
 

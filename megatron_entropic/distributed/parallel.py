@@ -19,7 +19,7 @@ from megatron_entropic.system.rendezvous import open_store
 
 @dataclass(frozen=True)
 class Parallel:
-    """This rank's place in the layout. The data axis counts context-parallel ranks too: both hold different tokens.
+    """This rank's coordinates in the layout. The data axis counts context-parallel ranks too: both hold different tokens.
 
     The expert axis runs across others: the tensor x data ranks of a pipeline stage, counted with the tensor rank fastest, are
     cut into groups of `ep_size` neighbours. A group holds every expert once; the groups are replicas of each other.
@@ -40,7 +40,7 @@ class Parallel:
     ep_rank: int
     ep_size: int
     expert_replica: int
-    """Which of the stage's groups of expert-parallel ranks this rank is in; its first holds the (tp 0, dp 0) rank."""
+    """Index of this rank's group among the stage's expert-parallel groups; the first holds the (tp 0, dp 0) rank."""
     is_first_stage: bool
     is_last_stage: bool
     last_stage_rank: int
@@ -53,7 +53,7 @@ def initialize_parallel(cfg: ParallelConfig, seed: int, folder: Path | None = No
 
     Rank, world size and rendezvous come from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets
     them; a single process needs none of them, and ranks that share `folder` no MASTER_PORT. Raises ValueError when the world
-    size is not the layout's, RendezvousError when the ranks cannot meet.
+    size is not the layout's, RendezvousError when the rendezvous fails.
     """
     platform.install()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))

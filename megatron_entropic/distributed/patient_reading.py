@@ -21,7 +21,7 @@ def patient_reading(parallel: Ranked) -> Iterator[None]:
         try:
             return original(self, plan, planner)
         finally:  # also after an error, which the collective then tells the others
-            meet(parallel, "every rank to read its share of the checkpoint")
+            meet(parallel, "every rank to read its shard of the checkpoint")
 
     FileSystemReader.read_data = read_then_meet  # type: ignore[method-assign]
     try:

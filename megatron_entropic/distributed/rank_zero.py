@@ -1,4 +1,4 @@
-"""What rank 0 does for all ranks: the others wait for it however long it takes, get what it produced, and end with it when it fails.
+"""Work of rank 0 for all ranks: the others wait for it however long it takes, get what it produced, and end with it when it fails.
 
 Waits go over the host line, so no collective's time limit ends them; data moves by collectives once everybody is there.
 """
@@ -42,7 +42,7 @@ def from_rank_zero(parallel: Ranked, function: Callable[..., T], *args: object, 
         return _broadcast(None) if _outcome(line, doing) == _VALUE else None  # type: ignore[return-value]  # T includes None then
     try:
         value = function(*args)
-        line.receive(f"all ranks to meet after {doing}")
+        line.receive(f"all ranks to arrive after {doing}")
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]  # rank 0 shows the rest
         line.send(_FAILED, reason.encode()[:_LONGEST_REASON])
@@ -52,7 +52,7 @@ def from_rank_zero(parallel: Ranked, function: Callable[..., T], *args: object, 
 
 
 def _outcome(line: HostLine, doing: str) -> bytes:
-    """What kind of frame rank 0 sends next. Raises RankZeroError when it says that it failed."""
+    """The kind of the next frame from rank 0. Raises RankZeroError when it says that it failed."""
     kind, reason = line.receive(doing)[0]
     if kind == _FAILED:
         raise RankZeroError(reason.decode(errors="replace"))
@@ -66,12 +66,12 @@ def _broadcast(value: T | None) -> T:
 
 
 def meet(parallel: Ranked, doing: str) -> None:
-    """Returns on every rank once all have come, each after work of its own that may take any time, `doing`. Makes no collective."""
+    """Host barrier after work of each rank's own, `doing`, that may take any time. Makes no collective."""
     from_rank_zero(parallel, lambda: None, doing=doing)
 
 
 def follow_rank_zero(parallel: Ranked, doing: str) -> None:
-    """Lets the other ranks go on once rank 0 calls this too; rank 0 does not wait for them. Makes no collective.
+    """Lets the other ranks continue once rank 0 calls this too; rank 0 does not wait for them. Makes no collective.
 
     To be called before a collective that rank 0 comes to late, such as the next tensors of a stream that it reads at its own pace.
     """

@@ -1,4 +1,4 @@
-"""The all-reduce of a preflight: `python -m megatron_entropic.doctor.all_reduce` on every rank's place, with the ranks' own devices.
+"""The all-reduce of a preflight: `python -m megatron_entropic.doctor.all_reduce` where each rank will run, with the ranks' own devices.
 
 Prints one line of JSON: whether all ranks met, what went wrong, and how fast it was.
 """
@@ -24,7 +24,7 @@ _REPEATS = 3
 def main() -> None:
     """Reports on this rank; the exit code is 0 whatever was found."""
     parser = argparse.ArgumentParser(prog="python -m megatron_entropic.doctor.all_reduce", description=__doc__)
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for the meeting, and for each all-reduce")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for the rendezvous, and for each all-reduce")
     timeout = timedelta(seconds=parser.parse_args().timeout)
     report: dict[str, Any] = {"backend": communication_backend(), "joined": False}
     try:

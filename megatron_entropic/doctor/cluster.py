@@ -1,4 +1,4 @@
-"""Which SLURM is there, and what it gave this process."""
+"""The SLURM version, and this process's allocation."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What `megatron-entropic doctor` says: everything found on this machine, then what keeps a run from working on it."""
+"""Output of `megatron-entropic doctor`: everything found on this machine, then what keeps a run from working on it."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ MIN_TMP_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`found` by section and name, as text; `problems` are what must be mended, a line each."""
+    """`found` by section and name, as text; `problems` are what must be fixed, a line each."""
 
     found: Mapping[str, Mapping[str, str]]
     problems: list[str]
@@ -76,12 +76,12 @@ def _gpu(gpu: GPU) -> str:
 
 
 def _space(runs: Path, problems: list[str]) -> dict[str, str]:
-    """Free space by place; adds to `problems` a place that cannot be written or is full."""
-    places = {"TMPDIR": temporary_folder(), "runs": runs, "home": Path(os.path.expanduser("~"))}
+    """Free space by folder; adds to `problems` a folder that cannot be written or is full."""
+    folders = {"TMPDIR": temporary_folder(), "runs": runs, "home": Path(os.path.expanduser("~"))}
     for name in ("TMPDIR", "runs"):
-        problem = write_problem(places[name])
+        problem = write_problem(folders[name])
         problems += [problem] if problem else []
-    free = free_bytes(places["TMPDIR"])
+    free = free_bytes(folders["TMPDIR"])
     if free < MIN_TMP_BYTES:
-        problems.append(f"disk full: {places['TMPDIR']} (TMPDIR) has {free / 2**30:.2f} GiB free, 1 is needed")
-    return {name: f"{free_bytes(path) / 2**30:.1f} GiB at {path}" for name, path in places.items()}
+        problems.append(f"disk full: {folders['TMPDIR']} (TMPDIR) has {free / 2**30:.2f} GiB free, 1 is needed")
+    return {name: f"{free_bytes(path) / 2**30:.1f} GiB at {path}" for name, path in folders.items()}

@@ -1,4 +1,4 @@
-"""What hardware is there: GPUs and their driver, memory, cores, free space."""
+"""Hardware inventory: GPUs and their driver, memory, cores, free space."""
 
 import csv
 import os
@@ -70,7 +70,7 @@ def free_bytes(path: Path) -> int:
 
 
 def write_problem(path: Path) -> str | None:
-    """Why a file cannot be written where `path` is or would be, or None. Writes 1 MiB and removes it."""
+    """The reason why no file can be written where `path` is or would be, or None. Writes 1 MiB and removes it."""
     folder = existing(path)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".megatron_entropic_") as file:
@@ -83,5 +83,5 @@ def write_problem(path: Path) -> str | None:
 
 
 def temporary_folder() -> Path:
-    """Where temporary files go: TMPDIR, whether it is usable or not, else what Python finds."""
+    """Folder of temporary files: TMPDIR, whether it is usable or not, else what Python finds."""
     return Path(os.environ["TMPDIR"]) if os.environ.get("TMPDIR") else Path(tempfile.gettempdir())

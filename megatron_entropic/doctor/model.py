@@ -9,7 +9,7 @@ from megatron_entropic.hf.check import check_companions, check_hf_dir
 
 
 def model_problem(path: Path) -> str | None:
-    """What is wrong with a model, in one line, or None: model.hf_path of a run. Reads headers, and the end of every weight file."""
+    """The defect of a model (model.hf_path of a run) in one line, or None. Reads headers, and the end of every weight file."""
     model = model_folder(path)
     try:
         arch = Architecture.from_hf(model.hf_dir)

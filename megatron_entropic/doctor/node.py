@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def node_facts(model: Path, run_dir: Path, problems: list[str]) -> dict[str, Any]:
-    """What the launcher compares and judges, as JSON types; `problems` are added to."""
+    """Facts of this node for the launcher to compare and judge, as JSON types; `problems` are added to."""
     tmp = temporary_folder()
     unreadable = model_problem(model)
     checks = [unreadable, write_problem(run_dir), write_problem(tmp)]

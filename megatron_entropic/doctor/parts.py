@@ -1,4 +1,4 @@
-"""Which path each part of a run takes on this machine."""
+"""The implementation of each part of a run on this machine."""
 
 import importlib.util
 

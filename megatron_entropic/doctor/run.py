@@ -8,7 +8,7 @@ from megatron_entropic.start_checks.learning import check_learning
 
 
 def run_problems(cfg: Config) -> tuple[str, list[str]]:
-    """What the run's data is, in a line, and what is wrong with it or with what the run shall learn. The model must be readable."""
+    """One line about the run's data, and the problems of the data or the learning settings. The model must be readable."""
     problems, remarks = [], ["made by rule"]
     try:
         check_learning(cfg, Architecture.from_hf(model_folder(cfg.model.hf_path).hf_dir).vocab_size)

@@ -1,4 +1,4 @@
-"""Which software is there: versions of what a run computes with, and a fingerprint of this project's own source."""
+"""Software versions that matter to a run, and a fingerprint of this project's own source."""
 
 import hashlib
 import importlib.metadata

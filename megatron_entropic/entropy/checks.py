@@ -1,6 +1,6 @@
-"""What is refused: arguments that do not fit together, rows that are not distributions, second derivatives.
+"""Argument checks. Refused are arguments that do not fit together, rows that are not distributions, second derivatives.
 
-Shapes: T rows inside the mask.
+Shapes: T unmasked tokens.
 """
 
 import math
@@ -15,7 +15,7 @@ from megatron_entropic.entropy.shard import VocabShard
 
 
 class _Fault(IntEnum):
-    """Why a row is refused; when ranks differ about the same row, the lowest is reported."""
+    """Reasons to refuse a row; when ranks differ about the same row, the lowest is reported."""
 
     NAN = 0
     POSITIVE_INFINITY = 1
@@ -50,7 +50,7 @@ def check_arguments(
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature={temperature} must be finite and above 0")
     if clamp is not None and not 0 <= clamp < 1:
-        raise ValueError(f"clamp={clamp} must be in [0, 1): the share of the vocabulary left out")
+        raise ValueError(f"clamp={clamp} must be in [0, 1): the fraction of the vocabulary left out")
 
 
 def check_rows(

@@ -1,4 +1,4 @@
-"""Which implementation works on a tensor: the Triton kernels on a GPU, plain torch elsewhere. Both compute the same."""
+"""Choice of implementation for a tensor: the Triton kernels on a GPU, plain torch elsewhere. Both compute the same."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
 """Token statistics of hidden states and the output layer's weight: the logits exist for one tile at a time.
 
-Shapes: T rows inside the mask, H hidden size.
+Shapes: T unmasked tokens, H hidden size.
 """
 
 from typing import Any
@@ -65,8 +65,8 @@ def linear_token_statistics(
     one all-reduce [T, H] of hidden's gradient. With sequence parallelism an all-gather of hidden in forward and (for the weight's
     sake) in backward, and a reduce-scatter in place of the all-reduce. From 8192 tokens on these are one for each of several
     chunks of the sequence, under way while the chunk before (all-gather) or after (reduce-scatter) is computed, and hidden is
-    never whole; chunks without a row inside the mask are left out. A half-precision weight's gradient without main_grad would
-    need a float32 sum twice its size to be added up over chunks: then the sequence stays whole. No row inside the mask: none
+    never whole; chunks without an unmasked token are left out. A half-precision weight's gradient without main_grad would
+    need a float32 sum twice its size to be added up over chunks: then the sequence stays whole. No unmasked token: none
     at all.
 
     Saved for backward: hidden and weight as given, and a few scalars a token; nothing when no gradient is needed. Backward

@@ -5,7 +5,7 @@ one, and in backward for its own gradient. Where nothing is selected from the ro
 weight, the largest operand, is then read once, and the gradient of a tile's weight rows is complete, written once in the
 weight's dtype, never added up. A selection needs whole rows, so tiles then span all columns and few tokens.
 
-Shapes: N rows of the whole sequence, T rows inside the mask, R rows and C columns of a tile, J tiles of a chunk, H hidden size.
+Shapes: N rows of the whole sequence, T unmasked tokens, R rows and C columns of a tile, J tiles of a chunk, H hidden size.
 """
 
 import math
@@ -115,19 +115,19 @@ class Head:
         squares_J2T = torch.empty(tiles, 2, tokens, dtype=dtype, device=hidden_TH.device) if request.mean_lowering else None
         targets_JT = torch.empty(tiles, tokens, dtype=torch.int32, device=hidden_TH.device)
         for piece, tile in enumerate(self.tiles(hidden_TH, weight, targets_T)):
-            place = 0 if self.splits_tokens else piece
+            index = 0 if self.splits_tokens else piece
             threshold = None
             if request.kept and request.selects:
                 threshold = select_largest(tile.logits, request.kept, request.shard)
                 thresholds.append(threshold)
             options = {"entropy": request.entropy, "squares": request.mean_lowering}
             moments = local_moments(tile.logits, tile.target_R, request.temperature, threshold, **options)
-            max_JT[place, tile.rows], sums_JKT[place, :, tile.rows] = moments.max_T, moments.sums_KT
+            max_JT[index, tile.rows], sums_JKT[index, :, tile.rows] = moments.max_T, moments.sums_KT
             if squares_J2T is not None and moments.squares_2T is not None:
-                squares_J2T[place, :, tile.rows] = moments.squares_2T
-            targets_JT[place, tile.rows] = tile.target_R
+                squares_J2T[index, :, tile.rows] = moments.squares_2T
+            targets_JT[index, tile.rows] = tile.target_R
         pieces = [
-            Moments(max_JT[place], sums_JKT[place], None if squares_J2T is None else squares_J2T[place]) for place in range(tiles)
+            Moments(max_JT[index], sums_JKT[index], None if squares_J2T is None else squares_J2T[index]) for index in range(tiles)
         ]
         if self.splits_tokens:
             return pieces[0]
@@ -173,7 +173,7 @@ class Head:
         return grad_hidden, added_to_main_grad(weight) if self.accumulate_main_grad else of_weight.total()
 
     def _differentiate(self, tile: Tile, scalars: TokenScalars, threshold: Threshold | None, upstream: UpstreamGradients) -> Tensor:
-        """The gradient of a tile's logits, in their place; the other arguments are those of the tile's chunk."""
+        """The gradient of a tile's logits, in place; the other arguments are those of the tile's chunk."""
         grad_RC = tile.logits.logits
         write_logits_gradient(
             tile.logits,

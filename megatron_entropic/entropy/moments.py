@@ -1,6 +1,6 @@
 """Moments of the rows: the sums that every statistic is made of, how pieces and ranks combine, and the statistics themselves.
 
-row_math.py has the formulas. Shapes: T rows inside the mask, K = 3 sums (5 with a clamp).
+row_math.py has the formulas. Shapes: T unmasked tokens, K = 3 sums (5 with a clamp).
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The records that the torch path and the Triton kernels share, and the order-preserving keys that selection compares.
 
-Shapes: T rows inside the mask, B rows of a block, K = 3 sums (5 with a clamp).
+Shapes: T unmasked tokens, B rows of a block, K = 3 sums (5 with a clamp).
 """
 
 from typing import NamedTuple
@@ -63,7 +63,7 @@ class UpstreamGradients(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """Which of this rank's columns are among a row's K largest: above `key_T`, or equal to it and left of `tie_end_T`.
+    """Mask of this rank's columns among a row's K largest: above `key_T`, or equal to it and left of `tie_end_T`.
 
     Attributes:
         key_T: integer key of the K-th largest logit, in the key dtype of the logits; equal on all ranks.

@@ -5,7 +5,7 @@ M <= 0 <= log S, so nothing cancels, whatever the offset of the logits: moments 
 before the division, so float32 logits of 1e4 lose nothing to it. On request also Q = sum exp(2d), N = sum d exp(2d):
     E_{v~p}[p_v (log p_v + H)] = sum p_v^2 (log p_v + H) = (N - Q M / S) / S^2.
 
-Shapes: T rows inside the mask, B rows of a block, V this rank's real columns, K = 3 sums (5 with a clamp).
+Shapes: T unmasked tokens, B rows of a block, V this rank's real columns, K = 3 sums (5 with a clamp).
 """
 
 from typing import NamedTuple
@@ -131,7 +131,7 @@ def write_logits_gradient(
     upstream: UpstreamGradients,
     out_NV: Tensor,
 ) -> None:
-    """Writes d loss / d logits of the rows inside the mask into `out_NV`, in its dtype; one pass, no collective.
+    """Writes d loss / d logits of the unmasked tokens into `out_NV`, in its dtype; one pass, no collective.
 
     d log p_y / dz_i = 1[i = y] - p_i,    dH / dz_i = -p_i (log p_i + H),    dHc / dz_i = -q_i (log q_i + Hc) on the K
     largest, else 0;    dz / dx = 1 / temperature.
@@ -154,7 +154,7 @@ def write_logits_gradient(
         _scaled_distance(x_BV, scalars.max_T[block, None], temperature, d_BV)
         torch.exp(d_BV, out=exp_BV)
         _write_slope(factors.at(block), d_BV, kept_BV, spare)
-        grad_BV = torch.mul(d_BV, exp_BV, out=rows.place(out_NV, block, d_BV))
+        grad_BV = torch.mul(d_BV, exp_BV, out=rows.destination(out_NV, block, d_BV))
         if upstream.log_prob_T is not None:
             at_target_B = torch.where(column_T[block] >= 0, upstream.log_prob_T[block] / temperature, 0)
             grad_BV.scatter_add_(1, column_T[block, None].clamp(min=0), at_target_B[:, None])

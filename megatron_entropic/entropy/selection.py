@@ -6,7 +6,7 @@ far, add the histograms over the ranks, walk down to the byte that holds the K-t
 float32; each moves 256 counts a row, however large the vocabulary or K is. Whole rows in host memory need no rounds: there a
 partial sort is several times faster, and finds the same threshold.
 
-Shapes: T rows inside the mask, B rows of a block, V this rank's real columns, W tensor ranks.
+Shapes: T unmasked tokens, B rows of a block, V this rank's real columns, W tensor ranks.
 """
 
 import numpy
@@ -28,7 +28,7 @@ def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
         count: K, 1 <= K <= vocab_size.
 
     Collectives: one all-reduce [T, 256] int32 per byte of the logits' dtype, one all-gather [T] int32 of tie counts; none for
-    whole rows. NaN takes some place in the order and disturbs nothing but its own row.
+    whole rows. NaN takes some position in the order and disturbs nothing but its own row.
     """
     if runs_kernels(rows.logits):
         from megatron_entropic.entropy.triton import selection  # imports Triton

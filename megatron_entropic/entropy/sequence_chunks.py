@@ -1,11 +1,11 @@
-"""The hidden states inside the mask: how they come from the tensor ranks, and how their gradient goes back.
+"""The hidden states of the unmasked tokens: how they come from the tensor ranks, and how their gradient goes back.
 
 Under sequence parallelism each rank holds a slice of the sequence. Long sequences are gathered in chunks, the next one while the
 caller works on the present one; a chunk's gradient is reduced and scattered while the caller works on the next. Chunk c is slice c
 of *every* rank's slice, so each rank sends and receives contiguous memory; the T rows are in the order that makes a chunk's rows
 neighbours, and HiddenRows.rows_T says where in the sequence they belong.
 
-Shapes: N rows of the whole sequence, T rows inside the mask (of a chunk, where one is at hand), H hidden size; before
+Shapes: N rows of the whole sequence, T unmasked tokens (of a chunk, where one is at hand), H hidden size; before
 the mask W tensor ranks, L their slices of the sequence, B sequences.
 """
 
@@ -27,7 +27,7 @@ an all-gather is 0.3% of the time, and two chunks took 1% longer than one, four 
 
 
 class Chunk(NamedTuple):
-    """`own`: dimension 0 of each rank's hidden; `rows`: which of the T rows inside the mask, never none."""
+    """`own`: dimension 0 of each rank's hidden; `rows`: which of the T unmasked tokens, never none."""
 
     own: slice
     rows: slice
@@ -35,12 +35,12 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class HiddenRows:
-    """Which rows there are and where they lie; the same on all ranks but for the hidden states themselves.
+    """Layout of the rows; the same on all ranks but for the hidden states themselves.
 
     Attributes:
         lead_shape: shape of the whole sequence's tokens.
         sharded: hidden is this rank's slice of dimension 0, one of more than one.
-        rows_T: flat index in the sequence of each row inside the mask, chunk by chunk; None when they are all rows in order.
+        rows_T: flat index in the sequence of each unmasked token, chunk by chunk; None when they are all rows in order.
     """
 
     shard: VocabShard
@@ -71,7 +71,7 @@ class HiddenRows:
         return cls(shard, lead_shape, sharded, torch.cat(pieces), tuple(chunks))
 
     def take(self, values: Tensor) -> Tensor:
-        """[T] of the rows inside the mask, from one value a token of the sequence."""
+        """[T] of the unmasked tokens, from one value a token of the sequence."""
         return values.reshape(-1) if self.rows_T is None else values.reshape(-1)[self.rows_T]
 
     def each(self, hidden: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
@@ -83,14 +83,14 @@ class HiddenRows:
             following = self.chunks[number + 1 : number + 2]
             coming = self._start_gather(hidden, following[0]) if following else None
             rows_NH = rows.reshape(-1, hidden.shape[-1])
-            places_T = self.places(chunk)
-            yield chunk, rows_NH if places_T is None else rows_NH[places_T]
+            positions_T = self.positions(chunk)
+            yield chunk, rows_NH if positions_T is None else rows_NH[positions_T]
 
     def _start_gather(self, hidden: Tensor, chunk: Chunk) -> Pending:
         return self.shard.start_all_gather(hidden[chunk.own]) if self.sharded else Pending(hidden)
 
-    def places(self, chunk: Chunk) -> Tensor | None:
-        """Where a chunk's T rows are among the rows gathered for it; None when they are all of them, in order."""
+    def positions(self, chunk: Chunk) -> Tensor | None:
+        """Indices of a chunk's T rows among the rows gathered for it; None when they are all of them, in order."""
         if self.rows_T is None or not self.sharded:
             return self.rows_T
         batch = self.lead_shape[1:].numel()
@@ -98,8 +98,8 @@ class HiddenRows:
         rows_T = self.rows_T[chunk.rows]
         if rows_T.numel() == of_chunk * self.shard.ranks:
             return None
-        places_T: Tensor = rows_T // per_rank * of_chunk + rows_T % per_rank - chunk.own.start * batch
-        return places_T
+        positions_T: Tensor = rows_T // per_rank * of_chunk + rows_T % per_rank - chunk.own.start * batch
+        return positions_T
 
 
 class HiddenGradient:
@@ -112,18 +112,18 @@ class HiddenGradient:
         self._rows, self._shape = rows, like.shape
         self._grad = like.new_empty(like.shape if rows.sharded else 0)
         if rows.sharded and sum(chunk.own.stop - chunk.own.start for chunk in rows.chunks) < len(like):
-            self._grad.zero_()  # chunks without a row inside the mask are not there
+            self._grad.zero_()  # chunks without an unmasked token are not there
         self._leaving: Pending | None = None
 
     def give(self, chunk: Chunk, grad_TH: Tensor) -> None:
-        """`grad_TH`: this rank's share of the gradient of the chunk's rows; is written to."""
+        """`grad_TH`: this rank's part of the gradient of the chunk's rows; is written to."""
         rows = self._rows
         if not rows.sharded:
             rows.shard.all_reduce(grad_TH, dist.ReduceOp.SUM)
-            self._grad = _spread(grad_TH, rows.places(chunk), rows.lead_shape.numel()).view(self._shape)
+            self._grad = _spread(grad_TH, rows.positions(chunk), rows.lead_shape.numel()).view(self._shape)
             return
         own = self._grad[chunk.own]
-        whole_NH = _spread(grad_TH, rows.places(chunk), own.shape[:-1].numel() * rows.shard.ranks)
+        whole_NH = _spread(grad_TH, rows.positions(chunk), own.shape[:-1].numel() * rows.shard.ranks)
         self.total()
         self._leaving = rows.shard.start_reduce_scatter(whole_NH.view(-1, *own.shape[1:]), own)
 
@@ -135,8 +135,8 @@ class HiddenGradient:
         return self._grad
 
 
-def _spread(rows_TH: Tensor, places_T: Tensor | None, count: int) -> Tensor:
-    """[count, H] with the rows at their places and 0 elsewhere."""
-    if places_T is None:
+def _spread(rows_TH: Tensor, positions_T: Tensor | None, count: int) -> Tensor:
+    """[count, H] with the rows at their positions and 0 elsewhere."""
+    if positions_T is None:
         return rows_TH
-    return rows_TH.new_zeros(count, rows_TH.shape[1]).index_copy_(0, places_T, rows_TH)
+    return rows_TH.new_zeros(count, rows_TH.shape[1]).index_copy_(0, positions_T, rows_TH)

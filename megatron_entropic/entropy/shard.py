@@ -1,6 +1,6 @@
-"""What one tensor rank works on: its contiguous vocabulary columns, the rows inside the mask, and its collectives.
+"""Vocabulary shard of one tensor rank: its contiguous vocabulary columns, the unmasked tokens, and its collectives.
 
-Shapes: T rows inside the mask, B rows of a block, V this rank's real vocabulary columns, W tensor ranks.
+Shapes: T unmasked tokens, B rows of a block, V this rank's real vocabulary columns, W tensor ranks.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class VocabShard:
 
     Attributes:
         group: the tensor-parallel group; None when the vocabulary is not sharded.
-        rank, ranks: this rank's place in `group`, and its size.
+        rank, ranks: this rank's index in `group`, and its size.
         vocab_size: V, the true vocabulary; global columns from V on are padding and do not exist.
         width: columns each rank stores, padding included.
     """
@@ -95,11 +95,11 @@ class Pending:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of `logits` inside the mask, cut to the real columns, read in blocks and never copied as a whole.
+    """The rows of `logits` of the unmasked tokens, cut to the real columns, read in blocks and never copied as a whole.
 
     Attributes:
         logits: [..., width], any layout.
-        rows_T: int64 flat indices of the rows inside the mask; None means all of them.
+        rows_T: int64 flat indices of the unmasked tokens; None means all of them.
         columns: real columns V; the rest is padding.
         block_bytes: in place of BLOCK_BYTES.
     """
@@ -137,8 +137,8 @@ class ShardRows:
         dtype = statistics_dtype(self.logits.dtype)
         return [torch.empty(self.block_rows, self.columns, dtype=dtype, device=self.logits.device) for _ in range(count)]
 
-    def place(self, out_NV: Tensor, block: slice, otherwise_BV: Tensor) -> Tensor:
-        """Where a block's values are best computed: in `out_NV` itself if its rows and dtype allow, else in `otherwise_BV`."""
+    def destination(self, out_NV: Tensor, block: slice, otherwise_BV: Tensor) -> Tensor:
+        """Buffer for a block's values: in `out_NV` itself if its rows and dtype allow, else in `otherwise_BV`."""
         if self.rows_T is None and out_NV.dtype == otherwise_BV.dtype:
             return out_NV[block, : self.columns]
         return otherwise_BV

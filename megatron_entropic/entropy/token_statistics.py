@@ -1,6 +1,6 @@
 """log-prob, entropy and clamped entropy of each token from vocabulary-sharded logits, as one differentiable operation.
 
-Shapes: T rows inside the mask, N all rows, V vocabulary columns of this rank.
+Shapes: T unmasked tokens, N all rows, V vocabulary columns of this rank.
 """
 
 import math
@@ -57,23 +57,23 @@ def token_statistics(
     Args:
         logits: [..., V_local] float32, bfloat16, float16 or float64, any layout; this rank's columns of a vocabulary padded
             to equal contiguous shards in rank order. Columns with a global id >= vocab_size enter nothing. -inf is legal:
-            probability 0, no share in the entropies or their gradients.
+            probability 0, no part in the entropies or their gradients.
         targets: [...] int64 global token ids; the same on all ranks. Ids outside the mask are not looked at.
         tp_group: tensor-parallel group; None when the logits are not sharded.
         vocab_size: V.
         temperature: the sampling temperature, > 0.
-        clamp: share of the vocabulary left out, in [0, 1); None leaves the clamped entropy out.
+        clamp: fraction of the vocabulary left out, in [0, 1); None leaves the clamped entropy out.
         mask: [...] bool, the same on all ranks; None is all rows. Rows outside it are 0, have no gradient and cost nothing.
         mean_lowering: give TokenStatistics.mean_lowering too: two more sums in the same pass and in the same all-reduce.
-        validate: check every row inside the mask; costs one all-reduce of one number, and the wait for it. Without it the
+        validate: check every unmasked token; costs one all-reduce of one number, and the wait for it. Without it the
             statistics of a bad row are NaN.
 
     Returns:
         TokenStatistics. A target whose logit is -inf has log_prob -inf; its gradient is still 1[i = target] - p_i.
 
-    Collectives over tp_group (T rows inside the mask): forward 2 all-reduces [T] and [3, T] (2 rows more with a clamp, and 2 with
+    Collectives over tp_group (T unmasked tokens): forward 2 all-reduces [T] and [3, T] (2 rows more with a clamp, and 2 with
     mean_lowering); with 0 < clamp, one all-reduce [T, 256] int32 per byte of the logits' dtype and one all-gather [T] int32
-    besides. Backward none. No row inside the mask: none at all.
+    besides. Backward none. No unmasked token: none at all.
 
     Saved for backward: the logits as given, and a few scalars a token. Nothing when no gradient is needed. The gradient has
     the logits' dtype; it cannot be differentiated again.
@@ -119,7 +119,7 @@ def _statistics(logits: Tensor, targets: Tensor, mask: Tensor | None, request: "
 
 @dataclass(frozen=True)
 class Request:
-    """What to compute. `kept`: K of the clamped entropy; None without a clamp. Without `entropy` only the log-prob is right."""
+    """Requested statistics. `kept`: K of the clamped entropy; None without a clamp. Without `entropy` only the log-prob is right."""
 
     shard: VocabShard
     temperature: float
@@ -140,7 +140,7 @@ def kept_count(vocab_size: int, clamp: float | None) -> int | None:
 
 
 def rows_inside(mask: Tensor | None) -> Tensor | None:
-    """Flat indices [T] of the rows inside the mask; None when that is all of them."""
+    """Flat indices [T] of the unmasked tokens; None when that is all of them."""
     if mask is None:
         return None
     rows_T = mask.reshape(-1).nonzero().squeeze(1)
@@ -149,7 +149,7 @@ def rows_inside(mask: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of the rows inside the mask, and what the backward pass needs."""
+    """Results of the unmasked tokens, and what the backward pass needs."""
 
     log_prob_T: Tensor
     mean_lowering_T: Tensor | None
@@ -202,7 +202,7 @@ def conclude(
 def gather_upstream(
     grads: tuple[Tensor | None, ...], rows_T: Tensor | None, scalars: TokenScalars, request: Request
 ) -> UpstreamGradients:
-    """The gradients of the three results that have one at the rows inside the mask, in the statistics' dtype."""
+    """The gradients of the three results that have one at the unmasked tokens, in the statistics' dtype."""
     flat = [None if g is None else g.reshape(-1).to(scalars.max_T.dtype) for g in grads[:3]]
     log_prob_T, entropy_T, kept_T = (g if g is None or rows_T is None else g[rows_T] for g in flat)
     if request.selects or kept_T is None:

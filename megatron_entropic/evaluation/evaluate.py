@@ -18,7 +18,7 @@ from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.source import make_engine
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from megatron_entropic.system.devices import without_training_ranks
 
 LOCAL_PROMPTS = 32
@@ -47,8 +47,8 @@ class Evaluation:
     notes: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """Writes the scores as JSON, whole or not at all."""
-        write_whole(path, (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+        """Writes the scores as JSON, atomically."""
+        write_atomically(path, (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
 
     def __str__(self) -> str:
         rows = {

@@ -1,4 +1,4 @@
-"""Which problems an evaluation asks, each once, and how fresh they are to the policy."""
+"""Problems of an evaluation, each asked once, and whether the policy was trained on them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def choose_problems(cfg: Config, wanted: int | None, trained: Config | None) -> 
 
 
 def _seen(task: Task, problems: Mapping[int, Problem], trained: Config | None) -> tuple[int | None, str]:
-    """How many of the problems the policy's run was trained on, and a remark on that."""
+    """Number of problems that the policy's run was trained on, and a remark on that."""
     if trained is None:
         return None, "whether the model was trained on these problems is not known here"
     if not isinstance(task, RowTask):

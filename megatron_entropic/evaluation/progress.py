@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar on a terminal, a line now and then everywhere else."""
+"""Progress of an evaluation: a bar on a terminal, a line now and then everywhere else."""
 
 import sys
 import time

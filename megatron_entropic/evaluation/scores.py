@@ -1,4 +1,4 @@
-"""What samples of one policy say about it: pure functions of rewards and texts.
+"""Scores of a policy from its samples: pure functions of rewards and texts.
 
 Shapes: P prompts, S samples per prompt.
 """

@@ -13,7 +13,7 @@ from megatron_entropic.system.named_functions import named_object
 
 
 class Window(Enum):
-    """What decides whether attention is limited to a sliding window."""
+    """The rule by which attention is limited to a sliding window."""
 
     SWITCHED_BY_LAYER = "use_sliding_window, for the layers from max_window_layers on"
     SWITCHED = "use_sliding_window, for every layer"
@@ -27,7 +27,7 @@ _DEFAULT_WINDOW, _DEFAULT_WINDOW_LAYERS = 4096, 28
 
 @dataclass(frozen=True)
 class MoENames:
-    """What an architecture's Hugging Face names call the MoE block of a layer and an expert's three matrices."""
+    """An architecture's Hugging Face names of a layer's MoE block and of an expert's three matrices."""
 
     block: str
     gate: str
@@ -37,7 +37,7 @@ class MoENames:
 
 @dataclass(frozen=True)
 class Family:
-    """What tells one architecture from another: one row of FAMILIES, or of a package's own (CONTRIBUTING.md)."""
+    """Differences between architectures: one row of FAMILIES, or of a package's own (CONTRIBUTING.md)."""
 
     qkv_bias: bool
     qk_norm: bool
@@ -105,7 +105,7 @@ class Architecture:
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
-    """Inner size of the MLP; in a mixture of experts, of each expert."""
+    """Inner size of the MLP; in an MoE model, of each expert."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -117,7 +117,7 @@ class Architecture:
     qkv_bias: bool
     qk_norm: bool
     num_experts: int | None = None
-    """Experts of every layer's mixture; None: a dense model, in which the next two mean nothing."""
+    """Experts of every layer's MoE block; None: a dense model, in which the next two mean nothing."""
     num_experts_per_token: int = 0
     norm_topk_prob: bool = True
     """Whether the router's weights of a token's experts are scaled to sum to 1."""
@@ -151,7 +151,7 @@ class Architecture:
             qkv_bias=family.qkv_bias,
             qk_norm=family.qk_norm,
             **_heads(fields, family),
-            **_mixture(fields, family),
+            **_moe(fields, family),
         )
 
 
@@ -191,8 +191,8 @@ def _heads(fields: ConfigFields, family: Family) -> dict[str, Any]:
     return {"hidden_size": hidden_size, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
 
 
-def _mixture(fields: ConfigFields, family: Family) -> dict[str, Any]:
-    """The fields of a mixture of experts; none for a dense model."""
+def _moe(fields: ConfigFields, family: Family) -> dict[str, Any]:
+    """The fields of an MoE model; none for a dense model."""
     if not family.expert_fields:
         return {}
     experts = fields.one_of(family.expert_fields)

@@ -1,4 +1,4 @@
-"""What a Hugging Face model directory consists of: file names, and which files hold the weights."""
+"""Contents of a Hugging Face model directory: file names, and which files hold the weights."""
 
 import json
 import re
@@ -27,7 +27,7 @@ COMPANIONS = (
     "NOTICE*",
     "USE_POLICY*",
 )
-"""What belongs to a model besides its weights, as patterns: settings, tokenizer, chat templates, and the terms it is given under."""
+"""Files of a model besides its weights, as patterns: settings, tokenizer, chat templates, and the terms it is given under."""
 
 _MADE_BY = {"SmolLM2-135M-Instruct": "python -m recipes.smollm2"}
 """Models that a command of this project makes, by their folders' names; it takes the folder."""
@@ -37,7 +37,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def download_hint(hf_dir: Path) -> str:
-    """How to get a model that is not there, when its name or path says where from; else nothing.
+    """Hint on how to get a missing model, when its name or path says where from; else nothing.
 
     The name of a model that a command here makes, a name on the hub, or a folder of models named as there.
     """
@@ -53,7 +53,7 @@ def download_hint(hf_dir: Path) -> str:
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
-"""What Llama's first years saved with the weights; transformers and vLLM compute it from config.json."""
+"""Buffers that early Llama checkpoints saved with the weights; transformers and vLLM compute it from config.json."""
 
 
 def companion_files(hf_dir: Path) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def says_tied(hf_dir: Path) -> bool:
 
 
 def two_models(hf_dir: Path) -> str | None:
-    """What is wrong with a directory whose index does not name the single file beside it; None when nothing is."""
+    """The defect of a directory whose index does not name the single file beside it; None without one."""
     if not ((hf_dir / INDEX_FILE).is_file() and (hf_dir / SINGLE_FILE).is_file()) or SINGLE_FILE in (files := _indexed(hf_dir)):
         return None
     missing = sum(not (hf_dir / file).is_file() for file in files)

@@ -150,7 +150,7 @@ def write_hf(
 
     `weights` are consumed one by one; no more than `max_shard_bytes` (or one tensor) are held at a time. With `dtype` the
     tensors are cast and config.json says so; without, both stay as they are. `source` is a model directory, or all of one but
-    its weights as read_companions gives it. The directory appears whole or not at all.
+    its weights as read_companions gives it. The directory appears atomically.
     Raises FileExistsError when `out_dir` exists and is not empty, unless it is the caller's own, which this one is to `replace`.
     """
     out_dir = Path(out_dir)

@@ -27,7 +27,7 @@ class TensorHeader:
     shape: tuple[int, ...]
     dtype: str
     offset: int = 0
-    """Where its data begin in the file, in bytes."""
+    """Offset of its data in the file, in bytes."""
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:

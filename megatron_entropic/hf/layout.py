@@ -19,7 +19,7 @@ def check_layout(arch: Architecture, layout: ParallelConfig, batch: BatchConfig,
 
 
 def split_problems(arch: Architecture, layout: ParallelConfig) -> list[str]:
-    """Why the policy cannot be split over the ranks of `layout`."""
+    """Reasons why the policy cannot be split over the ranks of `layout`."""
     tensor, pipeline = layout.tensor, layout.pipeline
     divided = [
         ("parallel.tensor", tensor, "num_attention_heads", arch.num_heads),
@@ -51,12 +51,12 @@ def split_problems(arch: Architecture, layout: ParallelConfig) -> list[str]:
 
 
 def _splits_heads(arch: Architecture, tensor: int) -> bool:
-    """Whether `tensor` ranks can share the attention heads."""
+    """Whether the attention heads can be split over `tensor` ranks."""
     return arch.num_heads % tensor == 0 and (arch.num_kv_heads % tensor == 0 or tensor % arch.num_kv_heads == 0)
 
 
 def server_problems(arch: Architecture, rollout: RolloutConfig) -> list[str]:
-    """Why a vLLM server of `rollout.tensor` ranks cannot hold the model; it splits what the policy splits."""
+    """Reasons why a vLLM server of `rollout.tensor` ranks cannot hold the model; it splits what the policy splits."""
 
     def legal(tensor: int) -> bool:
         return _splits_heads(arch, tensor) and arch.ffn_hidden_size % tensor == 0
@@ -65,14 +65,14 @@ def server_problems(arch: Architecture, rollout: RolloutConfig) -> list[str]:
     if rollout.engine != "vllm" or legal(tensor):
         return []
     return [
-        f"rollout.tensor={tensor} cannot share the model's num_attention_heads={arch.num_heads}, num_key_value_heads="
+        f"rollout.tensor={tensor} cannot split the model's num_attention_heads={arch.num_heads}, num_key_value_heads="
         f"{arch.num_kv_heads} and intermediate_size={arch.ffn_hidden_size}; legal values: "
         + ", ".join(str(n) for n in range(1, arch.num_heads + 1) if legal(n))
     ]
 
 
 def check_serving(arch: Architecture) -> list[str]:
-    """Why a vLLM server on this machine has no attention kernel for the heads of `arch`; [] if it has."""
+    """Reasons why a vLLM server on this machine has no attention kernel for the heads of `arch`; [] if it has."""
     if arch.head_dim in CPU_HEAD_SIZES or (arch.head_dim % 8 == 0 and _accelerated()):
         return []
     sizes = "multiples of 8" if _accelerated() else ", ".join(map(str, CPU_HEAD_SIZES))

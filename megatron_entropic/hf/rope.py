@@ -12,7 +12,7 @@ from typing import Any
 from megatron_entropic.hf.config_json import ConfigFields
 
 LLAMA3_CONSTANTS: Mapping[str, float] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What Megatron-Core's Llama 3 rope scaling is fixed to; only its factor is a setting."""
+"""Constants of Megatron-Core's Llama 3 rope scaling; only its factor is a setting."""
 _TYPES = ("default", "llama3", "linear", "dynamic", "yarn")
 _YARN_FIELDS = {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
 _FIELDS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", *LLAMA3_CONSTANTS, *_YARN_FIELDS}
@@ -28,7 +28,7 @@ class Yarn:
     beta_fast: float
     beta_slow: float
     attention_factor: float
-    """What the rotated queries and keys are multiplied with."""
+    """Factor on the rotated queries and keys."""
     truncate: bool
     """Whether the bounds of the interpolated dimensions are rounded to integers."""
 
@@ -46,7 +46,7 @@ class Rope:
 
 
 def read_rope(fields: ConfigFields, default_theta: float, max_positions: int) -> Rope:
-    """What `fields` say. Raises ValueError naming file and field for what contradicts itself or Megatron-Core does not compute.
+    """Parses the rope `fields`. Raises ValueError naming file and field for contradictions and for what Megatron-Core does not compute.
 
     Args:
         default_theta: the base where none is given, transformers' for the architecture.

@@ -1,4 +1,4 @@
-"""Which rows of a Megatron parameter are which rows of Hugging Face tensors: the layouts of tables.py for whole checkpoints.
+"""Mapping of a Megatron parameter's rows to rows of Hugging Face tensors: the layouts of tables.py for whole checkpoints.
 
 Along dimension 0 every layout is a sequence of row ranges, so a checkpoint of any size can be rewritten block by block, in either
 direction. No tensors in this file.

@@ -1,4 +1,4 @@
-"""Which tokens end a response: one rule for every engine, where transformers and vLLM have each their own.
+"""Stop tokens of a response: one rule for every engine, where transformers and vLLM have each their own.
 
 The ids of generation_config.json, else those of config.json, else the tokenizer's end-of-sequence token.
 """
@@ -45,7 +45,7 @@ def _checked(hf_dir: Path, name: str, found: Any) -> tuple[int, ...]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none."""
+    """Fields of a JSON file; empty where there is none."""
     if not path.is_file():
         return {}
     try:

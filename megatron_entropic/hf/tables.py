@@ -13,7 +13,7 @@ from megatron_entropic.hf.architectures import Architecture, MoENames
 
 
 class Layout(Enum):
-    """How the Hugging Face tensors of a row become one parameter that is split over tensor-parallel ranks."""
+    """Merge of a row's Hugging Face tensors into one parameter that is split over tensor-parallel ranks."""
 
     REPLICATED = "every rank holds it whole"
     ROW = "columns of the matrix (dimension 1) are split"

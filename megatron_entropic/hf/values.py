@@ -14,5 +14,5 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def count_not_finite(tensor: Tensor) -> int:
-    """How many elements are NaN or infinite."""
+    """Number of elements that are NaN or infinite."""
     return int((~tensor.isfinite()).sum())

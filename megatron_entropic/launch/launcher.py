@@ -24,9 +24,9 @@ from megatron_entropic.system.stop_signal import EXIT_STOPPED, REPEAT_S, asking_
 logger = logging.getLogger(__name__)
 
 GRACE_S = 20.0
-"""How long ranks get to unwind after one of them failed or the run was told to stop at once."""
+"""Time that ranks get to unwind after one of them failed or the run was told to stop at once."""
 SERVERS_GRACE_S = 8.0
-"""How long rollout servers whose rank was killed get to end by themselves."""
+"""Time that rollout servers whose rank was killed get to end by themselves."""
 INTERRUPT_REPEAT_S = 0.3
 """Copies of one Ctrl-C, from the terminal and a program around this one, arrive within this; a later one is a second."""
 
@@ -58,7 +58,7 @@ def given_rank(environ: MutableMapping[str, str]) -> int | None:
 
 
 def _interface_toward(host: str) -> str | None:
-    """The network interface on the way to `host`. None for a name that is unknown, which the meeting of the ranks will report.
+    """The network interface on the way to `host`. None for a name that is unknown, which the rendezvous will report.
 
     gloo by itself takes the interface of this machine's host name, which may be no way to other nodes (127.0.1.1 on Debian).
     """
@@ -142,7 +142,7 @@ def _start(
 
 
 class _Signals:
-    """What the launcher does with signals: the first that asks to stop is passed on, a second ends the ranks.
+    """Signal handling of the launcher: the first that asks to stop is passed on, a second ends the ranks.
 
     Handlers only take note; `check` acts. They are installed before there are ranks, so that no signal is lost.
     """

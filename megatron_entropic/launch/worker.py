@@ -3,7 +3,7 @@
 `python -m megatron_entropic.launch.worker CONFIG_YAML [--allow-fallback] [--allow-change]` ends with exit code
 
     0               the run is done
-    75              asked to stop by SIGTERM, SIGUSR1 or SIGHUP, it has saved: resume it to go on (EXIT_STOPPED)
+    75              asked to stop by SIGTERM, SIGUSR1 or SIGHUP, it has saved: resume it to continue (EXIT_STOPPED)
     1               it failed; the error was printed (EXIT_FAILED)
     3               it only followed another rank, which failed (EXIT_FOLLOWED)
     128 + signal    ended at once, without saving: by its launcher's SIGINT, a second request to stop, or after checkpoint.grace_s
@@ -59,7 +59,7 @@ def run_rank(cfg: Config, flags: Sequence[str] = ()) -> int:
         parallel = initialize_parallel(cfg.parallel, cfg.trainer.seed, cfg.run_dir)
         train(cfg, parallel, allow_fallback=ALLOW_FALLBACK in flags, allow_change=ALLOW_CHANGE in flags)
     except StopRequested as request:
-        logging.info("%s; go on with: megatron-entropic train %s --resume", request, cfg.run_dir)
+        logging.info("%s; resume with: megatron-entropic train %s --resume", request, cfg.run_dir)
         return EXIT_STOPPED
     except PeerEndedError as error:
         logging.warning("stopped with another rank: %s", error)

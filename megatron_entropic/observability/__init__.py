@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics, trackers, progress, plots and the report.
+"""Output of a run: metrics, trackers, progress, plots and the report.
 
 plots.py and report.py import matplotlib and jinja2: import them where they are used, not from here.
 """

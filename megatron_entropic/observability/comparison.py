@@ -12,7 +12,7 @@ from megatron_entropic.observability.plotting.plots import compare_entropy, draw
 from megatron_entropic.observability.plotting.style import themed_svg
 from megatron_entropic.observability.run_data import load_run
 from megatron_entropic.observability.summary import summarise_run
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 
 
 def write_comparison(run_dir: str | os.PathLike[str], others: Sequence[str | os.PathLike[str]]) -> Path:
@@ -31,7 +31,7 @@ def write_comparison(run_dir: str | os.PathLike[str], others: Sequence[str | os.
         compared={label: summarise_run(run) for label, run in loaded.items()},
         explorer=make_explorer(loaded),
     )
-    return write_whole(paths[0] / "comparison.html", page.encode())
+    return write_atomically(paths[0] / "comparison.html", page.encode())
 
 
 def _labelled(paths: Sequence[Path]) -> dict[str, Path]:

@@ -15,12 +15,12 @@ from megatron_entropic.observability.run_data import Array, RunData
 
 _SCRIPT = Path(__file__).with_name("explorer.js").read_text(encoding="utf-8")
 FIRST = ("policy/entropy", "control/target_entropy", "control/alpha", "reward/mean")
-"""What the list of metrics begins with."""
+"""Metrics at the head of the list."""
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """What a page needs: `data` and `script` as they stand between <script> tags, and the hash by which the page admits it."""
+    """Parts of the explorer page: `data` and `script` as they stand between <script> tags, and the hash by which the page admits it."""
 
     data: Markup
     script: Markup

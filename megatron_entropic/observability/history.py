@@ -27,7 +27,7 @@ class Start:
     ended: datetime | None = None
     code: int | None = None
     error: str | None = None
-    """What ended it, in one line; None after success."""
+    """The error that ended it, in one line; None after success."""
 
 
 def record_start(run_dir: Path, arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a run that ended without saving has lost, and how to go on with it."""
+"""Steps lost by a run that ended without saving, and how to resume it."""
 
 from pathlib import Path
 from shlex import quote
@@ -7,7 +7,7 @@ from megatron_entropic.checkpoint_files.store import CheckpointStore, Checkpoint
 
 
 def last_written(run_dir: Path) -> tuple[int, int] | None:
-    """What changes whenever a run writes metrics; None before the first. A start that came no further than its checks leaves it."""
+    """A stamp that changes whenever a run writes metrics; None before the first. A start that fails in its checks leaves it."""
     metrics = run_dir / "metrics.jsonl"
     return (metrics.stat().st_mtime_ns, metrics.stat().st_size) if metrics.exists() else None
 
@@ -20,9 +20,9 @@ def lost_steps(run_dir: Path) -> str:
     try:
         latest = CheckpointStore(run_dir / "checkpoints").latest()
     except CheckpointStoreError as error:
-        return f"{error}; {resume} --allow-fallback goes on from the newest whole checkpoint"
+        return f"{error}; {resume} --allow-fallback resumes from the newest intact checkpoint"
     saved = step_of(latest) if latest else 0
     if done <= saved:
-        return f"nothing is lost; go on with: {resume}" if saved else ""
+        return f"nothing is lost; resume with: {resume}" if saved else ""
     kept = f"of {done} steps the last checkpoint holds {saved}" if saved else f"{done} steps are lost: there is no checkpoint yet"
-    return f"{kept}; {'go on' if saved else 'begin anew'} with: {resume}"
+    return f"{kept}; {'resume' if saved else 'start over'} with: {resume}"

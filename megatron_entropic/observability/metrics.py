@@ -22,7 +22,7 @@ MetricValue = float | int | None
 
 @dataclass(frozen=True)
 class MetricField:
-    """What a field of metrics.jsonl means; `optional` fields are null where the run has no such thing."""
+    """Unit and meaning of a field of metrics.jsonl; `optional` fields are null where the run has no such thing."""
 
     unit: str
     description: str
@@ -36,11 +36,11 @@ METRIC_FIELDS: dict[str, MetricField] = {
     # -- what control applied in the step's last update
     "control/alpha": MetricField("1", "EntroPIC's coefficient", optional=True),
     "control/coefficient": MetricField("1", "coefficient of the entropy bonus", optional=True),
-    "control/selected_fraction": MetricField("1", "share of tokens that clip_cov or kl_cov acted on, of all updates", optional=True),
+    "control/selected_fraction": MetricField("1", "fraction of tokens that clip_cov or kl_cov acted on, of all updates", optional=True),
     "control/phase": MetricField("1", f"who steered: {', '.join(f'{phase.number} {phase}' for phase in Phase)}", optional=True),
     # -- what it had to work with, mean over the step's response tokens
-    "control/active_fraction": MetricField("1", "share of tokens with an advantage other than 0"),
-    "control/actuated_fraction": MetricField("1", "share of tokens that the actuator re-weights"),
+    "control/active_fraction": MetricField("1", "fraction of tokens with an advantage other than 0"),
+    "control/actuated_fraction": MetricField("1", "fraction of tokens that the actuator re-weights"),
     "control/authority": MetricField("1", "how far one unit of alpha moves the entropy, to first order and up to the step size"),
     "control/pressure": MetricField("1", "how far the policy loss alone lowers the entropy, in the unit of control/authority"),
     "control/bonus_authority": MetricField("1", "how far one unit of entropy bonus moves it, in the unit of control/authority"),
@@ -67,11 +67,11 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "control/level_error": MetricField("nats", "standard error of control/level", optional=True),
     "control/correction": MetricField("1", "part of the effort that answers to an error that stays, in units of alpha", optional=True),
     "control/effort": MetricField("1", "what the next update delivers, in units of alpha", optional=True),
-    "control/trust": MetricField("1", "share of alpha that is applied: below 1 when too few tokens have an advantage", optional=True),
+    "control/trust": MetricField("1", "fraction of alpha applied: below 1 when too few tokens have an advantage", optional=True),
     "control/bonus_unit": MetricField("1", "bonus coefficient that moves the entropy like one unit of alpha", optional=True),
     "reward/mean": MetricField("1", "mean reward over the step's rollouts"),
-    "reward/solve_all": MetricField("1", "share of prompts of which every rollout has reward 1"),
-    "reward/solve_none": MetricField("1", "share of prompts of which no rollout has a reward above 0"),
+    "reward/solve_all": MetricField("1", "fraction of prompts of which every rollout has reward 1"),
+    "reward/solve_none": MetricField("1", "fraction of prompts of which no rollout has a reward above 0"),
     "reward/timeouts": MetricField("rollouts", "answers whose verification reached a limit of time or memory: scored 0", optional=True),
     "reward/failures": MetricField("rollouts", "answers on which the verifier failed: scored 0", optional=True),
     "loss/policy": MetricField("1", "policy-gradient loss, mean over the step's updates"),
@@ -198,7 +198,7 @@ def _parsed_lines(path: Path) -> Iterator[_Line]:
             if fields["step"] <= last_step:
                 raise ValueError(
                     f"{path}, line {number}: step {fields['step']} does not follow step {last_step}: two runs wrote here at once; "
-                    f"`megatron-entropic repair {quote(str(path.parent))}` keeps the history that the latest checkpoint goes on from"
+                    f"`megatron-entropic repair {quote(str(path.parent))}` keeps the history that the latest checkpoint resumes from"
                 )
             last_step = fields["step"]
             yield _Line(fields, last_step, end)

@@ -1,4 +1,4 @@
-"""Bringing a metrics.jsonl that several processes wrote at once back to the one history that a checkpoint goes on from.
+"""Bringing a metrics.jsonl that several processes wrote at once back to the one history that a checkpoint resumes from.
 
 Of processes that resumed from one checkpoint the last to start removed the others' later lines, so only its own history is without
 gaps: every step once, each line after the line of the step before. Steps that come more than once outside it are the others'.
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 
 _OF_THE_MACHINE = ("time/", "perf/")
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What was done: `kept` lines of `found` (torn or unreadable ones included), `ambiguous` steps, and the copy of the old file.
+    """Result of a repair: `kept` lines of `found` (torn or unreadable ones included), `ambiguous` steps, and the copy of the old file.
 
     Of an ambiguous step there were several lines that say different things; the one kept is the first that follows the step before.
     """
@@ -47,10 +47,10 @@ def repair_metrics(path: Path, saved_steps: int) -> Repair:
         return Repair(len(lines), len(lines), (), None)
     chain = _history(lines, saved_steps)
     if saved_steps and (not chain or lines[chain[-1]][1]["step"] != saved_steps - 1):  # type: ignore[index]  # chains have fields
-        raise ValueError(f"{path}: no history in it leads to step {saved_steps - 1}, the checkpoint's last; go on from an older one")
+        raise ValueError(f"{path}: no history in it leads to step {saved_steps - 1}, the checkpoint's last; resume from an older one")
     ambiguous = tuple(lines[index][1]["step"] for index in chain if _differs(lines, index))  # type: ignore[index]
-    backup = write_whole(_backup(path), path.read_bytes())
-    write_whole(path, b"".join(lines[index][0] + b"\n" for index in chain))
+    backup = write_atomically(_backup(path), path.read_bytes())
+    write_atomically(path, b"".join(lines[index][0] + b"\n" for index in chain))
     return Repair(len(chain), len(lines), ambiguous, backup)
 
 
@@ -60,11 +60,11 @@ def _history(lines: list[tuple[bytes, dict[str, Any] | None]], saved_steps: int)
     last = saved_steps - 1 if saved_steps else max(steps, default=-1)
     chain: list[int] = []
     end = len(lines)
-    while candidates := [place for place in range(end) if 0 <= steps[place] <= last]:
-        nearest = max(steps[place] for place in candidates)
+    while candidates := [index for index in range(end) if 0 <= steps[index] <= last]:
+        nearest = max(steps[index] for index in candidates)
         if not chain and nearest != last:
             break
-        end = max(place for place in candidates if steps[place] == nearest)
+        end = max(index for index in candidates if steps[index] == nearest)
         chain.append(end)
         last = nearest - 1
     return chain[::-1]
@@ -75,8 +75,8 @@ def _differs(lines: list[tuple[bytes, dict[str, Any] | None]], index: int) -> bo
     mine = _training(lines[index][1])
     return any(
         fields is not None and fields["step"] == mine["step"] and _training(fields) != mine
-        for place, (_, fields) in enumerate(lines)
-        if place != index
+        for other, (_, fields) in enumerate(lines)
+        if other != index
     )
 
 

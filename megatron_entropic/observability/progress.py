@@ -45,7 +45,7 @@ class ProgressBar:
             return
         try:
             self._show(step, metrics)
-        except OSError:  # the terminal was closed, or the reader of a pipe ended: the run goes on
+        except OSError:  # the terminal was closed, or the reader of a pipe ended: the run continues
             self._silent = True
 
     def _show(self, step: int, metrics: Mapping[str, MetricValue]) -> None:

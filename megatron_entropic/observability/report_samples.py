@@ -1,4 +1,4 @@
-"""Which rollouts a report shows, and how their untrusted text is made safe to look at."""
+"""Rollouts that a report shows, with their untrusted text escaped."""
 
 import os
 import unicodedata
@@ -26,7 +26,7 @@ class SampleGroup:
 
 @dataclass(frozen=True)
 class StepSamples:
-    """What is shown of one step; `error` says why there is nothing to show."""
+    """Samples shown of one step; `error` says why there is nothing to show."""
 
     step: int
     groups: tuple[SampleGroup, ...] = ()

@@ -74,7 +74,7 @@ def step_metrics(
 
 
 def _response(updates: Sequence[UpdateStats]) -> dict[str, MetricValue]:
-    """What the step's updates did to the entropy of the same tokens; NaN when none was measured, as after a skipped update."""
+    """Change of entropy by the step's updates, on the same tokens. NaN when none was measured, as after a skipped update."""
     changes = [update.measurement.response for update in updates if math.isfinite(update.measurement.response)]
     return {
         "control/response": math.fsum(changes) / len(changes) if changes else math.nan,

@@ -60,7 +60,7 @@ class Summary:
     tokens_per_second: float | None
     """median over the steps"""
     time_shares: dict[str, float]
-    """share of the total time that went to rollout, update, sync and other; empty before the first step"""
+    """fraction of the total time that went to rollout, update, sync and other; empty before the first step"""
     control: str | None
     """who steered and since when the gains are tuned, in a sentence; None for runs that do not say"""
     non_finite_steps: tuple[int, ...]
@@ -68,7 +68,7 @@ class Summary:
     learning_rate: float | None
     """of the last step"""
     truncated: float | None
-    """share of the rollouts of the last third of the steps that reached rollout.max_new_tokens"""
+    """fraction of the rollouts of the last third of the steps that reached rollout.max_new_tokens"""
     skipped_updates: int
     """optimizer updates that were left out because loss or gradient was not finite, in all steps"""
     training_seconds: float
@@ -78,7 +78,7 @@ class Summary:
 
     @property
     def signal(self) -> str | None:
-        """How many updates had something to learn from, in a sentence; None where all had, or it is not known."""
+        """Number of updates that had a learning signal, in a sentence; None where all had, or it is not known."""
         if self.signal_steps is None or self.signal_steps == self.steps_done:
             return None
         why = "the rewards of each prompt's samples were all equal"
@@ -172,18 +172,18 @@ def _max(values: Array) -> float | None:
 
 
 def describe_control(run: RunData) -> str | None:
-    """Who steered in which share of the steps, and since when the gains are tuned; None for runs that do not say.
+    """Fractions of the steps steered by each actuator, and the step of tuning; None for runs that do not say.
 
     "alpha steered 80% of the steps, the bonus shared 12%, the probe took 8%; gains tuned from step 12; one measurement is good to
-    4.1%, the controller's estimate to 1.6%": standard errors, as a share of the entropy.
+    4.1%, the controller's estimate to 1.6%": standard errors, as a fraction of the entropy.
     """
     counts = Counter(phase for phase in run.phases if phase in _CLAUSES)
     if not counts:
         return None
-    shares = [_percent(counts[phase] / len(run.phases)) for phase in _CLAUSES if counts[phase]]
-    shares[0] += " of the steps"
+    fractions = [_percent(counts[phase] / len(run.phases)) for phase in _CLAUSES if counts[phase]]
+    fractions[0] += " of the steps"
     clauses = [clause for phase, clause in _CLAUSES.items() if counts[phase]]
-    who = ", ".join(clause.format(share) for clause, share in zip(clauses, shares, strict=True))
+    who = ", ".join(clause.format(fraction) for clause, fraction in zip(clauses, fractions, strict=True))
     return "; ".join(part for part in (who, _gains(run), _precision(run)) if part)
 
 
@@ -207,5 +207,5 @@ def _precision(run: RunData) -> str:
     return f"one measurement is good to {noise / level:.1%}, the controller's estimate to {error / level:.1%}"
 
 
-def _percent(share: float) -> str:
-    return "<1%" if share < 0.005 else f"{share:.0%}"
+def _percent(fraction: float) -> str:
+    return "<1%" if fraction < 0.005 else f"{fraction:.0%}"

@@ -1,4 +1,4 @@
-"""Where a step's metrics go: every destination is a Tracker, and the loop knows only that."""
+"""Destinations of a step's metrics: each is a Tracker, and the loop knows only that."""
 
 import math
 import os

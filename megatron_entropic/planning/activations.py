@@ -1,7 +1,7 @@
-"""What a training rank keeps of a micro-batch for its backward pass, layer by layer: the list of what autograd saves.
+"""Activations that a training rank keeps of a micro-batch for its backward pass, layer by layer, as autograd saves them.
 
 Two implementations of the layers: `local`, as recorded on a CPU (tests/planning measures it), and `transformer_engine`, whose
-fused layers keep less. Everything is in bytes a token of the micro-batch on one rank; under sequence parallelism a rank's share
+fused layers keep less. Everything is in bytes a token of the micro-batch on one rank; under sequence parallelism a rank's shard
 of the residual stream and the norms is 1 / tensor ranks of it.
 """
 
@@ -26,7 +26,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Unevenness:
-    """How far a micro-batch is from equally long sequences and equally used experts."""
+    """Imbalance of a micro-batch: unequal sequence lengths and expert loads."""
 
     packing_padding: float = 1.0
     """Padded tokens of the local attention for each token."""
@@ -125,12 +125,12 @@ def _mlp(widths: Widths, *, fused: bool) -> tuple[Saved, ...]:
 
 def _experts(arch: Architecture, widths: Widths, imbalance: float, *, fused: bool) -> tuple[Saved, ...]:
     """Each token goes whole to its experts; they scale the product by the router's weight before their second matrix."""
-    b, copies, share = widths.element, arch.num_experts_per_token, widths.stream / widths.hidden
+    b, copies, fraction = widths.element, arch.num_experts_per_token, widths.stream / widths.hidden
     assert arch.num_experts is not None
     inner = 3 if fused else 6
     return (
         Saved("mlp", "input of router and dispatch", b * widths.stream),
-        Saved("mlp", "scores and choices of the router", (5 * arch.num_experts + 20 * copies) * share),
+        Saved("mlp", "scores and choices of the router", (5 * arch.num_experts + 20 * copies) * fraction),
         Saved("mlp", "tokens by expert", imbalance * b * copies * widths.stream),
         Saved("mlp", "inside the experts", imbalance * b * inner * widths.inner),
     )

@@ -17,7 +17,7 @@ class Gpu:
 
     name: str
     memory_gb: float
-    """What a driver reports as total."""
+    """Total memory as the driver reports it."""
     tflops: float
     """Dense bfloat16."""
     hbm_gb_s: float
@@ -65,22 +65,22 @@ def _assumed(value: float, meaning: str) -> float:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan cannot know. Each is printed with the plan and set by `--assume NAME=VALUE`."""
+    """Assumptions of a plan. Each is printed with the plan and set by `--assume NAME=VALUE`."""
 
     prompt_tokens: float = _assumed(256, "mean length of a prompt")
-    response_share: float = _assumed(0.5, "mean length of a response, as a share of rollout.max_new_tokens")
-    mfu: float = _assumed(0.45, "share of its peak that a GPU's own kernels reach; pipeline bubbles and communication come on top")
-    link_efficiency: float = _assumed(0.7, "share of the nominal bandwidth that collectives reach; none overlaps with computation")
-    hbm_efficiency: float = _assumed(0.6, "share of the memory bandwidth that decoding reaches")
+    response_share: float = _assumed(0.5, "mean length of a response, as a fraction of rollout.max_new_tokens")
+    mfu: float = _assumed(0.45, "fraction of its peak that a GPU's own kernels reach; pipeline bubbles and communication come on top")
+    link_efficiency: float = _assumed(0.7, "fraction of the nominal bandwidth that collectives reach; none overlaps with computation")
+    hbm_efficiency: float = _assumed(0.6, "fraction of the memory bandwidth that decoding reaches")
     decode_overhead_ms: float = _assumed(4.0, "of a decoding step, beside weights and cache: launches, small all-reduces, scheduling")
     packing_padding: float = _assumed(1.15, "padded tokens for each token in the attention of the local layers (1.75 at most)")
     expert_imbalance: float = _assumed(1.3, "tokens of the busiest expert-parallel rank over their mean; none is dropped")
     reserve_gb: float = _assumed(4.0, "of a training GPU: CUDA context, NCCL buffers, cuBLAS workspaces")
-    fragmentation: float = _assumed(0.08, "share of the activations that is lost between the allocator's blocks")
+    fragmentation: float = _assumed(0.08, "fraction of the activations that is lost between the allocator's blocks")
     server_overhead_gb: float = _assumed(4.0, "of a rollout GPU: activations and CUDA graphs, inside gpu_memory_utilization")
 
-    sample_noise: float = _assumed(0.6, "how much the entropy of samples differs, as a share of it; 0.15 to 0.8 measured")
-    entropy_gain: float = _assumed(0.02, "how far an update at alpha 1 moves the entropy, as a share of it; SmolLM2 at 5e-6: 0.1")
+    sample_noise: float = _assumed(0.6, "how much the entropy of samples differs, as a fraction of it; 0.15 to 0.8 measured")
+    entropy_gain: float = _assumed(0.02, "how far an update at alpha 1 moves the entropy, as a fraction of it; SmolLM2 at 5e-6: 0.1")
 
     @classmethod
     def of(cls, settings: Sequence[str]) -> "Assumptions":

@@ -21,7 +21,7 @@ STATISTICS_BYTES = 8 * 9
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the busiest rank sends of one kind in one step."""
+    """Traffic of one kind that the busiest rank sends in one step."""
 
     kind: str
     bytes: float
@@ -33,7 +33,7 @@ class Traffic:
 
 
 def ring(count: int) -> float:
-    """Share of the bytes of a reduce-scatter or all-gather that each of `count` ranks sends."""
+    """Fraction of the bytes of a reduce-scatter or all-gather that each of `count` ranks sends."""
     return (count - 1) / count
 
 
@@ -63,7 +63,7 @@ def expert_traffic_per_token(arch: Architecture, model: ModelConfig, layout: Par
 
 
 def expert_tokens_share(layout: ParallelConfig) -> float:
-    """Share of a data-parallel rank's tokens that each of its tensor ranks dispatches."""
+    """Fraction of a data-parallel rank's tokens that each of its tensor ranks dispatches."""
     return 1 / layout.tensor if layout.sequence else 1.0
 
 

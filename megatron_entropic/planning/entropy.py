@@ -1,4 +1,4 @@
-"""How closely the entropy will be held: what the samples of a step allow."""
+"""Expected accuracy of entropy control, as the samples of a step allow."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ FEWEST_UPDATES = 10
 """Fewer say nothing of a controller."""
 
 UNREACHED = 0.1
-"""Share of the target by which the mean of the last half is off where the run ends on its way."""
+"""Fraction of the target by which the mean of the last half is off where the run ends on its way."""
 
 
 def entropy_lines(control: ControlConfig, batch: BatchConfig, steps: int, assumed: Assumptions) -> Iterator[str]:
@@ -50,5 +50,5 @@ def entropy_lines(control: ControlConfig, batch: BatchConfig, steps: int, assume
     )
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
+def _percent(fraction: float) -> str:
+    return f"{fraction:.0%}" if fraction >= 0.1 else f"{100 * fraction:.2g}%"

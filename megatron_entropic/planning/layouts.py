@@ -21,7 +21,7 @@ RECOMPUTE = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class Site:
-    """What is planned: a model on a cluster, under assumptions."""
+    """The input of a plan: a model on a cluster, under assumptions."""
 
     arch: Architecture
     cluster: Cluster
@@ -74,7 +74,7 @@ class Candidate:
 
     @property
     def largest_part(self) -> str:
-        """What takes most of the fullest training GPU."""
+        """The largest consumer of the fullest training GPU's memory."""
         memory = max(self.stages, key=self.site.training_bytes)
         parts = {
             "parameters and gradients": memory.model.parameters + memory.model.gradients,

@@ -1,4 +1,4 @@
-"""What the output head allocates on the last pipeline stage: tiles of the logits, never all of them (entropy/linear_head.py)."""
+"""Memory of the output head on the last pipeline stage: tiles of the logits, never all of them (entropy/linear_head.py)."""
 
 from megatron_entropic.config import ControlConfig, ModelConfig, ParallelConfig
 from megatron_entropic.control.kinds import kind_of
@@ -35,7 +35,7 @@ def head_working_bytes(arch: Architecture, model: ModelConfig, layout: ParallelC
     selects = bool(kind_of(control).clamped_entropy(control) and control.clamp > 0)
     height, width = tile_shape(rows, vocabulary_shard(arch, model, layout), selects=selects)
     gradient = 4 * rows * hidden + (0 if size == 4 else size * rows * hidden)  # summed in float32, rounded once
-    given = size * rows * hidden  # the rows inside the mask, gathered
+    given = size * rows * hidden  # the unmasked tokens, gathered
     returned = size * tokens * hidden / (layout.tensor if layout.sequence else 1)
     placeholder = size * vocabulary_shard(arch, model, layout) * hidden  # what autograd is given for the weight
     return given + gradient + size * height * width + returned + placeholder

@@ -38,7 +38,7 @@ class ModelSize:
 
     @classmethod
     def counted(cls, arch: Architecture) -> "ModelSize":
-        """As `of`, counted anew."""
+        """As `of`, counted again."""
         one_layer = replace(arch, num_layers=1)
         shapes = hf_shapes(one_layer)
 
@@ -108,7 +108,7 @@ def vocabulary_shard(arch: Architecture, model: ModelConfig, layout: ParallelCon
 
 
 def stage_parameters(arch: Architecture, size: ModelSize, model: ModelConfig, layout: ParallelConfig, stage: int) -> StageParameters:
-    """What a rank of pipeline stage `stage` (from 0) holds; a tied last stage has its own copy of the embedding."""
+    """Memory of a rank of pipeline stage `stage` (from 0); a tied last stage has its own copy of the embedding."""
     layers = arch.num_layers // layout.pipeline
     vocabulary = vocabulary_shard(arch, model, layout) * arch.hidden_size
     first, last = stage == 0, stage == layout.pipeline - 1
@@ -124,7 +124,7 @@ def expert_replicas(layout: ParallelConfig) -> int:
 
 
 def model_memory(parameters: StageParameters, model: ModelConfig, layout: ParallelConfig) -> ModelMemory:
-    """Bytes of a rank's parameters, gradients and its share of the optimizer state."""
+    """Bytes of a rank's parameters, gradients and its shard of the optimizer state."""
     size = element_bytes(model)
     state = 12 if size == 2 else 8
     shards = layout.data * layout.context

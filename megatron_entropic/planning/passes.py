@@ -41,7 +41,7 @@ class PassMemory:
         return min(self.micro_batches, self.cfg.parallel.pipeline - stage)
 
     def layer(self) -> float:
-        """What one layer keeps of one micro-batch."""
+        """Activations that one layer keeps of one micro-batch."""
         match self.cfg.model.recompute:
             case "none":
                 return self._sum(lambda saved: True)
@@ -51,26 +51,26 @@ class PassMemory:
                 return self._stream
 
     def micro_batch(self, stage: int) -> float:
-        """What a stage keeps of one micro-batch, but for the output head: layers, and what it received and sent."""
+        """Activations that a stage keeps of one micro-batch, without the output head: layers, and tensors received and sent."""
         ends = (stage > 0) + (stage < self.cfg.parallel.pipeline - 1)
         return self.arch.num_layers // self.cfg.parallel.pipeline * self.layer() + ends * self._stream
 
     def head_kept(self, stage: int) -> float:
-        """What the final norm and the output head keep of one micro-batch: on the last stage."""
+        """Activations that the final norm and the output head keep of one micro-batch, on the last stage."""
         if stage < self.cfg.parallel.pipeline - 1:
             return 0.0
         norm = (8 if self.implementation == "local" else self._widths.element) * self._widths.stream
         return self.tokens * (norm + SCALARS_PER_TOKEN) + self._stream
 
     def head_working(self, stage: int) -> float:
-        """What the output head computes with: on the last stage."""
+        """Working memory of the output head, on the last stage."""
         layout = self.cfg.parallel
         if stage < layout.pipeline - 1:
             return 0.0
         return head_working_bytes(self.arch, self.cfg.model, layout, self.cfg.control, self.tokens)
 
     def layer_working(self) -> float:
-        """What the backward pass of a layer computes with: what it computes again, gradients, one weight's gradient."""
+        """Working memory of a layer's backward pass: recomputed activations, gradients, one weight's gradient."""
         widths = self._widths
         again = {"none": 0.0, "selective": self._sum(lambda saved: saved.part == "mlp"), "full": self._sum(lambda saved: True)}
         gradients = self.tokens * widths.element * (widths.hidden + widths.inner) + self._stream

@@ -109,7 +109,7 @@ def _serving(site: Site, shown: Candidate) -> Iterator[str]:
     if server is None:
         return
     yield f"Memory of a rollout GPU, GB (rollout.gpu_memory_utilization={shown.cfg.rollout.gpu_memory_utilization:g})"
-    header = ("weights", "KV cache", "overhead", "outside its share", "bucket of a weight update")
+    header = ("weights", "KV cache", "overhead", "outside its limit", "bucket of a weight update")
     yield from table(
         header, [(gb(server.weights), gb(server.cache), gb(server.overhead), gb(server.outside), gb(server.bucket))], left=0
     )

@@ -22,12 +22,12 @@ class ServerMemory:
 
     weights: float
     cache: float
-    """What is left for the key-value cache; negative when the weights alone do not fit."""
+    """Memory left for the KV cache; negative when the weights alone do not fit."""
     overhead: float
     bucket: float
-    """What a weight update receives at a time, outside rollout.gpu_memory_utilization."""
+    """Receive buffer of a weight update, outside rollout.gpu_memory_utilization."""
     outside: float
-    """What rollout.gpu_memory_utilization leaves for it."""
+    """Memory that rollout.gpu_memory_utilization leaves for it."""
     cache_per_token: float
     context: int
     """Longest sequence in tokens."""
@@ -49,7 +49,7 @@ class ServerMemory:
 
     @property
     def problem(self) -> str | None:
-        """Why the server does not fit, with the knob that helps; None if it does."""
+        """The reason why the server does not fit, with the setting that helps; None if it does."""
         if self.longest_sequences < 1:
             return (
                 f"weights of {self.weights / GB:.1f} GB leave {max(self.cache, 0.0) / GB:.1f} GB of cache, less than one sequence of "
@@ -57,7 +57,7 @@ class ServerMemory:
             )
         if self.bucket + CONTEXT_BYTES > self.outside:
             return (
-                f"a weight update needs {(self.bucket + CONTEXT_BYTES) / GB:.1f} GB outside the server's share, which leaves "
+                f"a weight update needs {(self.bucket + CONTEXT_BYTES) / GB:.1f} GB outside the server's limit, which leaves "
                 f"{self.outside / GB:.1f} GB; lower rollout.gpu_memory_utilization"
             )
         return None
@@ -67,17 +67,17 @@ def server_memory(arch: Architecture, cfg: Config, cluster: Cluster, assumed: As
     """Memory of one GPU of a server of rollout.tensor of them."""
     size, element = ModelSize.of(arch), element_bytes(cfg.model)
     memory = cluster.gpu.memory_gb * GB
-    share = cfg.rollout.gpu_memory_utilization * memory
+    limit = cfg.rollout.gpu_memory_utilization * memory
     weights = element * size.total / cfg.rollout.tensor
     overhead = assumed.server_overhead_gb * GB
     heads = max(1.0, arch.num_kv_heads / cfg.rollout.tensor)
     largest = element * arch.hidden_size * max(arch.vocab_size, 2 * arch.ffn_hidden_size)
     return ServerMemory(
         weights=weights,
-        cache=share - weights - overhead,
+        cache=limit - weights - overhead,
         overhead=overhead,
         bucket=max(BUCKET_BYTES, largest),
-        outside=memory - share,
+        outside=memory - limit,
         cache_per_token=2 * arch.num_layers * heads * arch.head_dim * element,
         context=min(cfg.batch.max_tokens_per_micro_batch, arch.max_positions),
         mean_length=work.sample_tokens,

@@ -1,4 +1,4 @@
-"""Roofline of a step: arithmetic at a stated share of the peak, bytes at a stated share of the links, and the pipeline's bubble."""
+"""Roofline of a step: arithmetic at a fraction of the peak, bytes at a fraction of the bandwidth, and the pipeline's bubble."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class StepTime:
     overlapped: bool
     """rollout.max_staleness > 0: the next batch is generated during the update."""
     bubble: float
-    """Share of the passes' time in which a stage waits for another."""
+    """Fraction of the passes' time in which a stage waits for another."""
     traffic: tuple[Traffic, ...]
 
     @property

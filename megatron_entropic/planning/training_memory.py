@@ -39,7 +39,7 @@ class StageMemory:
     optimizer_working: float
     """Of an optimizer step: torch's AdamW makes two copies of a parameter's shard, fused ones none; gloo copies the gradients."""
     sync: float
-    """What rank 0 gathers and packs for a weight update."""
+    """Buffers in which rank 0 gathers and packs a weight update."""
     building: float
     """The model is built: parameters twice (as made, and in the buffer they move to) and the gradient buffer."""
 

@@ -1,4 +1,4 @@
-"""How much a step computes: samples, tokens, passes and floating-point operations, from settings and assumed lengths."""
+"""Workload of a step: samples, tokens, passes and floating-point operations, from settings and assumed lengths."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the machine offers, and what makes Megatron-Core run without a GPU. Importing this quiets Megatron-Core's warnings."""
+"""The machine's devices, and the patches that make Megatron-Core run without a GPU. Importing this quiets Megatron-Core's warnings."""
 
 import warnings
 

@@ -201,5 +201,5 @@ def install() -> None:
 
 
 def applied_patches() -> tuple[str, ...]:
-    """What `install()` replaced in this process, one line each with its reason; empty before it ran and on GPUs."""
+    """Patches that `install()` applied in this process, one line each with its reason; empty before it ran and on GPUs."""
     return tuple(_applied)

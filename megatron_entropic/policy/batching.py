@@ -105,7 +105,7 @@ class MicroBatch:
 
     tokens_1T, positions_1T: inputs; targets_T: the next token; mask_T: the target is a response token; cu_seqlens: [B + 1]
     int32 borders of the packed sequences; advantages_T, sampler_log_probs_T, old_log_probs_T, selected_T: 0 outside the mask;
-    response_index_T: place of the target in the batch's flat response tokens, -1 outside the mask.
+    response_index_T: index of the target in the batch's flat response tokens, -1 outside the mask.
     """
 
     tokens_1T: Tensor
@@ -126,7 +126,7 @@ class MicroBatch:
 
 
 def plan_micro_batches(lengths: Sequence[int], *, data_parallel: int, max_tokens: int) -> list[list[list[int]]]:
-    """Which samples each data-parallel rank packs into each of its micro-batches: plan[rank][micro_batch] -> sample indices.
+    """Samples of each micro-batch of each data-parallel rank: plan[rank][micro_batch] -> sample indices.
 
     Longest sequence first into the emptiest bin, with the fewest bins that hold at most `max_tokens` each; every rank gets
     the same number of bins (pipeline schedules run in step), some possibly empty. Deterministic.
@@ -216,7 +216,7 @@ class _Columns:
 
 
 def _gather(values_N: Tensor | None, response_index_T: Tensor, mask_T: Tensor) -> Tensor | None:
-    """The batch's per-token values in a micro-batch's places, 0 outside the mask."""
+    """The batch's per-token values at a micro-batch's positions, 0 outside the mask."""
     if values_N is None:
         return None
     values_T = values_N.to(response_index_T.device)[response_index_T.clamp(min=0)]

@@ -1,4 +1,4 @@
-"""Which tokens of a mini-batch a kind of control with a selection acts on (Clip-Cov, KL-Cov).
+"""Token selection of Clip-Cov, KL-Cov and other kinds of control, over a mini-batch.
 
 Shapes: N response tokens of the mini-batch.
 """

@@ -1,9 +1,9 @@
 """A step's samples, from rank 0 to the ranks that train on them: raw buffers, each to those that need it only.
 
-All ranks of one data-parallel index (tensor and pipeline ranks) train on the same samples. Their share goes from rank 0 to the
+All ranks of one data-parallel index (tensor and pipeline ranks) train on the same samples. Their shard goes from rank 0 to the
 first of them, from there over its tensor ranks, and from the first pipeline stage to the others.
 
-Shapes: B samples of the step; M int32 words of a share: prompt ids, response ids and log-probs (their bits), sample after sample.
+Shapes: B samples of the step; M int32 words of a shard: prompt ids, response ids and log-probs (their bits), sample after sample.
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ def deal(control: ControlConfig, batch: BatchConfig, parallel: Parallel, samples
     needed = samples_needed(control, batch, outlines, parallel.dp_size)
     words: _Words | None = None
     for dp_rank in range(parallel.dp_size):
-        share = _to_words([held(samples[index]) for index in needed[dp_rank]]) if parallel.rank == 0 else None
+        shard = _to_words([held(samples[index]) for index in needed[dp_rank]]) if parallel.rank == 0 else None
         if parallel.dp_rank == dp_rank or parallel.rank == 0:
             size = sum(_words_of(outlines[index]) for index in needed[dp_rank])
-            arrived = _move(parallel, dp_rank, share, size)
+            arrived = _move(parallel, dp_rank, shard, size)
             words = arrived if parallel.dp_rank == dp_rank else words
     if parallel.rank == 0:
         return Batch(samples)
@@ -50,7 +50,7 @@ def deal(control: ControlConfig, batch: BatchConfig, parallel: Parallel, samples
 def samples_needed(
     control: ControlConfig, batch: BatchConfig, samples: Sequence[Sample | SampleElsewhere], data_parallel: int
 ) -> list[list[int]]:
-    """Which samples each data-parallel rank trains on or measures in a step, ascending. Deterministic; only lengths matter."""
+    """Samples that each data-parallel rank trains on or measures in a step, ascending. Deterministic; only lengths matter."""
     selection = kind_of(control).selection
     if selection is not None and selection.needs_every_token:
         return [list(range(len(samples)))] * data_parallel
@@ -86,7 +86,7 @@ def _words_of(sample: SampleElsewhere) -> int:
 
 
 def _to_words(samples: Sequence[Sample]) -> _Words:
-    """[M] of a share."""
+    """[M] of a shard."""
     words = np.empty(sum(len(sample.prompt_ids) + 2 * sample.response_length for sample in samples), dtype=np.int32)
     at = 0
     for sample in samples:
@@ -111,7 +111,7 @@ def _from_words(outlines: Sequence[SampleElsewhere], indices: Sequence[int], wor
 
 
 def _move(parallel: Parallel, dp_rank: int, share_M: _Words | None, size: int) -> _Words | None:
-    """Brings one share from rank 0, which gives it, to the ranks with that data-parallel index; they get it back."""
+    """Brings one shard from rank 0, which gives it, to the ranks with that data-parallel index; they get it back."""
     if not size:
         return np.empty(0, dtype=np.int32)
     here = parallel.dp_rank == dp_rank

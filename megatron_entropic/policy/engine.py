@@ -172,7 +172,7 @@ class Policy:
         )
 
     def _measure_response(self, batch: Batch, samples: Sequence[int], before: SteeredEntropy) -> Response:
-        """What the update just made did to the entropy of `batch`'s `samples`: one forward pass, one all-reduce of 32 bytes."""
+        """Response of the entropy of `batch`'s `samples` to the update just made: one forward pass, one all-reduce of 32 bytes."""
         torch.cuda.synchronize()  # the optimizer's work is not this pass's
         start = time.perf_counter()
         control = self.cfg.control
@@ -286,16 +286,16 @@ class Policy:
         return TokenStatistics(stats.log_prob[:, 0], stats.entropy[:, 0], clamped, lowering)
 
     def _micro_batches(self, batch: Batch) -> tuple[int, Iterator[MicroBatch]]:
-        """How many micro-batches this rank has, and each, packed when it is asked for."""
+        """Number of this rank's micro-batches, and an iterator that packs each on demand."""
         plan = plan_micro_batches(
             [sample.length for sample in batch.samples],
             data_parallel=self.parallel.dp_size,
             max_tokens=self.cfg.batch.max_tokens_per_micro_batch,
         )
         pad_multiple = self.parallel.tp_size if self.cfg.parallel.sequence else 1
-        shares = plan[self.parallel.dp_rank]
+        mine = plan[self.parallel.dp_rank]
         device = self.parallel.device
-        return len(shares), (build_micro_batch(batch, indices, device=device, pad_multiple=pad_multiple) for indices in shares)
+        return len(mine), (build_micro_batch(batch, indices, device=device, pad_multiple=pad_multiple) for indices in mine)
 
     # -- weights --------------------------------------------------------------------------------------------------
 

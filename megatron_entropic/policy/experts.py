@@ -1,4 +1,4 @@
-"""A mixture of experts in Megatron-Core: how it is configured, its router, and which parameters belong to which expert.
+"""MoE in Megatron-Core: its configuration, its router, and which parameters belong to which expert.
 
 Experts are whole on their rank (never split over tensor ranks) and spread over the expert-parallel ranks, which are taken out of
 the tensor x data ranks of a pipeline stage. No token is dropped: what an expert gets, it computes.
@@ -53,7 +53,7 @@ def mixture_settings(arch: Architecture, expert_ranks: int) -> dict[str, Any]:
 
 
 def use_router(layer: ModuleSpec) -> None:
-    """Puts our Router into a layer specification that has a mixture of experts."""
+    """Puts our Router into a layer specification that has an MoE block."""
     layer.submodules.mlp.submodules.router = Router
 
 

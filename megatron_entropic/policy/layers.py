@@ -44,10 +44,10 @@ class PaddedBucket:
 
 @dataclass(frozen=True)
 class Packing:
-    """How packed tokens spread over padded buckets and come back; made once for each micro-batch."""
+    """Indices that spread packed tokens over padded buckets and back; made once for each micro-batch."""
 
     buckets: tuple[PaddedBucket, ...]
-    places_T: Tensor | None
+    positions_T: Tensor | None
     """int64: where each packed token is in the concatenated, flattened buckets; None when they lie there as they are."""
 
 
@@ -57,7 +57,7 @@ def make_packing(cu_seqlens: Sequence[int], device: torch.device) -> Packing:
     groups = _bucketed(lengths)
     starts_B = torch.tensor(cu_seqlens[:-1], dtype=torch.int64)
     lengths_B = torch.tensor(lengths, dtype=torch.int64)
-    places_T = torch.empty(cu_seqlens[-1], dtype=torch.int64)
+    positions_T = torch.empty(cu_seqlens[-1], dtype=torch.int64)
     buckets, offset = [], 0
     for group in groups:
         group_A = torch.tensor(sorted(group))
@@ -65,11 +65,11 @@ def make_packing(cu_seqlens: Sequence[int], device: torch.device) -> Packing:
         column_L = torch.arange(longest)
         tokens_AL = starts_B[group_A, None] + torch.minimum(column_L, lengths_B[group_A, None] - 1)
         real_AL = column_L < lengths_B[group_A, None]
-        places_T[tokens_AL[real_AL]] = offset + real_AL.flatten().nonzero().squeeze(1)
+        positions_T[tokens_AL[real_AL]] = offset + real_AL.flatten().nonzero().squeeze(1)
         buckets.append(PaddedBucket(tokens_AL.to(device)))
         offset += tokens_AL.numel()
-    unmoved = offset == cu_seqlens[-1] and torch.equal(places_T, torch.arange(offset))
-    return Packing(tuple(buckets), None if unmoved else places_T.to(device))
+    unmoved = offset == cu_seqlens[-1] and torch.equal(positions_T, torch.arange(offset))
+    return Packing(tuple(buckets), None if unmoved else positions_T.to(device))
 
 
 def _bucketed(lengths: Sequence[int]) -> list[list[int]]:
@@ -136,7 +136,7 @@ class PackedAttention(nn.Module):
         packing = packing_of(packed_seq_params)
         outputs = [self._attend(query_TQD, key_TGD, value_TGD, bucket.tokens_AL) for bucket in packing.buckets]
         flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return flat if packing.places_T is None else flat.index_select(0, packing.places_T)
+        return flat if packing.positions_T is None else flat.index_select(0, packing.positions_T)
 
     def _attend(self, query_TQD: Tensor, key_TGD: Tensor, value_TGD: Tensor, tokens_AL: Tensor) -> Tensor:
         count, longest = tokens_AL.shape

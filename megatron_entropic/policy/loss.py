@@ -144,7 +144,7 @@ def old_log_probs(algorithm: AlgorithmConfig, rollout: RolloutConfig, before_T: 
 
 
 def clip_range(algorithm: AlgorithmConfig, control: ControlConfig) -> ClipRange:
-    """How far r_t may leave 1. KL-Cov has a penalty in the place of the clip, in the paper and in the authors' code."""
+    """Clip range of r_t. KL-Cov has a penalty in place of the clip, in the paper and in the authors' code."""
     selection = kind_of(control).selection
     if selection is not None and not selection.clips_ratio:
         return {"clip_low": 1.0, "clip_high": math.inf}

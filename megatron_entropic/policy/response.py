@@ -1,7 +1,7 @@
-"""What an update did to the entropy: measured on the same tokens before and after it, so that the choice of prompts cancels.
+"""Response of the entropy to an update: measured on the same tokens before and after it, so that the choice of prompts cancels.
 
 The entropies before are those of the update's own forward pass. Those after come from a forward pass over some of the
-mini-batch's samples, chosen by their place in it alone: the same ones whatever the layout.
+mini-batch's samples, chosen by their index in it alone: the same ones whatever the layout.
 
 Shapes: N response tokens of a mini-batch.
 """
@@ -47,7 +47,7 @@ class Response:
 
 
 def response_samples(control: ControlConfig, count: int) -> list[int]:
-    """Which of a mini-batch's `count` samples the response is measured on, ascending: `response_share` of them, evenly spaced.
+    """Samples of a mini-batch's `count` that the response is measured on, ascending: `response_share` of them, evenly spaced.
 
     Samples are in the order of their prompts, so all prompts are represented alike. At least one unless it is not measured at all:
     then none.

@@ -13,7 +13,7 @@ Totals = Mapping[str, float]
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """What one update measured, the same on every rank. Means are over all response tokens of the mini-batch.
+    """Statistics of one update, the same on every rank. Means are over all response tokens of the mini-batch.
 
     `measurement` is of the policy *before* the update; `coefficients` are those the update applied. `applied` is False when
     the loss or gradient was not finite, or there was no response token, and the weights were left alone. `response_seconds`: what
@@ -58,7 +58,7 @@ def measurement(
     clamped: bool,
     requested_target: float | None,
 ) -> Measurement:
-    """What control steers by; `clamped` says whether the clamped entropy was measured. NaN without a response token."""
+    """The measurement for the controller; `clamped` says whether the clamped entropy was measured. NaN without a response token."""
     mean = _token_mean(totals)
     return Measurement(
         entropy=mean("entropy"),

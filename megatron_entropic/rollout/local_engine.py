@@ -175,8 +175,8 @@ def sample_responses(
         rows = np.concatenate([np.arange(p * samples_per_prompt, (p + 1) * samples_per_prompt) for p in batch])
         uniforms = torch.from_numpy(uniforms_BT[rows]).to(model.device)
         sampled = _sample_batch(model, [prompts[p] for p in batch], uniforms, samples_per_prompt, temperature, eos_ids)
-        for place, p in enumerate(batch):
-            responses[p] = sampled[place * samples_per_prompt : (place + 1) * samples_per_prompt]
+        for index, p in enumerate(batch):
+            responses[p] = sampled[index * samples_per_prompt : (index + 1) * samples_per_prompt]
     return [response for p in range(len(prompts)) for response in responses[p]]
 
 

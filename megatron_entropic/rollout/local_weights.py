@@ -52,7 +52,7 @@ def checkpoint_tensors(model: Any) -> Mapping[str, Tensor]:
 
 
 def _moe_parts(name: str, tensor: Tensor, names: MoENames) -> dict[str, Tensor] | None:
-    """What a tensor of an MoE block is in the checkpoint; None when it is no such tensor, or named as there."""
+    """The checkpoint's tensors for one tensor of an MoE block; None when it is no such tensor, or named as there."""
     if name.endswith(_ROUTER):
         return {f"{name.removesuffix(_ROUTER)}{names.block}.gate.weight": tensor}
     if name.endswith(_DOWN):

@@ -1,4 +1,4 @@
-"""How far the sampler's log-probs may be from the trainer's: from where on a run warns, and from where on it ends.
+"""Bounds of the gap between the sampler's and the trainer's log-probs, above which a run warns or ends.
 
 Both give the log-prob of the same sampled token; but for rounding they differ only by what the policy has learned since. A sampler
 with other weights, positions or temperature is off by tenths of a nat on the mean token. Rounding is far below that in the mean,
@@ -12,7 +12,7 @@ from megatron_entropic.config import ModelConfig, RolloutConfig
 
 @dataclass(frozen=True)
 class GapBounds:
-    """What the largest and the mean gap of a step's response tokens may be, nats."""
+    """Limits of the largest and the mean gap of a step's response tokens, nats."""
 
     largest: float
     mean: float
@@ -29,7 +29,7 @@ class GapBounds:
 WARN = {"float32": GapBounds(largest=0.05, mean=1e-3), "bfloat16": GapBounds(largest=3.0, mean=0.05)}
 STOP = {"float32": GapBounds(largest=3.0, mean=0.01), "bfloat16": GapBounds(largest=10.0, mean=0.3)}
 STALE_MEAN = 0.25
-"""How much more the mean gap of stale rollouts may be, for each weight version that they are behind. Their largest gap may be any."""
+"""Allowance of the mean gap of stale rollouts for each weight version that they are behind. Their largest gap may be any."""
 
 
 def warn_bounds(model: ModelConfig, rollout: RolloutConfig, step: int) -> GapBounds | None:
@@ -49,7 +49,7 @@ def stop_bounds(model: ModelConfig, rollout: RolloutConfig, step: int) -> GapBou
 
 
 def likely_causes(model: ModelConfig, rollout: RolloutConfig, step: int) -> str:
-    """Where a gap above its bounds may come from under these settings."""
+    """Likely causes of a gap above its bounds under these settings."""
     causes = []
     if _staleness(rollout, step):
         causes.append(f"a policy that learns fast, with rollout.max_staleness={rollout.max_staleness} (lower it, or optimizer.lr)")

@@ -1,4 +1,4 @@
-"""When each step's rollouts are generated, and from which weights: up to `rollout.max_staleness` versions ahead of the trainer.
+"""Schedule of rollout generation: up to `rollout.max_staleness` versions ahead of the trainer.
 
 The rollouts of step k always come from weight version max(0, k - max_staleness), so a run is the same every time. With 1:
 

@@ -50,7 +50,7 @@ class PromptEncoder:
         return tokenizer
 
     def encode(self, text: str) -> tuple[str, tuple[int, ...]]:
-        """What the model reads when it is asked `text`: as text, and as token ids."""
+        """The prompt for `text`: as text, and as token ids."""
         if self.chat_template:
             message = {"role": "user", "content": text}
             text = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)

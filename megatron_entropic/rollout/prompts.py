@@ -13,7 +13,7 @@ from megatron_entropic.tasks.rows import DataRow
 from megatron_entropic.tasks.task import Problem, Task
 
 _FAR = 1 << 40
-"""Where the stream goes on looking for a prompt that fits: indices that no run reaches."""
+"""First index at which the stream looks for a substitute prompt that fits: no run reaches it."""
 _TRIES = 100
 
 
@@ -33,7 +33,7 @@ def prompt_room(model: ModelConfig, batch: BatchConfig, rollout: RolloutConfig) 
 
 
 class PromptStream:
-    """An endless stream: step k holds prompts k n ... (k + 1) n - 1. The place in it is the step, so resuming needs no state.
+    """An endless stream: step k holds prompts k n ... (k + 1) n - 1. The position in it is the step, so resuming needs no state.
 
     Prompts of more than `room` tokens are what `overlong` (task.overlong_prompts) says: rows of a file are dropped when the stream
     is made, other problems replaced by one further on; truncated; or, with "refuse", left for the engine to refuse.

@@ -1,9 +1,9 @@
-"""How a step's rollouts lie in a file: raw arrays in the layout of safetensors, which every language reads without running anything.
+"""File format of a step's rollouts: raw arrays in the layout of safetensors, which every language reads without running anything.
 
 Shapes: B rollouts (by prompt, then sample), P prompts, N response tokens. Texts are UTF-8, lone surrogates included ("surrogatepass").
 
     prompt_index, sample_index, first_version, last_version    int64 [B]
-    server, finish_reason                                      int64 [B]: places in the metadata's lists of names
+    server, finish_reason                                      int64 [B]: indices into the metadata's lists of names
     reward                                                     float64 [B]
     prompts, prompt_offsets, prompt_ids                        int64 [P]: each prompt's index; int64 [P + 1]: borders of its int32 ids
     problems                                                   uint8: JSON, a list of P objects with prompt and data
@@ -181,7 +181,7 @@ def decoded(where: str, content: bytes) -> list[RecordedRollout]:
 
 
 def decoded_counts(where: str, content: bytes) -> dict[str, int]:
-    """What scoring counted, by metric, of a file's bytes. Raises ValueError starting with `where`."""
+    """Counts of scoring, by metric, from a file's bytes. Raises ValueError starting with `where`."""
     try:
         counts = json.loads(_entries(content)["__metadata__"].get("counts", "{}"))
         return {str(name): int(count) for name, count in counts.items()}

@@ -75,7 +75,7 @@ class RolloutWriter:
         rewards: Sequence[float],
         counts: Mapping[str, int] | None = None,
     ) -> Path:
-        """Writes the file of `step` whole or not at all, replacing an earlier one (a resumed run does its step again).
+        """Writes the file of `step` atomically, replacing an earlier one (a resumed run does its step again).
 
         `problems` maps prompt_index to its problem; `rewards[i]` belongs to `rollouts[i]`; `counts` is what scoring them
         counted, by metric. Log-probs and rewards are written so that they read back bit for bit. Raises ValueError naming the row
@@ -145,7 +145,7 @@ def read_rollouts(folder: str | os.PathLike[str], step: int) -> list[RecordedRol
 
 
 def read_counts(folder: str | os.PathLike[str], step: int) -> dict[str, int]:
-    """What scoring the recorded rollouts of `step` counted, by metric; nothing for what earlier versions recorded.
+    """Counts of scoring the recorded rollouts of `step`, by metric; empty for what earlier versions recorded.
 
     Raises as read_rollouts.
     """

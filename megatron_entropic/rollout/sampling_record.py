@@ -20,7 +20,7 @@ from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.files import HFReader
 from megatron_entropic.rollout.types import RolloutError
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _TENSORS, _ROWS = 16, 4
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the rollouts from `first_step` on were sampled by; None: not known."""
+    """Sampling settings of the rollouts from `first_step` on; None: not known."""
 
     first_step: int
     engine: str
@@ -52,7 +52,7 @@ def record_sampling(run_dir: Path, model: ModelConfig, rollout: RolloutConfig, f
         same = earlier and asdict(earlier[-1]) | {"first_step": first_step} == asdict(now)
         entries = earlier if same else [*earlier, now]
     if entries:
-        write_whole(folder / NAME, (json.dumps([asdict(entry) for entry in entries]) + "\n").encode())
+        write_atomically(folder / NAME, (json.dumps([asdict(entry) for entry in entries]) + "\n").encode())
 
 
 def check_replay(model: ModelConfig, rollout: RolloutConfig) -> None:
@@ -100,7 +100,7 @@ def model_checksum(model: ModelConfig) -> str | None:
 
 
 def _known(folder: Path) -> Sequence[Sampling]:
-    """What is known of a record's sampling: by its own file, or by the run it belongs to. None of it: nothing is."""
+    """The sampling of a record, as its own file or the run it belongs to has it; empty when neither does."""
     if (folder / NAME).is_file():
         return _read(folder)
     settings = folder.parent / "config.yaml"

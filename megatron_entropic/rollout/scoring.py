@@ -135,7 +135,7 @@ class Scorer:
             logger.warning("step %d: %d more answers could not be verified; all scored 0", step + 1, len(unlike) - _NAMED)
 
     def _place(self, problem: Problem) -> str:
-        """Where the problem comes from, as far as its data says."""
+        """Origin of the problem, as far as its data says."""
         line = problem.data.get("line")
         return "" if line is None else f" ({self.cfg.options.get('path', 'file')}, line {line})"
 

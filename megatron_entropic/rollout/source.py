@@ -1,4 +1,4 @@
-"""Where the trainer gets its experience: prompts, an engine on rank 0, the verifier, and the record of it all."""
+"""Source of the trainer's experience: prompts, an engine on rank 0, the verifier, and the record of it all."""
 
 import logging
 import time
@@ -105,7 +105,7 @@ class RolloutSource:
             self._writer.wait()
 
     def score_metrics(self, step: int) -> dict[str, float]:
-        """What scoring `step` took and counted (observability/metrics.py), once; empty on other ranks.
+        """Time and counts of scoring `step` (observability/metrics.py), once; empty on other ranks.
 
         Of a step that was read back, as a resumed run does, only what it counted.
         """
@@ -176,7 +176,7 @@ class RolloutSource:
             self.pipeline.request(step, prompts, partial(self.scorer.begin, problems=self._problems[step]))
 
     def _finish(self, step: int) -> None:
-        """Waits for the rollouts of `step` and their scores, and has them recorded while training goes on."""
+        """Waits for the rollouts of `step` and their scores, and has them recorded while training continues."""
         rollouts, problems = self.pipeline.take(step), self._problems.pop(step)
         scores = self.scorer.finish(step, rollouts, problems)
         self.writer.begin(step, rollouts, problems, scores.rewards, scores.counts)

@@ -1,4 +1,4 @@
-"""What travels between prompts, engines and the trainer: plain frozen records, no tensors. Tokens are numpy arrays."""
+"""Data passed between prompts, engines and the trainer: plain frozen records, no tensors. Tokens are numpy arrays."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as the engines see it. `index` is its place in the run's data order, and seeds its sampling."""
+    """One prompt as the engines see it. `index` is its position in the run's data order, and seeds its sampling."""
 
     index: int
     text: str

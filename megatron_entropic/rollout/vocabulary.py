@@ -14,7 +14,7 @@ from megatron_entropic.rollout.prompt_encoder import Tokenizer
 from megatron_entropic.rollout.types import IntArray, Rollout
 
 NO_TOKEN = "\ufffd"
-"""What an id that is no token reads as (the replacement character, which also stands for bytes that are no UTF-8)."""
+"""Text of an id that is no token (the replacement character, which also stands for bytes that are no UTF-8)."""
 
 
 class Vocabulary:
@@ -39,7 +39,7 @@ class Vocabulary:
         return "".join(self._decode([id_ for id_, _ in run]) if tokens else NO_TOKEN * len(list(run)) for tokens, run in runs)
 
     def count_unknown(self, rollout: Rollout) -> int:
-        """How many ids of the response are no token, apart from the end-of-sequence token that stopped it."""
+        """Number of ids of the response that are no token, apart from the end-of-sequence token that stopped it."""
         return int((~self._is_token(_without_end(rollout.response_ids, rollout.finish_reason))).sum())
 
     def _is_token(self, ids: Sequence[int] | IntArray) -> npt.NDArray[np.bool_]:

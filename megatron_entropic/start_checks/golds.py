@@ -60,7 +60,7 @@ def _unlike(rows: Sequence[DataRow]) -> list[DataRow]:
 
 
 def _reason(row: DataRow, as_written: Verdict, in_braces: Verdict) -> str:
-    """Why no answer would be right; empty when one would."""
+    """The reason why no answer would be right; empty when one would."""
     for verdict in (as_written, in_braces):
         if verdict.outcome != "scored":
             return f"the answer {row.answer[:80]!r} cannot be compared: {verdict.reason}"

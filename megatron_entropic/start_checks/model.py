@@ -11,7 +11,7 @@ from megatron_entropic.hf.stop_tokens import stop_token_ids
 
 
 def check_model(cfg: Config, *, weights: bool = True) -> Architecture:
-    """What `model.hf_path` is. Raises ValueError for a model that is broken, or cannot be laid out as the settings say.
+    """The architecture of `model.hf_path`. Raises ValueError for a model that is broken, or cannot be laid out as the settings say.
 
     `weights`: whether those are needed too.
     """

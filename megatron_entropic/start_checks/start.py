@@ -10,7 +10,7 @@ from megatron_entropic.start_checks.model import check_model
 def check_start(cfg: Config, *, weights: bool = True) -> list[str]:
     """Raises ValueError, or OSError, naming what keeps the run from working; else remarks on its data, a line each.
 
-    `weights`: whether those of model.hf_path are needed, as they are unless a checkpoint is gone on from.
+    `weights`: whether those of model.hf_path are needed, as they are unless a checkpoint is resumed.
     """
     arch = check_model(cfg, weights=weights)
     if cfg.rollout.engine == "replay":

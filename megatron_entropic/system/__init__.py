@@ -1,1 +1,1 @@
-"""What belongs to the machine and the installation, not to a run."""
+"""Functions of the machine and the installation, not of a run."""

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, and to the disk; emptying a folder."""
+"""Atomic writes of files, synced to the disk; emptying a folder."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_whole(path: Path, content: bytes) -> Path:
+def write_atomically(path: Path, content: bytes) -> Path:
     """Writes `content` to `path` through a temporary file beside it, making the folder when missing; returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,4 +1,4 @@
-"""Who gets which GPU of a node: training ranks the first ones, in order of their local rank, rollout servers those after them.
+"""Assignment of a node's GPUs: training ranks the first ones, in order of their local rank, rollout servers those after them.
 
 Pure: computed from what the environment says, so that ranks and servers, which are different processes, agree without asking.
 """
@@ -39,7 +39,7 @@ def visible_devices(listed: str | None, count: int) -> list[str]:
 
 
 def training_ranks_here(environ: Mapping[str, str]) -> int:
-    """How many training ranks share this node's GPUs. Raises PlacementError where nothing says so."""
+    """Number of training ranks that share this node's GPUs. Raises PlacementError where nothing says so."""
     if environ.get(_RANKS):
         return int(environ[_RANKS])
     if int(environ.get("WORLD_SIZE") or "1") == 1:

@@ -22,16 +22,16 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from megatron_entropic.system.process_identity import ProcessIdentity
 
 logger = logging.getLogger(__name__)
 
 BEAT_S = 10.0
 LEASE_S = 60.0
-"""How long an owner on another machine counts as alive after its last sign of life."""
+"""Time that an owner on another machine counts as alive after its last heartbeat."""
 UNWIND_S = 30.0
-"""How long processes that a killed owner leaves behind may hold its lock while they end."""
+"""Time that processes left behind by a killed owner may hold its lock while they end."""
 _SETTLE_S = 1.0
 """Where there are no locks, two that take a folder in one moment see each other after this."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -45,7 +45,7 @@ class FolderOwnedError(ReportedError, RuntimeError):
 
 @dataclass(frozen=True)
 class Owner:
-    """What .owner.json says. `held` is false once the owner gave the folder back."""
+    """Content of .owner.json. `held` is false once the owner gave the folder back."""
 
     process: ProcessIdentity
     generation: int
@@ -176,7 +176,7 @@ class FolderLock:
 
     def _write(self, process: ProcessIdentity, generation: int, *, held: bool) -> None:
         fields = {**process.fields(), "generation": generation, "token": self.token, "held": held}
-        write_whole(self.files[1], (json.dumps(fields) + "\n").encode())
+        write_atomically(self.files[1], (json.dumps(fields) + "\n").encode())
 
     def _beat(self) -> None:
         fence = Fence(self.folder, self.token, self.name)
@@ -211,7 +211,7 @@ class Fence:
 
     @property
     def generation(self) -> str:
-        """How often the folder had an owner up to this one; "0" without a fence."""
+        """Number of owners of the folder up to this one; "0" without a fence."""
         return self.token.partition("-")[0] or "0"
 
     def check(self) -> None:

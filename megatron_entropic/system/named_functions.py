@@ -43,7 +43,7 @@ def named_function(setting: str, name: str, table: Mapping[str, str], group: str
 
 
 def named_object(setting: str, name: str, table: Mapping[str, str], group: str) -> Any:
-    """What `name` stands for; the table's wins over an entry point of `group`.
+    """The function that `name` stands for; the table's wins over an entry point of `group`.
 
     A user's module may lie in the working directory, as for the ranks (`python -m`); a file's neighbours can be imported by it.
 
@@ -71,7 +71,7 @@ def named_object(setting: str, name: str, table: Mapping[str, str], group: str) 
 
 
 def raised(error: BaseException) -> str:
-    """What somebody else's code raised, in one line, with its own last file and line."""
+    """An exception of somebody else's code in one line, with that code's last file and line."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)

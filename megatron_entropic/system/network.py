@@ -1,4 +1,4 @@
-"""Which of this machine's addresses and interfaces lead where."""
+"""This machine's network addresses and interfaces, by where they lead."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Which process of which machine: enough to tell later, also from elsewhere, whether it still runs."""
+"""Identity of a process and its machine: enough to tell later, also from elsewhere, whether it still runs."""
 
 import os
 import socket
@@ -20,13 +20,13 @@ class ProcessIdentity:
     """The namespace that `pid` counts in; processes in different ones cannot see each other."""
     pid: int
     started: int
-    """Start of the process in clock ticks since boot: with `pid` and `boot` it names the process for ever."""
+    """Start of the process in clock ticks since boot: with `pid` and `boot` it names the process forever."""
     since: str
-    """When it was written, in UTC, for people."""
+    """Time of writing, in UTC, for people."""
     job: str
     """SLURM's number of the job; empty outside one."""
     job_start: int
-    """Which start of the job: 0, then 1 more after every requeue."""
+    """Start number of the job: 0, then 1 more after every requeue."""
 
     @classmethod
     def of_this_process(cls, environ: Mapping[str, str] = os.environ) -> "ProcessIdentity":

@@ -1,4 +1,4 @@
-"""Where the ranks of a run meet: a store that rank 0 hosts on a port that is bound, not guessed.
+"""Rendezvous of the ranks of a run: a store that rank 0 hosts on a port that is bound, not guessed.
 
 A launcher of this package binds a port and hands it to rank 0 as an open socket. Under srun rank 0 binds one that is free and
 writes it to RUN_DIR/.meeting.json, under the number of its step. torchrun hosts a store itself. A MASTER_PORT that is set is
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_entropic.errors import ReportedError
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 
 LISTENER_VARIABLE = "MEGATRON_ENTROPIC_STORE_FD"
 """Environment variable of rank 0: number of the open socket that listens on MASTER_PORT."""
@@ -28,7 +28,7 @@ _POLL_S = 0.2
 
 
 class RendezvousError(ReportedError, RuntimeError):
-    """The ranks cannot meet; the message names the address and what is in the way."""
+    """The rendezvous failed; the message names the address and what is in the way."""
 
 
 def listen(host: str, port: int = 0) -> socket.socket:
@@ -47,7 +47,7 @@ def reserve(host: str) -> socket.socket:
 
 
 def open_store(rank: int, world_size: int, timeout_s: float, folder: Path | None = None) -> Any:
-    """The torch Store at which the ranks meet; None where torch.distributed finds it by itself (torchrun).
+    """The torch Store of the rendezvous; None where torch.distributed finds it by itself (torchrun).
 
     `folder`, which all ranks share, is needed where no MASTER_PORT is set. Raises RendezvousError naming the port that
     another program has, or whose store is not this run's, and whoever did not come within `timeout_s`.
@@ -72,7 +72,7 @@ def open_store(rank: int, world_size: int, timeout_s: float, folder: Path | None
     except RendezvousError:
         raise
     except RuntimeError as error:  # torch's DistError
-        raise RendezvousError(f"rank {rank} cannot meet the others at {host}:{port} within {timeout_s:g} s: {error}") from error
+        raise RendezvousError(f"rank {rank}: no rendezvous with the others at {host}:{port} within {timeout_s:g} s: {error}") from error
     return store
 
 
@@ -88,10 +88,12 @@ def _listener(folder: Path | None) -> socket.socket:
         reason = os.strerror(error.errno or 0)
         raise RendezvousError(
             f"MASTER_PORT={given} cannot be used on {socket.gethostname()}: {reason}; another program or another step of this job "
-            "has it: unset it (ranks then meet at a free port) or set another one"
+            "has it: unset it (the rendezvous is then at a free port) or set another one"
         ) from error
     if given is None:
-        write_whole(_meeting(folder), (json.dumps({"step": job_step(os.environ), "port": listener.getsockname()[1]}) + "\n").encode())
+        write_atomically(
+            _meeting(folder), (json.dumps({"step": job_step(os.environ), "port": listener.getsockname()[1]}) + "\n").encode()
+        )
     return listener
 
 
@@ -106,7 +108,7 @@ def _port(folder: Path | None, deadline: float, timeout_s: float) -> int:
             if fields["step"] == step:
                 return int(fields["port"])
         time.sleep(_POLL_S)
-    raise RendezvousError(f"rank 0 did not say in {path} where to meet within {timeout_s:g} s (parallel.timeout_s): it says why itself")
+    raise RendezvousError(f"rank 0 wrote no rendezvous to {path} within {timeout_s:g} s (parallel.timeout_s): its own log says why")
 
 
 def _meeting(folder: Path | None) -> Path:
@@ -126,4 +128,4 @@ def _greet(store: Any, rank: int, address: str) -> None:
     if rank == 0:
         store.set(_GREETING, mine)
     elif (found := store.get(_GREETING).decode()) != mine:
-        raise RendezvousError(f"{address} is where the ranks of step {found} meet, not those of step {mine}: set another MASTER_PORT")
+        raise RendezvousError(f"{address} is the rendezvous of step {found}, not of step {mine}: set another MASTER_PORT")

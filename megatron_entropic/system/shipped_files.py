@@ -1,4 +1,4 @@
-"""Where the files that come with the project lie: in a checkout beside the package, installed by pip inside the packages."""
+"""Location of the files that come with the project: in a checkout beside the package, installed by pip inside the packages."""
 
 import importlib.util
 from importlib.metadata import PackageNotFoundError, version

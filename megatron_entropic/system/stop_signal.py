@@ -17,11 +17,11 @@ from types import FrameType, TracebackType
 logger = logging.getLogger(__name__)
 
 EXIT_STOPPED = 75
-"""Exit code of a run that was asked to stop and has saved (EX_TEMPFAIL of sysexits.h): resume it to go on."""
+"""Exit code of a run that was asked to stop and has saved (EX_TEMPFAIL of sysexits.h): resume it to continue."""
 REPEAT_S = 2.0
 """Copies of one signal, such as SLURM's and the launcher's, arrive within this; a later one is a second request."""
 _UNWIND_S = 20.0
-"""How long a process that is to end at once may take to close what it owns."""
+"""Time that a process that is to end at once may take to close what it owns."""
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error
@@ -37,7 +37,7 @@ class StoppedAtOnce(SystemExit):
 
 
 def raised_by_signals() -> tuple[type[BaseException], ...]:
-    """What this process's signal handlers raise in the middle of anything: whoever catches every exception must let these pass."""
+    """Exceptions that this process's signal handlers raise anywhere. Code that catches every exception must let these pass."""
     ctrl_c = (KeyboardInterrupt,) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else ()
     return (Abandoned, StoppedAtOnce, *ctrl_c)
 
@@ -131,6 +131,6 @@ def _watch(reading: int, grace_s: float, asking: Sequence[int]) -> None:
 
 
 def _out_of_time(grace_s: float) -> None:
-    logger.error("not done within checkpoint.grace_s=%g s: stopped without saving; the last whole checkpoint holds", grace_s)
+    logger.error("not done within checkpoint.grace_s=%g s: stopped without saving; the last complete checkpoint holds", grace_s)
     _State.out_of_time = True
     os.kill(os.getpid(), signal.SIGINT)

@@ -25,7 +25,7 @@ def make_task(cfg: TaskConfig, seed: int) -> Task:
 
 
 def verifier_spec(cfg: TaskConfig, seed: int, task: Task) -> VerifierSpec | None:
-    """How another process makes the verifier of `task`, which is make_task(cfg, seed); None when it is to be called directly."""
+    """Spec of the verifier of `task`, made by make_task(cfg, seed), for another process; None when it is to be called directly."""
     if getattr(task, "inline", False):
         return None
     return VerifierSpec(getattr(task, "verifier", reference_of(cfg.name, FACTORIES, TASK_ENTRY_POINTS)), cfg.options, seed)

@@ -18,7 +18,7 @@ _TEMPLATE = "{first}+{second}="
 _OPERANDS = ("{first}", "{second}")
 _ANSWERS = ("whole", "last")
 _TERM = re.compile(r"[-\u2212]?[^\W_]+(?:[.,/^][^\W_]+)*")
-"""What stands between spaces and signs: "37", "-37", "3.7", "1,037", "x37". One pass, whatever the text."""
+"""Words between spaces and signs: "37", "-37", "3.7", "1,037", "x37". One pass, whatever the text."""
 
 
 @dataclass(frozen=True)

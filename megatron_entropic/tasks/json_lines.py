@@ -31,7 +31,7 @@ _OTHERS = {
     b"{\n": "one JSON object over several lines; one object a line is needed: jq -c . FILE",
     b"{\r\n": "one JSON object over several lines; one object a line is needed: jq -c . FILE",
 }
-"""What a file that is no JSON Lines begins with, and what it is."""
+"""First bytes of files that are not JSON Lines, and their formats."""
 
 
 @dataclass(frozen=True, slots=True)

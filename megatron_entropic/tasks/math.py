@@ -2,7 +2,7 @@ r"""Mathematics from a file: problems with one known answer, which a response gi
 
 `task.options`: `path`, a JSON Lines file of prompts and answers (rows.py: fields of other names are recognised, or named by
 `prompt_field` and `answer_field`; an answer is LaTeX or a number, or a text that ends in one), and `prompt_template`, in which
-{prompt} is replaced (other braces are text). `test_fraction` (0) holds that share of the rows back from training; `evaluate` then
+{prompt} is replaced (other braces are text). `test_fraction` (0) holds that fraction of the rows back from training; `evaluate` then
 takes those (`split`: train, test or all).
 
 What an answer may look like and still be right: math_answers/ and docs/rewards.md. The package math-verify is needed when the

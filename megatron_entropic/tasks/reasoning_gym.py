@@ -26,7 +26,7 @@ _LONGEST_ANSWER = 10_000
 EXECUTES_ANSWERS = frozenset(
     {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}  # eval(answer)
     | {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}  # sympy.parse_expr
-    | {"coin_flip"}  # Fraction(answer): "1e999999999" takes for ever
+    | {"coin_flip"}  # Fraction(answer): "1e999999999" takes forever
     | {"composite"}  # may hold any of these
 )
 """Datasets whose verifier executes the answer as Python, or can be held up by a short one: refused without one of ours."""

@@ -1,4 +1,4 @@
-"""What the tasks over a data file share: a seeded walk through its rows, every epoch in an order of its own."""
+"""Base of the tasks over a data file: a seeded walk through its rows, every epoch in an order of its own."""
 
 import random
 from abc import ABC, abstractmethod
@@ -38,8 +38,8 @@ class RowTask(ABC):
         """Problem `index` of the endless stream. Raises ValueError on a negative index."""
         if index < 0:
             raise ValueError(f"problem index {index}: must be >= 0")
-        epoch, place = divmod(index, len(self._lines))
-        return self.problem_of(self._lines[self._order(epoch)[place]])
+        epoch, position = divmod(index, len(self._lines))
+        return self.problem_of(self._lines[self._order(epoch)[position]])
 
     def problem_of(self, row: DataRow) -> Problem:
         """The problem that a row asks."""

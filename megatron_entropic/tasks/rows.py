@@ -18,7 +18,7 @@ PROMPT_FIELDS = ("prompt", "question", "problem")
 ANSWER_FIELDS = ("answer", "expected_answer", "final_answer", "ground_truth", "reward_model.ground_truth", "label", "solution")
 """The same for the known answer."""
 PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
-"""What every verifier reads."""
+"""Fields that every verifier reads."""
 LONGEST_ANSWER, MOST_WORDS = 1000, 40
 """Characters and words of a known answer; more is a worked solution."""
 _SHOWN = 5
@@ -84,7 +84,7 @@ def read_rows(path: Path, *, prompt_field: str, answer_field: str, known_answer:
 
 
 class _Reader:
-    """What has been read so far."""
+    """The rows read so far."""
 
     def __init__(self, prompt_field: str, answer_field: str, known_answer: Callable[[str], str]) -> None:
         self.prompt_field, self.answer_field = prompt_field, answer_field

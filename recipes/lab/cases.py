@@ -1,4 +1,4 @@
-"""What the lab runs: methods x tasks x settings x targets x seeds."""
+"""Cases of the lab: methods x tasks x settings x targets x seeds."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatch

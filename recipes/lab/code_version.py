@@ -1,4 +1,4 @@
-"""Which code a result was made by."""
+"""Version of the code that made a result."""
 
 import subprocess
 from pathlib import Path

@@ -10,7 +10,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from recipes.lab.cases import METHODS, SETTINGS, TASKS, Method, all_cases
 from recipes.lab.figures import draw_curves
 from recipes.lab.run import PROMPTS, Result, load_result
@@ -21,7 +21,7 @@ HEADER = "| method | target | seeds | entropy | error (worst) | overshoot | sett
 
 @dataclass(frozen=True)
 class TableLine:
-    """One line of the table: means over the seeds. Errors and overshoot are shares of the target; settling is a step."""
+    """One line of the table: means over the seeds. Errors and overshoot are fractions of the target; settling is a step."""
 
     task: str
     setting: str
@@ -59,8 +59,8 @@ def write_lab_page(out: Path, docs: Path) -> Path:
                 path = docs / "images" / f"lab_{task}_{setting}.png"
                 draw_curves(path, f"{task}, {_long(setting)}", shown)
                 pictures.append(path)
-    write_whole(docs / "entropy_lab.json", (json.dumps([asdict(row) for row in rows], indent=1) + "\n").encode())
-    return write_whole(docs / "entropy_lab.md", _page(rows, pictures, docs).encode())
+    write_atomically(docs / "entropy_lab.json", (json.dumps([asdict(row) for row in rows], indent=1) + "\n").encode())
+    return write_atomically(docs / "entropy_lab.md", _page(rows, pictures, docs).encode())
 
 
 def summarise(task: str, setting: str, method: str, target: float | None, seeds: Sequence[Result]) -> TableLine:
@@ -92,7 +92,7 @@ def summarise(task: str, setting: str, method: str, target: float | None, seeds:
 
 
 def response(entropy: Sequence[float], target: float) -> tuple[int | None, float]:
-    """(step from which the moving average stays within SETTLED of the target, or None; overshoot as a share of the target).
+    """(step from which the moving average stays within SETTLED of the target, or None; overshoot as a fraction of the target).
 
     The overshoot is how far the moving average goes beyond the target, seen from the start, after it first reached it.
     """

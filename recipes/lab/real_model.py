@@ -33,14 +33,14 @@ EPILOG = """examples, with LAB="python -m recipes.lab --model {model}":
   $LAB --only ours-1.0-seed0 --out runs/other control.actuator=surprisal     with another setting, in a folder of its own
 
 Runs go one after the other, at low priority. Ctrl-C (or SIGTERM) lets the run save and stops; a second one stops at once. The same
-command goes on: with the runs that are missing, and within a run from its latest checkpoint, which there is every {every} updates. One
+command resumes: with the runs that are missing, and within a run from its latest checkpoint, which there is every {every} updates. One
 lab at a time works in a folder. Of OUT/NAME, metrics.jsonl is written update by update; `megatron-entropic report OUT/NAME` draws it at
 any time. A finished run is scored on sums that no run was trained on (greedy.json, sampled.json), then its checkpoints and its
 weights are removed."""
 
 
 def main(model: str, arguments: Sequence[str]) -> None:
-    """Ends with 0 when all is done, 1 when a run failed, 2 for an error that is told in one line, 75 when stopped: go on later."""
+    """Ends with 0 when all is done, 1 when a run failed, 2 for an error that is told in one line, 75 when stopped: resume later."""
     plan = PLANS[model]
     options = _parser(plan).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -22,7 +22,7 @@ DIGITS = 5
 
 @dataclass(frozen=True)
 class Level:
-    """An entropy against its target, from update `late_from` on; `error` and `uncertainty` are shares of the target.
+    """An entropy against its target, from update `late_from` on; `error` and `uncertainty` are fractions of the target.
 
     `uncertainty`: standard error that `error` has from the noise of the single updates, taken as independent.
     """
@@ -45,7 +45,7 @@ class HeldOutScores:
 
 @dataclass(frozen=True)
 class Numbers:
-    """One run. None: not applicable, or the run is not that far. Excursions: the largest distances, signed, as shares of the target."""
+    """One run. None: not applicable, or the run is not that far. Excursions: largest distances, as signed fractions of the target."""
 
     name: str
     title: str
@@ -82,7 +82,7 @@ class Numbers:
 
 
 def numbers_of(plan: Plan, run: RealRun, out: Path) -> Numbers:
-    """What is there of the run. Raises ValueError for files that are malformed."""
+    """The run as far as it is. Raises ValueError for files that are malformed."""
     folder = out / run.name
     lines = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     lines = lines[: plan.updates]
@@ -128,7 +128,7 @@ def level_of(entropy: Sequence[float], target: float | None, noise: float | None
 
 
 def excursion(values: Sequence[float], target: float | None) -> float | None:
-    """The largest distance from the target, as a share of it, with its sign; None without a target or a value."""
+    """The largest distance from the target, as a fraction of it, with its sign; None without a target or a value."""
     return max((value / target - 1 for value in values), key=abs) if values and target is not None else None
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from megatron_entropic.config import Config
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from recipes.lab.real_model_figure import draw
 from recipes.lab.real_model_numbers import Numbers, numbers_of
 from recipes.lab.real_model_runs import SEEDS, Plan
@@ -31,8 +31,8 @@ def write_page(plan: Plan, out: Path, docs: Path) -> Path:
     if trained:
         draw(picture, plan.title, trained)
     figures = {"made": date.today().isoformat(), "plan": asdict(plan), "runs": [asdict(run) for run in runs]}
-    write_whole(docs / f"{NAME}.json", (json.dumps(figures, indent=1) + "\n").encode())
-    return write_whole(docs / f"{NAME}.md", page(plan, runs, picture.relative_to(docs) if trained else None).encode())
+    write_atomically(docs / f"{NAME}.json", (json.dumps(figures, indent=1) + "\n").encode())
+    return write_atomically(docs / f"{NAME}.md", page(plan, runs, picture.relative_to(docs) if trained else None).encode())
 
 
 def page(plan: Plan, runs: Sequence[Numbers], picture: Path | None) -> str:
@@ -97,7 +97,7 @@ def _batch(cfg: Config) -> str:
 
 
 def _state(runs: Sequence[Numbers], missing: Sequence[Numbers]) -> str:
-    """How much of the plan is there."""
+    """Progress of the plan."""
     if not missing:
         return f"All {len(runs)} runs are complete."
     begun = [
@@ -133,7 +133,7 @@ def _estimated(runs: Sequence[Numbers]) -> str:
 
 
 def _remarks(runs: Sequence[Numbers]) -> list[str]:
-    """What else a reader has to know of the runs: by which code, with which settings, how fast."""
+    """Further facts of the runs: code version, settings, speed."""
     by_code: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         if run.updates:

@@ -1,4 +1,4 @@
-"""How far the real-model lab is: a line an update, with the time that is left of the run and of all."""
+"""Progress of the real-model lab: a line an update, with the time that is left of the run and of all."""
 
 import json
 import time
@@ -41,15 +41,15 @@ class Progress:
         self._seconds = [line["time/step_s"] for run in plan.runs for line in last_lines(out / run.name, RECENT)][-RECENT:]
 
     def announce(self, chosen: int) -> None:
-        """What there is to do."""
+        """Prints the plan."""
         known = f", about {self._left()}" if self._seconds else ""
         say(f"{chosen - len(self._waiting)} of {chosen} runs are done; {len(self._waiting)} to do{known}")
 
     def begin(self, run: RealRun) -> None:
-        """`run` begins, or goes on."""
+        """`run` begins, or resumes."""
         self._run, self._shown = run, steps_done(self._out / run.name)
         self._began = time.monotonic()
-        say(f"{run.name}: {f'goes on after about {self._shown} updates' if self._shown else 'begins'}; see {self._out / run.name}.out")
+        say(f"{run.name}: {f'resumes after about {self._shown} updates' if self._shown else 'begins'}; see {self._out / run.name}.out")
 
     def tick(self) -> None:
         """Shows the run's new updates. A resumed run first takes back what came after its checkpoint."""

@@ -1,4 +1,4 @@
-"""What the real-model lab runs, all settings in one place: a plan for each model, and its runs, the most telling first."""
+"""Runs of the real-model lab with all their settings: a plan for each model, and its runs, the most telling first."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatch

@@ -1,4 +1,4 @@
-"""Runs the real-model lab: one run at a time, each by the product's own commands, so that a run goes on where it was stopped.
+"""Runs the real-model lab: one run at a time, each by the product's own commands, so that a run resumes where it was stopped.
 
 OUT/NAME/                 the run's folder: config.yaml, metrics.jsonl, logs/, rollouts/; checkpoints/ and hf/ until it is scored
 OUT/NAME/greedy.json      `megatron-entropic evaluate` on the held-out sums, greedy
@@ -32,7 +32,7 @@ class LabError(ReportedError):
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is: updates done, whether its policy is there, whether it is scored."""
+    """Progress of a run: updates done, whether its policy is there, whether it is scored."""
 
     updates: int
     exported: bool
@@ -52,7 +52,7 @@ class RunState:
 
 
 def state_of(folder: Path) -> RunState:
-    """How far the run in `folder` is, whether or not there is one."""
+    """Progress of the run in `folder`, whether or not there is one."""
     scored = all((folder / name).is_file() for name in (GREEDY, SAMPLED))
     return RunState(steps_done(folder), (folder / "hf" / "config.json").is_file(), scored)
 
@@ -103,7 +103,7 @@ def make_run(plan: Plan, run: RealRun, out: Path, commands: Commands, progress: 
 
 
 def _training(plan: Plan, run: RealRun, folder: Path) -> list[str]:
-    """The command that begins the run, or goes on with it."""
+    """The command that begins or resumes the run."""
     if (folder / "config.yaml").is_file():
         return _product(["train", str(folder), "--resume", "--allow-fallback", f"trainer.steps={plan.updates}"])
     return _product(["train", plan.recipe, *plan.settings(run), override("run.dir", folder)])
@@ -114,12 +114,12 @@ def _product(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_unchanged(folder: Path, plan: Plan, run: RealRun) -> None:
-    """Raises LabError for a run that would go on with other settings than it was begun with."""
+    """Raises LabError for a run that would resume with other settings than it was begun with."""
     if state_of(folder).finished(plan, run):
         return
     if changed := changed_settings(folder, plan, run):
         raise LabError(
-            f"{folder}: was begun with other settings ({'; '.join(changed)}); choose another --out, or remove that folder to begin anew"
+            f"{folder}: was begun with other settings ({'; '.join(changed)}); choose another --out, or remove that folder to start over"
         )
 
 

@@ -15,7 +15,7 @@ from megatron_entropic.config.loading import load_config, override
 from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.evaluation.evaluate import evaluate
 from megatron_entropic.observability.metrics import read_metrics
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from megatron_entropic.trainer import train
 from recipes.lab.cases import Case
 
@@ -46,7 +46,7 @@ def load_result(folder: Path) -> Result | None:
 
 
 def run_case(case: Case, out: Path) -> None:
-    """Trains and scores `case` in this process (one rank, one thread) and writes out/<case>/result.json; a torn run starts anew."""
+    """Trains and scores `case` in this process (one rank, one thread) and writes out/<case>/result.json; a torn run starts over."""
     folder = out / case.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -78,6 +78,6 @@ def run_case(case: Case, out: Path) -> None:
         pass_at_8=sampled.pass_at[8],
         distinct=sampled.distinct,
     )
-    write_whole(folder / "result.json", json.dumps(dataclasses.asdict(result)).encode())
+    write_atomically(folder / "result.json", json.dumps(dataclasses.asdict(result)).encode())
     shutil.rmtree(folder / "rollouts", ignore_errors=True)
     shutil.rmtree(folder / "hf", ignore_errors=True)

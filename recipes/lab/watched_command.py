@@ -82,4 +82,4 @@ class Commands:
 
     def _check(self) -> None:
         if self._asked:
-            raise Stopped("stopped; the same command goes on from here")
+            raise Stopped("stopped; the same command resumes from here")

@@ -68,7 +68,7 @@ def _in_a_line(text: str) -> str:
 
 
 def script_of(job: Any) -> Path:
-    """Where NeMo-Run keeps the script of a job for SLURM."""
+    """Path of NeMo-Run's script of a job for SLURM."""
     return Path(job.executor.experiment_dir) / f"{job.executor.job_name}_sbatch.sh"
 
 

@@ -30,7 +30,7 @@ def train(ctx: run.cli.RunContext, recipe: str, config: Config) -> None:
 
 
 def words(recipe: str, config: Config) -> list[str]:
-    """What a training command is given: the recipe and, as overrides, all that `config` has otherwise."""
+    """Arguments of a training command: the recipe and, as overrides, all that `config` has otherwise."""
     base, wanted = to_dict(load_config(recipe)), to_dict(config)
     return [
         recipe,

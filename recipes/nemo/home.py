@@ -1,4 +1,4 @@
-"""Where NeMo-Run keeps its experiments: in this checkout, unless the user says otherwise."""
+"""Folder of NeMo-Run's experiments: in this checkout, unless the user says otherwise."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A mixture's training checkpoint: bit for bit under the same expert-parallel layout, to rounding under any other."""
+"""An MoE model's training checkpoint: bit for bit under the same expert-parallel layout, to rounding under any other."""
 
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def replay(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     """Settings that replay an uninterrupted run of one rank, and that run's folder."""
-    folder = tmp_path_factory.mktemp("mixture")
+    folder = tmp_path_factory.mktemp("moe")
     model = f"model.hf_path={save_upcycled(folder / 'model', norm_topk_prob=True)}"
     run_steps(folder / "whole", STEPS, model, "rollout.engine=local", "checkpoint.every=0")
     return [model, "rollout.engine=replay", f"rollout.replay_path={folder / 'whole' / 'rollouts'}"], folder / "whole"

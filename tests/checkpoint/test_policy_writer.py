@@ -63,7 +63,7 @@ def write(policy: Policy, folder: Path, *, meanwhile: Any = None) -> list[Writte
 
 
 def save_train_load(cfg: Config, folder: Path) -> tuple[bool, bool]:
-    """(training went on and changed the state, the checkpoint holds the state from before)."""
+    """(training continued and changed the state, the checkpoint holds the state from before)."""
     policy = Policy(cfg, initialize_parallel(cfg.parallel, 0))
     policy.update(batch(1), Coefficients())
     saved = state(policy)

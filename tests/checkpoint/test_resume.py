@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_fallen_back_from_only_when_told_to(twice_saved:
     output = resume(folder)
     assert f"{damaged}: hf/config.json is missing" in output
     assert re.search(rf"{damaged}: policy/{shard} has \d+ bytes instead of \d+", output)
-    assert f"{whole} is whole: pass --allow-fallback to go on from it; steps 3 to 4 are trained again" in output
+    assert f"{whole} is intact: pass --allow-fallback to resume from it; steps 3 to 4 are trained again" in output
     assert without_times(folder) == before, "a refused resume must not touch anything"
     assert "nothing is lost" not in output, "it would be refused again"
     assert "steps done" not in output, "what was trained is not this start's"
@@ -214,7 +214,7 @@ def test_without_any_whole_checkpoint_all_damage_is_listed(twice_saved: Path, tm
     for step in (2, 4):
         truncate_a_shard(folder / f"checkpoints/step-00000{step}")
     output = resume(folder, "--allow-fallback")
-    assert "there is no whole one before it" in output
+    assert "there is no intact one before it" in output
     assert "step-000002: policy/" in output
     assert "step-000004: policy/" in output
 
@@ -224,7 +224,7 @@ def test_a_damaged_latest_is_no_reason_to_guess(twice_saved: Path, tmp_path: Pat
     (folder / "checkpoints/latest").write_bytes(b"step-0000\xff4")
     output = resume(folder)
     assert "checkpoints/latest: names" in output
-    assert "step-000004 is whole: pass --allow-fallback" in output
+    assert "step-000004 is intact: pass --allow-fallback" in output
 
 
 def test_trackers_go_on_under_the_names_they_had(twice_saved: Path) -> None:

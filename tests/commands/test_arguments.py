@@ -15,7 +15,7 @@ from megatron_entropic.system.shipped_files import models_folder
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> argparse.Namespace:
-    """What the command would be called with."""
+    """Arguments that the command would be called with."""
     called: list[argparse.Namespace] = []
 
     def command(options: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ def test_a_70b_plan_takes_seconds_and_neither_torch_nor_a_model() -> None:
     [
         (["parallel.tensor=6"], "parallel.tensor=6 does not divide the model's num_attention_heads=64; legal values: 1, 2, 4, 8, 16"),
         (["parallel.pipeline=7"], "parallel.pipeline=7 does not divide the model's num_hidden_layers=80; legal values: 1, 2, 4, 5"),
-        (["rollout.tensor=3"], "rollout.tensor=3 cannot share the model's num_attention_heads=64"),
+        (["rollout.tensor=3"], "rollout.tensor=3 cannot split the model's num_attention_heads=64"),
         (["--gpus", "60"], "--gpus=60 is not a multiple of --gpus-per-node=8; legal values: 8 x nodes"),
         (["--gpus", "64", "--nodes", "4"], "--gpus=64 is not --nodes=4 x --gpus-per-node=8"),
         (["--gpu", "h1000"], "--gpu=h1000: not one of a100-40, a100, h100"),

@@ -1,4 +1,4 @@
-"""What a resumed run may be given: the same model under any name or none, settings by what they do, targets by who spoke last."""
+"""Settings allowed on resume: the same model under any name or none, settings by what they do, targets by who spoke last."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def test_what_cures_memory_or_moves_folders_may_change(setting: dict[str, Any]) 
 )
 def test_what_changes_the_method_says_what_changes_and_must_be_allowed(setting: dict[str, Any], consequence: str) -> None:
     with pytest.raises(
-        SettingsDifferenceError, match=rf"--allow-change goes on with those of now:\n  - .*\n  \+ .*\n    .*{consequence}"
+        SettingsDifferenceError, match=rf"--allow-change resumes with those of now:\n  - .*\n  \+ .*\n    .*{consequence}"
     ):
         check(changed(**setting))
     check(changed(**setting), allow_change=True)
@@ -134,7 +134,7 @@ def test_a_run_whose_base_model_is_gone_goes_on_to_its_export(run_dir: Path) -> 
     shutil.rmtree(run_dir.parent / "base")
     outcome = megatron_entropic("train", str(run_dir), "--resume", "trainer.steps=2", "trainer.export_hf=true", "checkpoint.keep=1")
     assert outcome.code == 0, outcome.output
-    assert f"the base model is gone; going on with the checkpoint's own, without its weights: {run_dir / BASE_MODEL}" in outcome.output
+    assert f"the base model is gone; resuming with the checkpoint's own, without its weights: {run_dir / BASE_MODEL}" in outcome.output
     assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [0, 1]
     assert (run_dir / "hf" / "tokenizer.json").read_bytes() == (TINY_DECOMPOSE / "tokenizer.json").read_bytes()
     assert prepare(run_dir).model.hf_path == run_dir / BASE_MODEL, "and once more"
@@ -171,7 +171,7 @@ def test_another_model_is_refused_with_what_is_different(run_dir: Path, tmp_path
     shutil.copy(TINY_DECOMPOSE / "config.json", base)
     tokenizer = (base / "tokenizer.json").read_text()
     (base / "tokenizer.json").write_text(tokenizer.replace("<eos>", "<end>"))
-    with pytest.raises(ConfigError, match=r"tokenizer\.json has other content.*without it \(moved away\) the run goes on with"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.json has other content.*without it \(moved away\) the run resumes with"):
         prepare(run_dir)
 
 
@@ -198,19 +198,19 @@ def test_a_target_that_is_given_wins_over_one_that_was_asked_for(run_dir: Path, 
     asked = read_target(run_dir / "target.json")
     assert asked is not None
     assert asked.target_entropy is None, "the schedule's again, which begins at 0.5"
-    assert "control.target_entropy=0.5 takes the place of the target of 0.2 nats asked for in target.json" in caplog.text
+    assert "control.target_entropy=0.5 replaces the target of 0.2 nats asked for in target.json" in caplog.text
 
 
 def test_a_run_without_a_checkpoint_begins_anew_and_says_so(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     assert not prepare_resume(resumed_config(run_dir, ()), (), allow_change=False)
-    assert "has no checkpoint: the run begins anew; the 1 step(s) in" in caplog.text
+    assert "has no checkpoint: the run starts over; the 1 step(s) in" in caplog.text
 
 
 def test_a_run_folder_without_resume_gets_a_hint(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", str(run_dir)])
-    assert f"go on with it by `megatron-entropic train {run_dir} --resume`" in capsys.readouterr().err
+    assert f"resume it by `megatron-entropic train {run_dir} --resume`" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["train", "quickstart", "--allow-change"])
     assert "--allow-change go with --resume" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What to expect of the controller: the less noise the closer, and the same numbers every time."""
+"""Forecast of the controller's accuracy: the less noise the closer, and the same numbers every time."""
 
 import logging
 

@@ -212,7 +212,7 @@ def test_a_hard_setpoint_makes_alpha_jump(mini_batches: int) -> None:
 @pytest.mark.parametrize("handoff", [True, False])
 @pytest.mark.parametrize("gains", ["auto", "fixed"])
 def test_a_target_out_of_reach_exhausts(target: float, limit: float, handoff: bool, gains: str) -> None:
-    """Above log V or below 0: everything goes to its limit, the log says so once, and the run goes on."""
+    """Above log V or below 0: everything goes to its limit, the log says so once, and the run continues."""
     plant = SimulatedPlant(entropy=0.3, ceiling=0.6)
     controller = steering(plant, target_entropy=target, handoff=handoff, gains=gains, kp=5.0, ki=0.5)
     history = simulate(controller, plant, 600)

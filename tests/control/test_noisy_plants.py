@@ -1,4 +1,4 @@
-"""What a response on the same tokens is good for, and intervals that cover at their stated rate."""
+"""The benefit of a response on the same tokens, and intervals that cover at their stated rate."""
 
 import math
 import statistics

@@ -95,7 +95,7 @@ def test_an_empty_mini_batch_measures_and_moves_nothing() -> None:
 
 @dataclass
 class Stats:
-    """What the trainer reads of an update."""
+    """The trainer's view of an update."""
 
     measurement: Measurement
 

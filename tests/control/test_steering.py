@@ -1,4 +1,4 @@
-"""What a controller promises whatever the plant: saved state, repeatability, schedules, and what it does with bad measurements."""
+"""Guarantees of a controller for any plant: saved state, repeatability, schedules, and handling of bad measurements."""
 
 import dataclasses
 import itertools
@@ -74,7 +74,7 @@ def replay(controller: Controller, told: list[Measurement]) -> list[str]:
 @pytest.mark.parametrize("variant", VARIANTS, ids=name)
 @pytest.mark.parametrize("mini_batches", [1, 4])
 def test_a_saved_state_continues_to_the_last_bit(variant: dict[str, Any], mini_batches: int) -> None:
-    """Saved through JSON at every update and handed to a new controller, which goes on like the one that never stopped."""
+    """Saved through JSON at every update and handed to a new controller, which continues like the one that never stopped."""
     told = record(variant, mini_batches)
     whole = make(**variant)
     seen = replay(whole, told)

@@ -1,4 +1,4 @@
-"""What the tests of this folder share: conversions with fixed options, and folders as bytes."""
+"""Helpers of this folder's tests: conversions with fixed options, and folders as bytes."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_entropic.conversion.keys import Split, pieces, place
+from megatron_entropic.conversion.keys import Split, locate, pieces
 from megatron_entropic.hf.architectures import FAMILIES
 from megatron_entropic.hf.mapping import shard
 from megatron_entropic.hf.segments import cut, segments
@@ -57,6 +57,6 @@ def test_pieces_tile_every_parameter_once(name: str, split: Split) -> None:
             ranks.add(piece.rank)
         assert covered is not None
         assert (covered == 1).all(), row
-        places.add((place(row, arch).key, place(row, arch).prefix))
+        places.add((locate(row, arch).key, locate(row, arch).prefix))
     assert len(places) == len(checkpoint_rows(arch))
     assert ranks <= set(range(split.tensor * split.pipeline * split.expert))

@@ -48,7 +48,7 @@ def test_there_and_back_is_the_same_directory(models: Path, kind: str, layout: t
     assert contents(tmp_path / "exported") == contents(models / kind)
 
 
-@pytest.mark.parametrize("kind", tiny_models.MIXTURES)
+@pytest.mark.parametrize("kind", tiny_models.MOE)
 @pytest.mark.parametrize("layout", [(1, 1, 2), (2, 2, 4), (1, 2, 4)], ids=str)
 def test_experts_there_and_back(models: Path, kind: str, layout: tuple[int, int, int], tmp_path: Path) -> None:
     checkpoint = imported(models / kind, tmp_path / "imported", *layout)

@@ -1,4 +1,4 @@
-"""What doctor says of this machine, of GPUs it is told about, and of faults it can be given."""
+"""doctor's output for this machine, for simulated GPUs, and for injected faults."""
 
 import json
 import os

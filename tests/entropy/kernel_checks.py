@@ -1,4 +1,4 @@
-"""What the Triton kernels must do, as plain functions: in Triton's interpreter on a CPU, compiled on a GPU.
+"""Checks of the Triton kernels, as plain functions: in Triton's interpreter on a CPU, compiled on a GPU.
 
     TRITON_INTERPRET=1 python -m tests.entropy.kernel_checks            small blocks, so that small rows have many
     python -m tests.entropy.kernel_checks --device cuda

@@ -1,4 +1,4 @@
-"""What the tests on several ranks share: the process group, a rank's columns, a count of collectives."""
+"""Helpers of the tests on several ranks: the process group, a rank's columns, a count of collectives."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -296,7 +296,7 @@ def tokens_inside(masked: bool) -> int:
 def collectives(
     chunks: list[int], dtype: torch.dtype, clamp: float | None, sequence_parallel: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """(forward, backward) for chunks of so many tokens inside the mask, selecting from 7 tokens at a time."""
+    """(forward, backward) for chunks of so many unmasked tokens, selecting from 7 tokens at a time."""
     selections = sum(math.ceil(tokens / 7) for tokens in chunks) if clamp else 0
     bytes_per_logit = torch.empty((), dtype=dtype).element_size()
     reduces, gathers = 2 + selections * bytes_per_logit, selections + sequence_parallel * len(chunks)
@@ -324,7 +324,7 @@ def test_sequence_in_chunks(world_size: int, dtype: torch.dtype, clamp: float | 
 
 
 def refuse_in_chunks() -> tuple[str, dict[str, int]]:
-    """(the error that names the first bad row, the collectives of a sequence of which only the last chunk is inside the mask)."""
+    """(the error that names the first bad row, the collectives of a sequence of which only the last chunk is unmasked)."""
     group = start_group()
     sequence_chunks.CHUNK_TOKENS = 4
     hidden_TH, weight = torch.ones(8, 1), torch.ones(10, 1)

@@ -19,7 +19,7 @@ def wrapped_parameter(weight: Tensor) -> torch.nn.Parameter:
 
 
 def hook(parameter: torch.nn.Parameter) -> None:
-    """What Megatron's backward hook does with the gradient that autograd hands it."""
+    """Megatron's backward hook, applied to the gradient from autograd."""
     assert parameter.grad is not None
     if not parameter.grad_added_to_main_grad or getattr(parameter, "zero_out_wgrad", False):  # type: ignore[attr-defined]
         parameter.main_grad.add_(parameter.grad)  # type: ignore[attr-defined]

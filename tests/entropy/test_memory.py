@@ -1,4 +1,4 @@
-"""What the operations allocate: a few cache-sized blocks and the gradients they return, never a copy of the logits."""
+"""Memory that the operations allocate: a few cache-sized blocks and the gradients they return, never a copy of the logits."""
 
 import pytest
 import torch

@@ -3,8 +3,8 @@
     python -m tests.faults.campaign --faults 100 --seed 7 [--variants local,layouts] [--folder DIR]
 
 A run is started, killed, resumed, killed ... until it is through; then its metrics are compared with those of a run that was
-left alone. After every fault: no process is left, the latest checkpoint is whole unless it was damaged on purpose, and then a
-plain resume names the damaged file and refuses, and one with --allow-fallback goes on.
+left alone. After every fault: no process is left, the latest checkpoint is intact unless it was damaged on purpose, and then a
+plain resume names the damaged file and refuses, and one with --allow-fallback resumes.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def problems_of_latest(run_dir: Path) -> list[str]:
-    """What is wrong with the latest checkpoint; nothing when there is none yet."""
+    """Problems of the latest checkpoint; empty when there is none yet."""
     store = CheckpointStore(run_dir / "checkpoints")
     try:
         name = store.latest()

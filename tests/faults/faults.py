@@ -78,7 +78,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Damage:
-    """What happens to one file of the latest checkpoint."""
+    """Damage to one file of the latest checkpoint."""
 
     kind: str
     path: Path

@@ -195,7 +195,7 @@ def test_the_fields_of_a_mixture_are_read(hf_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("hf_dir", ["mixtral"], indirect=True)
-def test_every_layer_of_mixtral_is_a_normalized_mixture(hf_dir: Path) -> None:
+def test_every_layer_of_mixtral_is_a_normalized_moe(hf_dir: Path) -> None:
     tiny_models.edit_config(hf_dir, architectures=["MixtralForCausalLM"])
     arch = Architecture.from_hf(hf_dir)
     assert (arch.num_experts, arch.num_experts_per_token, arch.ffn_hidden_size, arch.norm_topk_prob) == (4, 2, 48, True)

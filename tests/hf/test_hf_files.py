@@ -1,4 +1,4 @@
-"""Model directories: what is written reads back, appears whole or not at all, and every defect is named."""
+"""Model directories: what is written reads back, appears atomically, and every defect is named."""
 
 import json
 from collections import Counter

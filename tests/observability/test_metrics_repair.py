@@ -25,7 +25,7 @@ def history(path: Path) -> list[tuple[int, str]]:
 
 
 PREFIX = [(0, "p"), (1, "p")]
-# B resumed after step 1 and removed A's lines 2 and 3; A went on with 4.
+# B resumed after step 1 and removed A's lines 2 and 3; A continued with 4.
 INTERLEAVED = [*PREFIX, (4, "A"), (2, "B"), (5, "A"), (3, "B"), (6, "A"), (4, "B"), (5, "B"), (7, "A"), (6, "B")]
 
 
@@ -80,5 +80,5 @@ def test_the_command_says_what_it_did_and_reports_say_how_to_call_it(tmp_path: P
     outcome = megatron_entropic("repair", str(tmp_path))
     assert outcome.code == 0, outcome.output
     assert "lines kept; the file as it was" in outcome.output
-    assert f"go on with: megatron-entropic train {tmp_path} --resume" in outcome.output
+    assert f"resume with: megatron-entropic train {tmp_path} --resume" in outcome.output
     read_metrics(tmp_path / "metrics.jsonl")

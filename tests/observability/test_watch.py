@@ -1,4 +1,4 @@
-"""What a run is warned of: once, whatever is resumed, and noted where the report finds it."""
+"""A run's warnings: once, whatever is resumed, and noted where the report finds it."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""What a plan says of the entropy: of every kind of control, quickly, and nothing where the simulation would not be the run's."""
+"""A plan's entropy forecast: for every kind of control, quickly, and nothing where the simulation would not be the run's."""
 
 import pytest
 

@@ -15,7 +15,7 @@ TOLERANCE = 0.10
 SETTINGS = ["parallel.tensor=1", "batch.max_tokens_per_micro_batch=1024", "rollout.engine=local", "trainer.tensorboard=false"]
 LLAMA = {"architectures": ["LlamaForCausalLM"]}
 QWEN2_TIED = {"architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True}
-MIXTURE = {
+MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "num_experts": 16,
     "num_experts_per_tok": 4,
@@ -34,9 +34,9 @@ CASES: dict[str, tuple[dict[str, Any], int, list[str]]] = {
     "pipeline, tied": (QWEN2_TIED, 4, ["parallel.pipeline=2"]),
     "deep pipeline, half precision": ({}, 6, ["parallel.pipeline=4", "model.dtype=bfloat16"]),
     "all but data": ({}, 3, ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"]),
-    "experts": (MIXTURE, 1, ["parallel.data=2", "parallel.expert=2", "model.dtype=bfloat16"]),
-    "experts, tensor and sequence": (MIXTURE, 2, ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2"]),
-    "recomputed experts": (MIXTURE, 1, ["model.recompute=selective"]),
+    "experts": (MOE, 1, ["parallel.data=2", "parallel.expert=2", "model.dtype=bfloat16"]),
+    "experts, tensor and sequence": (MOE, 2, ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2"]),
+    "recomputed experts": (MOE, 1, ["model.recompute=selective"]),
     "recomputed MLPs": ({}, 1, ["model.recompute=selective"]),
     "recomputed layers": ({"num_hidden_layers": 8}, 2, ["model.recompute=full", "parallel.pipeline=2", "model.dtype=bfloat16"]),
 }

@@ -26,7 +26,7 @@ from tests.tiny_models import save_divisible
 
 LAYOUTS = {"one": (1, []), "tp2": (2, ["parallel.tensor=2"]), "pp2": (2, ["parallel.pipeline=2"]), "dp2": (2, ["parallel.data=2"])}
 CHOICE = {
-    # All candidates of clip_cov, or a share of them: then the draw must be the same, too.
+    # All candidates of clip_cov, or a fraction of them: then the draw must be the same, too.
     "clip_cov": ["control.kind=clip_cov", "control.cov_share=1", "control.cov_low=0.2", "control.cov_high=0.8"],
     "clip_cov-drawn": ["control.kind=clip_cov", "control.cov_share=0.1", "control.cov_low=0.2", "control.cov_high=0.8"],
     "kl_cov": ["control.kind=kl_cov", "batch.mini_batches=2", "control.cov_share=0.2", "control.cov_kl_coefficient=0.7"],

@@ -34,7 +34,7 @@ def compare_routers(hf_dir: Path, dtype_name: str) -> tuple[int, float]:
     return int((chosen_TE != (their_weights_TE > 0)).any(1).sum()), float((weights_TE - their_weights_TE).abs().max())
 
 
-@pytest.mark.parametrize("kind", tiny_models.MIXTURES)
+@pytest.mark.parametrize("kind", tiny_models.MOE)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-8)])
 def test_tokens_go_to_the_experts_that_transformers_chooses(tmp_path: Path, kind: str, dtype: str, tolerance: float) -> None:
     tiny_models.save(kind, tmp_path)

@@ -54,7 +54,7 @@ def test_outputs_and_gradients_equal_each_sequence_alone(lengths: list[int]) -> 
 def test_padding_is_bounded_and_every_token_has_its_place(lengths: list[int]) -> None:
     packing = make_packing([0, *itertools.accumulate(lengths)], CPU)
     everywhere = torch.cat([bucket.tokens_AL.flatten() for bucket in packing.buckets])
-    places = torch.arange(sum(lengths)) if packing.places_T is None else packing.places_T
+    places = torch.arange(sum(lengths)) if packing.positions_T is None else packing.positions_T
     assert torch.equal(everywhere[places], torch.arange(sum(lengths)))
     for bucket in packing.buckets:
         tokens = bucket.tokens_AL.unique().numel()
@@ -62,7 +62,7 @@ def test_padding_is_bounded_and_every_token_has_its_place(lengths: list[int]) ->
 
 
 def test_equal_lengths_are_not_moved_and_one_long_sequence_stays_alone() -> None:
-    assert make_packing([0, 5, 10, 15], CPU).places_T is None
+    assert make_packing([0, 5, 10, 15], CPU).positions_T is None
     buckets = make_packing([0, *itertools.accumulate([14] * 20 + [500] + [14] * 20)], CPU).buckets
     assert [tuple(bucket.tokens_AL.shape) for bucket in buckets] == [(1, 500), (40, 14)]
 

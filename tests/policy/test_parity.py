@@ -31,7 +31,7 @@ DENSE_LAYOUTS = {
     "tp4_more_ranks_than_kv_heads": ParallelConfig(tensor=4),
     "dp2_pp2": ParallelConfig(data=2, pipeline=2),
 }
-MIXTURE_LAYOUTS = {
+MOE_LAYOUTS = {
     "alone": ParallelConfig(),
     "pp2-dp2": ParallelConfig(data=2, pipeline=2),
     "tp2-sp": ParallelConfig(tensor=2, sequence=True),
@@ -44,7 +44,7 @@ MIXTURE_LAYOUTS = {
     "ep2-tp2-sp-pp2": ParallelConfig(tensor=2, sequence=True, pipeline=2, expert=2),
 }
 LAYOUTS = {f"dense-{name}": (tiny_models.DENSE, layout) for name, layout in DENSE_LAYOUTS.items()} | {
-    f"mixture-{name}": (tiny_models.MIXTURES, layout) for name, layout in MIXTURE_LAYOUTS.items()
+    f"moe-{name}": (tiny_models.MOE, layout) for name, layout in MOE_LAYOUTS.items()
 }
 """Which architectures in which layout."""
 
@@ -175,7 +175,7 @@ def test_logits_equal_transformers_and_export_is_bit_identical(layout: str, mode
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("kind", "expert_ranks"), [(kind, 1) for kind in tiny_models.ARCHITECTURES] + [(kind, 2) for kind in tiny_models.MIXTURES]
+    ("kind", "expert_ranks"), [(kind, 1) for kind in tiny_models.ARCHITECTURES] + [(kind, 2) for kind in tiny_models.MOE]
 )
 def test_gradients_equal_transformers(kind: str, expert_ranks: int, models: Path) -> None:
     ours: dict[str, np.ndarray] = {}

@@ -22,7 +22,7 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-MIXTURE = {
+MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -52,7 +52,7 @@ def update(cfg: Config) -> tuple[float, float, list[np.ndarray], list[np.ndarray
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_recomputed_gradients_are_the_same_bits(layout: str, tmp_path: Path) -> None:
-    hf_dir = save_random_model(tmp_path / "model", **SMALL, **(MIXTURE if layout == "experts" else {}))
+    hf_dir = save_random_model(tmp_path / "model", **SMALL, **(MOE if layout == "experts" else {}))
     outcomes = []
     for recompute in ("none", "selective", "full"):
         settings = [f"model.hf_path={hf_dir}", "parallel.tensor=1", "batch.max_tokens_per_micro_batch=128", *LAYOUTS[layout]]

@@ -1,4 +1,4 @@
-"""What an update did to the entropy of the same tokens: against two whole passes, in every layout, and when there is none."""
+"""Response of the entropy of the same tokens to an update: against two whole passes, in every layout, and when there is none."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What an update on stale rollouts computes, against the formulas on transformers' logits in float64.
+"""Updates on stale rollouts, against the formulas on transformers' logits in float64.
 
 Shapes: N response tokens of the batch, T of one sample, V vocabulary.
 """

@@ -219,13 +219,13 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     _, errors = lab.communicate(timeout=120)
     assert lab.returncode == 75, errors
     assert "SIGINT: the run saves and stops; once more ends it without saving" in errors
-    assert "stopped; the same command goes on from here" in errors
+    assert "stopped; the same command resumes from here" in errors
     before = read_metrics(folder / "metrics.jsonl")
     assert 3 <= len(before) < 400
     goal = len(before) + 2
     done = subprocess.run([*command, "--updates", str(goal)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"grpo-seed0: goes on after about {len(before)} updates" in done.stdout
+    assert f"grpo-seed0: resumes after about {len(before)} updates" in done.stdout
     after = read_metrics(folder / "metrics.jsonl")
     assert after[: len(before)] == before
     assert len(after) == goal

@@ -67,7 +67,7 @@ def test_text_survives_the_tokenizer(text: str) -> None:
 
 
 def shipped(name: str) -> Quality:
-    """What the shipped model measures on problems of another seed; the card must say the same of its own."""
+    """Measurements of the shipped model on problems of another seed; the card must say the same of its own."""
     model = MODELS / f"tiny-{name}"
     quality = measure(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), LESSONS[name].task(12345), 256)
     card = (model / "README.md").read_text()

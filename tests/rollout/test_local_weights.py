@@ -12,7 +12,7 @@ from tests import tiny_models
 TOKENS = torch.arange(1, 60)[None]
 
 
-@pytest.mark.parametrize("kind", [*tiny_models.MIXTURES, "llama", "qwen2_tied"])
+@pytest.mark.parametrize("kind", [*tiny_models.MOE, "llama", "qwen2_tied"])
 def test_a_checkpoint_fills_the_model(kind: str, tmp_path: Path) -> None:
     model = tiny_models.save(kind, tmp_path)
     with torch.no_grad():
@@ -24,7 +24,7 @@ def test_a_checkpoint_fills_the_model(kind: str, tmp_path: Path) -> None:
         assert torch.equal(model(TOKENS).logits, expected)
 
 
-@pytest.mark.parametrize("kind", tiny_models.MIXTURES)
+@pytest.mark.parametrize("kind", tiny_models.MOE)
 def test_the_models_tensors_have_the_names_that_transformers_saves(kind: str, tmp_path: Path) -> None:
     model = tiny_models.save(kind, tmp_path)
     saved = load_file(tmp_path / "model.safetensors")

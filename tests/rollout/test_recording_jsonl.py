@@ -1,4 +1,4 @@
-"""What earlier versions recorded is read, replayed and replaced."""
+"""Recordings of earlier versions are read, replayed and replaced."""
 
 import dataclasses
 import json

@@ -38,7 +38,7 @@ class Cluster:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What SLURM's commands need to find this cluster."""
+        """Environment in which SLURM's commands find this cluster."""
         return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def __enter__(self) -> "Cluster":

@@ -1,4 +1,4 @@
-"""What the launcher computes, without a cluster."""
+"""Functions of the launcher, without a cluster."""
 
 import ast
 import subprocess

@@ -108,7 +108,7 @@ def test_a_run_saves_before_its_time_limit_and_goes_on(idle: Cluster, tmp_path: 
 
 
 def test_a_start_that_saved_nothing_is_not_requeued(idle: Cluster, tmp_path: Path) -> None:
-    """As with a time limit shorter than the signal's lead: the job would be requeued for ever."""
+    """As with a time limit shorter than the signal's lead: the job would be requeued forever."""
     settings = ["quickstart", "parallel.tensor=1", "rollout.engine=local", "--preflight=off", f"run.dir={tmp_path / 'run'}"]
     submitted = job(idle, tmp_path, "train.sbatch", "--nodes=1", *settings)
     submitted.wait_until(lambda: "start 1, nodes" in submitted.output, 60)

@@ -88,7 +88,7 @@ def test_a_disturbed_run_is_the_undisturbed_one(
     submitted.wait(120)
     assert submitted.state == "COMPLETED", submitted.output
     assert submitted.restarts == 1
-    assert "going on with the run in" in submitted.output
+    assert "resuming the run in" in submitted.output
     assert "resumed from" in submitted.output
     assert without_times(run_dir) == undisturbed
     assert not submitted.processes()

@@ -1,4 +1,4 @@
-"""What is found before a rank is started: data that cannot be learned, targets that cannot be reached, settings that train nothing."""
+"""Problems found before a rank is started: data that cannot be learned, targets that cannot be reached, settings that train nothing."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""One owner of a folder: refused while it lives, free when it died, taken over by generation, fenced off for ever after."""
+"""One owner of a folder: refused while it lives, free when it died, taken over by generation, fenced off forever after."""
 
 import json
 import os

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricsWriter
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from tests.command_line import ROOT
 
 FULL = Path("/dev/full")
@@ -40,7 +40,7 @@ def test_a_soft_limit_is_raised() -> None:
 def test_a_full_disk_is_named_with_the_path(tmp_path: Path) -> None:
     (tmp_path / ".report.html.tmp").symlink_to(FULL)
     with pytest.raises(OSError, match=r"No space left on device: '.*report\.html'"):
-        write_whole(tmp_path / "report.html", b"page")
+        write_atomically(tmp_path / "report.html", b"page")
     (tmp_path / "metrics.jsonl").symlink_to(FULL)
     metrics = object.__new__(MetricsWriter)
     metrics.path, metrics.last_step, metrics._file = tmp_path / "metrics.jsonl", None, os.open(FULL, os.O_WRONLY)

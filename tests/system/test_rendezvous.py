@@ -80,16 +80,12 @@ def test_the_store_of_another_step_is_named(tmp_path: Path) -> None:
     finally:
         own.kill()
         own.communicate()
-    assert (
-        refused == f"refused: 127.0.0.1:{port} is where the ranks of step 7.0.0 meet, not those of step 7.0.3: set another MASTER_PORT"
-    )
+    assert refused == f"refused: 127.0.0.1:{port} is the rendezvous of step 7.0.0, not of step 7.0.3: set another MASTER_PORT"
 
 
 def test_a_rank_zero_that_never_comes_is_named(tmp_path: Path) -> None:
     refused = outputs(*ranks(tmp_path, timeout_s=0.5, only=(1,)))[0]
-    assert refused.startswith(
-        f"refused: rank 0 did not say in {tmp_path}/.meeting.json where to meet within 0.5 s (parallel.timeout_s)"
-    )
+    assert refused.startswith(f"refused: rank 0 wrote no rendezvous to {tmp_path}/.meeting.json within 0.5 s (parallel.timeout_s)")
 
 
 def test_an_inherited_socket_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

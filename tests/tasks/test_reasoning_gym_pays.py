@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def runs() -> list[dict[str, Any]]:
-    """What two processes with unlike hash seeds found, side by side; the second only made the problems."""
+    """Findings of two processes with unlike hash seeds, side by side; the second only made the problems."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.tasks.reasoning_gym_probes"]
     processes = [
         subprocess.Popen([*command, *more], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE)

@@ -19,7 +19,7 @@ SMALL = ("parallel.tensor=1", "trainer.steps=2", "batch.prompts_per_step=4", "ba
 
 
 def install(site: Path, *groups: str) -> None:
-    """What pip leaves of a package with entry points."""
+    """The installed metadata of a package with entry points."""
     info = site / "outside-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")

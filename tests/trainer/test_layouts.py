@@ -67,7 +67,7 @@ LAYOUTS = {
     "tp2-sp-dp2": ["parallel.tensor=2", "parallel.sequence=true", "parallel.data=2"],
     "pp2-dp2": ["parallel.pipeline=2", "parallel.data=2", "batch.max_tokens_per_micro_batch=48"],
 }
-MIXTURE_LAYOUTS = {
+MOE_LAYOUTS = {
     "micro-batches": ["batch.max_tokens_per_micro_batch=48"],
     "pp2": ["parallel.pipeline=2"],
     "tp2-sp": ["parallel.tensor=2", "parallel.sequence=true"],
@@ -106,9 +106,9 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["normalized", "unnormalized"])
-def recorded_mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """The same of a mixture of experts, the weights of a token's experts scaled to sum to 1 or not."""
-    folder = tmp_path_factory.mktemp("mixture")
+def recorded_moe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """The same of an MoE model, the weights of a token's experts scaled to sum to 1 or not."""
+    folder = tmp_path_factory.mktemp("moe")
     model = save_upcycled(folder / "model", norm_topk_prob=request.param)
     return record(folder, model, VARIANTS["on-policy" if request.param else "off-policy"])
 
@@ -130,9 +130,9 @@ def test_every_layout_trains_the_same(recorded: Recorded, layout: str, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", MIXTURE_LAYOUTS)
-def test_every_layout_trains_a_mixture_the_same(recorded_mixture: Recorded, layout: str, tmp_path: Path) -> None:
-    compare(recorded_mixture, MIXTURE_LAYOUTS[layout], tmp_path)
+@pytest.mark.parametrize("layout", MOE_LAYOUTS)
+def test_every_layout_trains_moe_the_same(recorded_moe: Recorded, layout: str, tmp_path: Path) -> None:
+    compare(recorded_moe, MOE_LAYOUTS[layout], tmp_path)
 
 
 @pytest.mark.slow

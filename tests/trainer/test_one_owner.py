@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.observability.metrics import read_metrics
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from tests.command_line import megatron_entropic
 from tests.running import Running
 from tests.tiny_models import TINY_DECOMPOSE
@@ -53,6 +53,8 @@ def test_a_second_train_resume_or_overwrite_is_refused_and_readers_are_not(tmp_p
 
 
 def give_away(folder: Path) -> None:
-    """What another machine does that takes the run over."""
+    """Takes the run over as another machine would."""
     path = folder / ".owner.json"
-    write_whole(path, json.dumps(json.loads(path.read_text()) | {"host": "n9", "pid": 7, "token": "2-new", "generation": 2}).encode())
+    write_atomically(
+        path, json.dumps(json.loads(path.read_text()) | {"host": "n9", "pid": 7, "token": "2-new", "generation": 2}).encode()
+    )

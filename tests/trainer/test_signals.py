@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1, SIGHUP or Ctrl-C: the run saves what it trained, exits with 75, and goes on as if nothing had happened."""
+"""SIGTERM, SIGUSR1, SIGHUP or Ctrl-C: the run saves what it trained, exits with 75, and resumes as if nothing had happened."""
 
 import os
 import pty
@@ -60,7 +60,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(
         running.send(signum)
         assert running.wait(120) == EXIT_STOPPED, running.output
         assert f"{signum.name}: the run saves and stops" in running.output
-        assert "go on with: megatron-entropic train" in running.output
+        assert "resume with: megatron-entropic train" in running.output
         assert "Traceback" not in running.output
     done = running.steps
     assert 2 <= done < STEPS
@@ -166,7 +166,7 @@ def test_the_first_ctrl_c_saves(tmp_path: Path) -> None:
         running.send(signal.SIGINT)
         assert running.wait(120) == EXIT_STOPPED, running.output
     assert "SIGINT: the run saves and stops" in running.output
-    assert f"go on with: megatron-entropic train {folder} --resume" in running.output
+    assert f"resume with: megatron-entropic train {folder} --resume" in running.output
     assert (folder / "checkpoints/latest").read_text().startswith(f"step-{running.steps:06d} ")
 
 
@@ -182,7 +182,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(tmp_path: Path) -> N
         running.send(signal.SIGINT)
         assert running.wait(120) == 128 + signal.SIGINT, running.output
     assert "ended by SIGINT" in running.output
-    lost = f"{running.steps} steps are lost: there is no checkpoint yet; begin anew with: megatron-entropic train {folder} --resume"
+    lost = f"{running.steps} steps are lost: there is no checkpoint yet; start over with: megatron-entropic train {folder} --resume"
     assert lost in running.output, running.output
     assert not list(folder.glob("checkpoints/step-*"))
 

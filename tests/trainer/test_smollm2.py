@@ -101,7 +101,7 @@ def train_rank(cfg: Config) -> None:
 
 
 def test_three_tensor_ranks_train_the_same(run_dir: Path, tmp_path: Path) -> None:
-    """What one rank sampled and trained on, replayed on three: one key-value head each.
+    """One rank's samples, replayed on three: one key-value head each.
 
     Per token, after an update too. That needs an `optimizer.eps` above the gradient's rounding, because Adam's first update is
     lr g / (|g| + eps). The first token of all responses to one prompt has the same hidden state h, and advantages of a group add up

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""What the kernels share: how a program finds its row and columns, order-preserving keys, exp, block sizes.
+"""Common parts of the kernels: how a program finds its row and columns, order-preserving keys, exp, block sizes.
 
 A program works on one row and one span of at most SPAN columns, in blocks of at most BLOCK columns. Whole blocks are loaded
 without a mask, so that loads are 16 bytes wide whatever the true vocabulary is (it is rarely a multiple of 16, the stride
@@ -14,7 +14,7 @@ SPAN = 32,768 cuts a vocabulary of 152k into five programs: 2048 rows make ten w
 filled wave costs little, and 64 rows still reach every multiprocessor. The partial results are at most 32 bytes for each 64 KB read.
 The span depends on the vocabulary alone, never on the number of rows: a row's bits do not depend on the rows beside it.
 
-Shapes: T rows inside the mask, N all rows.
+Shapes: T unmasked tokens, N all rows.
 """
 
 import os
@@ -40,7 +40,7 @@ PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and torch.version.h
 
 
 class RowSource(NamedTuple):
-    """Where the kernels find row t of the T rows: at element index_T[t] * row_stride of `logits` (t * row_stride without an index)."""
+    """Addressing of row t of the T rows: at element index_T[t] * row_stride of `logits` (t * row_stride without an index)."""
 
     logits: Tensor
     index_T: Tensor | None

@@ -4,7 +4,7 @@
 Bytes moved for a row of V logits of b bytes: b V read and b V written, or b V written alone outside the mask. Instructions a
 column: 12, 19 with a clamp, one of them the exponential: q = p S / S_kept needs no second. common.py has the bounds.
 
-Shapes: T rows inside the mask, N all rows, V this rank's real columns.
+Shapes: T unmasked tokens, N all rows, V this rank's real columns.
 """
 
 import torch

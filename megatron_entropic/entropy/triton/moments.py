@@ -9,7 +9,7 @@ Accumulators are float32, one set for every 16 bytes of a block, so that each th
 over the blocks has no reduction over threads and no barrier, and rescales once in 8 columns (4 in float32). They meet when the
 span is through. Each adds up a few dozen terms, the rest is a tree.
 
-Shapes: T rows inside the mask, V this rank's real columns, J spans of all rows, K = 3 sums (5 with a clamp).
+Shapes: T unmasked tokens, V this rank's real columns, J spans of all rows, K = 3 sums (5 with a clamp).
 """
 
 import torch
@@ -241,7 +241,7 @@ def _shift(top, new_top, scale):
 
 @triton.jit
 def _origin(top):
-    """What d is measured from: 0 where there is no finite logit, so that -inf minus -inf is never formed."""
+    """The origin of d: 0 where there is no finite logit, so that -inf minus -inf is never formed."""
     return tl.where(top == float("-inf"), 0.0, top)
 
 

@@ -10,7 +10,7 @@ the others, about what the memory leaves time for (common.py). Triton 3.4 to 3.7
 instructions a column: exact as well, but a round of bfloat16 then takes several times as long as reading does. Each span adds its
 counts, those that are not 0, to the row's in device memory.
 
-Shapes: T rows inside the mask, V this rank's real columns, W tensor ranks.
+Shapes: T unmasked tokens, V this rank's real columns, W tensor ranks.
 """
 
 import torch

@@ -26,7 +26,7 @@ from megatron_entropic.observability.plotting.style import (
 from megatron_entropic.observability.run_data import Array, RunData
 
 TARGET_BAND = 0.05
-"""Half-width of the band around the target, as a share of it."""
+"""Half-width of the band around the target, as a fraction of it."""
 PHASES = {
     Phase.PROBING: ("probing", YELLOW),
     Phase.ALPHA: ("alpha", BLUE),
@@ -90,7 +90,7 @@ def draw_coefficient(ax: Axes, run: RunData) -> None:
 
 
 def draw_response(ax: Axes, run: RunData) -> None:
-    """What the controller measured, and what its model of the plant had predicted."""
+    """Measured entropy, and the prediction of the controller's plant model."""
     ax.set_title("Response: predicted, observed")
     ax.set_ylabel("entropy (nats)")
     measured, predicted = run.column("control/measured_entropy"), run.column("control/predicted_entropy")
@@ -138,9 +138,9 @@ def draw_gains(ax: Axes, run: RunData) -> None:
 
 
 def draw_authority(ax: Axes, run: RunData) -> None:
-    """Share of the tokens that have an advantage, and the share of alpha that is applied because of it."""
+    """Fraction of the tokens that have an advantage, and the fraction of alpha that is applied because of it."""
     ax.set_title("Authority of α")
-    ax.set_ylabel("share")
+    ax.set_ylabel("fraction")
     draw_curve(ax, run.steps, run.column("control/active_fraction"), BLUE, "tokens with an advantage")
     draw_curve(ax, run.steps, run.column("control/trust"), GREEN, "trust in α", ls=(0, (6, 2)), lw=1.6, smoothed=False)
     ax.set_ylim(-0.03, 1.03)

@@ -31,9 +31,9 @@ Panel = Callable[[Axes, RunData], None]
 
 
 def draw_reward(ax: Axes, run: RunData) -> None:
-    """Mean reward, and the shares of prompts of which all or none of the rollouts are right."""
+    """Mean reward, and the fractions of prompts of which all or none of the rollouts are right."""
     ax.set_title("Reward")
-    ax.set_ylabel("reward, share of prompts")
+    ax.set_ylabel("reward, fraction of prompts")
     draw_curve(ax, run.steps, run.column("reward/mean"), BLUE, "mean reward")
     draw_curve(ax, run.steps, run.column("reward/solve_all"), GREEN, "all solved", ls=(0, (6, 2)), lw=1.6)
     draw_curve(ax, run.steps, run.column("reward/solve_none"), ORANGE, "none solved", ls=(0, (2, 1.5)), lw=1.6)

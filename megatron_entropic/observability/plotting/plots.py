@@ -26,7 +26,7 @@ from megatron_entropic.observability.plotting.style import (
     widen,
 )
 from megatron_entropic.observability.run_data import RunData, load_run
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ CONTROL_DETAILS: dict[str, tuple[str, Panel]] = {
     "gains": ("control/kp", control_panels.draw_gains),
     "authority": ("control/trust", control_panels.draw_authority),
 }
-"""What the controller knew, by name: the metric a run must have, and the panel. Not part of the overview."""
+"""Panels of the controller's internals, by name: the metric a run must have, and the panel. Not part of the overview."""
 
 
 def write_plots(run_dir: str | os.PathLike[str]) -> dict[str, Path]:
@@ -116,11 +116,11 @@ def draw_comparison(runs: Mapping[str, str | os.PathLike[str]]) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> Path:
-    """Saves the figure whole or not at all, making the folder when missing."""
+    """Saves the figure atomically, making the folder when missing."""
     buffer = io.BytesIO()
     with styled():
         figure.savefig(buffer, format="png", metadata={"Software": None})
-    return write_whole(path, buffer.getvalue())
+    return write_atomically(path, buffer.getvalue())
 
 
 def _draw_single(panel: Panel, run: RunData, size: tuple[float, float]) -> Figure:

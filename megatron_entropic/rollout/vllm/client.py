@@ -54,8 +54,8 @@ class ServerClient(ABC):
         """The exit code (negative: a signal), or None while running as far as is known."""
 
     @abstractmethod
-    def place(self) -> str:
-        """Where its process is, for errors."""
+    def location(self) -> str:
+        """Location of its process, for errors."""
 
     def terminate(self) -> None:  # noqa: B027 - nothing to do where it is another's
         """Asks the server to end, if it is this process's to end."""
@@ -124,10 +124,10 @@ class ServerClient(ABC):
     def __str__(self) -> str:
         code = self.exit_code()
         state = "running" if code is None else f"exit code {code}"
-        return f"rollout server {self.index} ({self.url}, {self.place()}, {state})"
+        return f"rollout server {self.index} ({self.url}, {self.location()}, {state})"
 
     def last_words(self) -> str:
-        """What to add to an error: where the log is, and its telling lines."""
+        """Suffix of an error: the path of the log, and its telling lines."""
         lines = "".join(f"\n    {line}" for line in log_tail(self.log_path))
         return f"; log {self.log_path}:{lines}"
 

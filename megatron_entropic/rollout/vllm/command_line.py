@@ -74,20 +74,20 @@ def server_environment(cfg: RolloutConfig, index: int, key: str) -> dict[str, st
 
 
 def _cpu_environment(cfg: RolloutConfig, index: int) -> dict[str, str]:
-    """Cores are dealt out to the servers; the trainer computes on the same cores while no server generates."""
+    """Cores are distributed over the servers; the trainer computes on the same cores while no server generates."""
     cores = sorted(os.sched_getaffinity(0))
     mine = server_cores(cores, cfg.servers, index)
     # vLLM compiles one sampler function even when eager: seconds of C++ compiler on the first request, for nothing.
     eager = {"TORCHDYNAMO_DISABLE": "1", "OMP_WAIT_POLICY": "passive"}
     if cfg.tensor > 1:
-        shares = [server_cores(mine, cfg.tensor, rank) for rank in range(cfg.tensor)]
-        return eager | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, share)) for share in shares)}
+        per_rank = [server_cores(mine, cfg.tensor, rank) for rank in range(cfg.tensor)]
+        return eager | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, one)) for one in per_rank)}
     # One process for engine and worker, forked from the front end: two imports of vLLM less.
     return eager | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", FORK_ENGINE: "1", "OMP_NUM_THREADS": str(len(mine))}
 
 
 def server_cores(cores: list[int], servers: int, index: int) -> list[int]:
-    """The cores of server `index`: an equal contiguous share, or one shared core where there are more servers than cores."""
+    """The cores of server `index`: an equal contiguous part, or one shared core where there are more servers than cores."""
     if servers >= len(cores):
         return [cores[index % len(cores)]]
     return cores[index * len(cores) // servers : (index + 1) * len(cores) // servers]

@@ -120,7 +120,7 @@ class VLLMFleet:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
 
         Log-probs are those of the sampling distribution (float, nats, at cfg.temperature, over the whole vocabulary). Which
-        server, seed and place a sample gets depends on (seed, prompt.index, sample) and the order of prompts only. Raises
+        server, seed and index a sample gets depends on (seed, prompt.index, sample) and the order of prompts only. Raises
         RolloutError naming a server that fails or is too slow, or a prompt that does not fit.
         """
         self._check_usable()

@@ -18,7 +18,7 @@ from typing import Any
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.rollout.types import RolloutError
 from megatron_entropic.rollout.vllm.client import POLL_S, ServerClient
-from megatron_entropic.system.atomic_files import write_whole
+from megatron_entropic.system.atomic_files import write_atomically
 from megatron_entropic.system.folder_lock import LEASE_S, FolderLock, silence_s
 from megatron_entropic.system.process_identity import ProcessIdentity
 
@@ -35,7 +35,7 @@ class RemoteServer(ServerClient):
         self._place = f"pid {found['server_pid']} on {found['host']}"
         self._exit = _end(folder, index)
 
-    def place(self) -> str:
+    def location(self) -> str:
         return self._place
 
     def exit_code(self) -> int | None:
@@ -43,7 +43,7 @@ class RemoteServer(ServerClient):
 
 
 def fleet_folder(cfg: RolloutConfig) -> Path | None:
-    """Where the run's servers are announced: rollout.fleet_dir, else what a cluster job says for this start of a run; else None.
+    """Folder where the run's servers are announced: rollout.fleet_dir, else the cluster job's for this start of a run; else None.
 
     Not a setting there, because a run that is resumed elsewhere must not look for servers that are no more.
     """
@@ -69,7 +69,7 @@ def check_unannounced(folder: Path, indices: Sequence[int]) -> None:
         if _announcement(folder, index).exists() and not _stale(folder, index):
             raise RolloutError(
                 f"{_announcement(folder, index)}: rollout server {index} is announced there already, by {_owner(folder, index)}: give "
-                f"every `megatron-entropic serve` of one folder its share (--share)"
+                f"every `megatron-entropic serve` of one folder its part (--share)"
             )
 
 
@@ -83,7 +83,7 @@ def announce(folder: Path, server: ServerClient, pid: int | None) -> None:
         "server_pid": pid,
         "log": str(server.log_path.absolute()),
     }
-    write_whole(_announcement(folder, server.index), (json.dumps(content) + "\n").encode())
+    write_atomically(_announcement(folder, server.index), (json.dumps(content) + "\n").encode())
 
 
 def still_there(folder: Path, server: ServerClient) -> None:
@@ -102,7 +102,7 @@ def withdraw(folder: Path, server: ServerClient) -> None:
 
 def announce_end(folder: Path, server: ServerClient, code: int) -> None:
     """Tells the readers of `folder` that `server` ended by itself, with this exit code."""
-    write_whole(_end(folder, server.index), f"{code}\n".encode())
+    write_atomically(_end(folder, server.index), f"{code}\n".encode())
 
 
 def find_servers(folder: Path, count: int, timeout_s: float) -> Sequence[RemoteServer]:
@@ -131,7 +131,7 @@ def _ended_lately(folder: Path, index: int) -> bool:
 
 
 def _stale(folder: Path, index: int) -> str:
-    """Why the announcement of a server is to be dropped; empty when its owner lives, or there is none."""
+    """The reason to drop a server's announcement; empty when its owner lives, or there is none."""
     path = _announcement(folder, index)
     if not path.exists():
         return ""

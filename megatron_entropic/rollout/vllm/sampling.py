@@ -30,7 +30,7 @@ _LOWEST_LOG_PROB = -9999.0  # what vLLM writes for -inf and NaN
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """What to ask of every prompt. `seed` is the run's; `timeout_s` bounds one request, from when it is sent to its whole answer."""
+    """Sampling parameters of every prompt. `seed` is the run's; `timeout_s` bounds one request, from sending it to its whole answer."""
 
     seed: int
     samples: int
@@ -53,11 +53,11 @@ class Sampled:
 
 
 def assign(prompts: Sequence[Prompt], servers: int) -> list[int]:
-    """The server of each prompt: numbers differ by at most one, and long prompts are dealt out evenly. Deterministic."""
-    longest_first = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place].token_ids), place))
+    """The server of each prompt: numbers differ by at most one, and long prompts are spread evenly. Deterministic."""
+    longest_first = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index].token_ids), index))
     server_of = [0] * len(prompts)
-    for turn, place in enumerate(longest_first):
-        server_of[place] = turn % servers
+    for turn, index in enumerate(longest_first):
+        server_of[index] = turn % servers
     return server_of
 
 
@@ -69,11 +69,11 @@ def first_seed(seed: int, prompt_index: int) -> int:
 
 T = TypeVar("T")
 Accept = Callable[[Prompt, ServerClient, Sequence[Sampled]], T]
-"""What becomes of a prompt's samples, in order, and the server that gave them; called in a thread beside the requests."""
+"""Consumer of a prompt's samples, in order, and of the server that gave them; called in a thread beside the requests."""
 
 
 def sample(servers: Sequence[ServerClient], prompts: Sequence[Prompt], request: SamplingRequest, accept: Accept[T]) -> list[T]:
-    """What `accept` made of each prompt's samples as they came, in the order of the prompts.
+    """Samples every prompt and returns `accept` of each prompt's samples, in the order of the prompts.
 
     Raises RolloutError naming the server and the prompt of the first request that fails or exceeds its time; the others are dropped.
     """
@@ -114,7 +114,7 @@ async def _sample(servers: Sequence[ServerClient], prompts: Sequence[Prompt], re
 
 
 def concurrent_requests(samples: int) -> int:
-    """How many requests of so many samples each are sent to one server at one time."""
+    """Number of concurrent requests of so many samples each to one server."""
     each = min(samples, MAX_SAMPLES_PER_REQUEST)
     return max(1, min(MAX_CONCURRENT_REQUESTS, math.ceil((1 + _QUEUED_FRACTION) * MAX_SEQUENCES / each)))
 
@@ -196,7 +196,7 @@ class _Span(msgspec.Struct):
 
 
 class CompletionChoice(msgspec.Struct):
-    """What is read of one sample in a server's answer."""
+    """One sample of a server's answer."""
 
     index: int
     token_ids: list[int] | None

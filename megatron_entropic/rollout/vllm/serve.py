@@ -35,10 +35,10 @@ WATCH_S = 0.5
 
 
 def serve(cfg: Config, share: tuple[int, int]) -> None:
-    """Runs share k of n of the run's servers, announced in the fleet's folder, until this process is told to end.
+    """Runs part k of n of the run's servers, announced in the fleet's folder, until this process is told to end.
 
-    Servers of a share are consecutive; shares differ by at most one. They listen on cfg.rollout.host and on no other address.
-    Raises RolloutError naming the server that ended by itself; the others of the share are ended then.
+    Servers of a part are consecutive; parts differ by at most one. They listen on cfg.rollout.host and on no other address.
+    Raises RolloutError naming the server that ended by itself; the others of the part are ended then.
     """
     folder = fleet_folder(cfg.rollout)
     if folder is None:
@@ -46,7 +46,7 @@ def serve(cfg: Config, share: tuple[int, int]) -> None:
     part, parts = share
     first, last = part * cfg.rollout.servers // parts, (part + 1) * cfg.rollout.servers // parts
     if first == last:
-        logger.info("nothing to serve: rollout.servers=%d are dealt out to %d machines", cfg.rollout.servers, parts)
+        logger.info("nothing to serve: rollout.servers=%d are distributed over %d machines", cfg.rollout.servers, parts)
         return
     os.environ.pop(FLEET_VARIABLE, None)
     without_training_ranks()

@@ -22,7 +22,7 @@ from megatron_entropic.system.rendezvous import listen
 from megatron_entropic.system.scratch import scratch_folder
 
 GRACE_S = 8.0
-"""How long servers that were told to end may take for it, all of them together."""
+"""Time limit for servers that were told to end, all of them together."""
 
 
 class VLLMServer(ServerClient):
@@ -60,7 +60,7 @@ class VLLMServer(ServerClient):
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def place(self) -> str:
+    def location(self) -> str:
         return f"pid {self.pid}"
 
     def launch(self) -> None:

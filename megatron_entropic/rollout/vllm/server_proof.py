@@ -1,4 +1,4 @@
-"""How a server proves that it is ours before it is sent its key: it answers a challenge that only who has the key can answer.
+"""Proof that a server is ours, before it is sent its key: it answers a challenge that only who has the key can answer.
 
 Whoever asks sends random text in the header CHALLENGE of a path that is open to all; the answer carries in PROOF a keyed hash of
 that text and of the port that was asked, so that a program in between cannot pass the challenge on to the real server.
@@ -18,7 +18,7 @@ def new_challenge() -> str:
 
 
 def proof_of(key: str, challenge: str, port: int) -> str:
-    """What a server with `key` on `port` answers to `challenge`."""
+    """The answer of a server with `key` on `port` to `challenge`."""
     return hmac.new(key.encode(), f"{challenge} {port}".encode(), hashlib.sha256).hexdigest()
 
 

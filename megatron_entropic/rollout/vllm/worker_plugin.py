@@ -1,4 +1,4 @@
-"""What runs inside vLLM's processes: the key check of the front end, and the receiving end of weight synchronisation.
+"""Plugin for vLLM's processes: the key check of the front end, and the receiving end of weight synchronisation.
 
 Importing this module registers the weight-transfer backends `entropic_gloo` and `entropic_nccl`; vLLM imports it in every
 worker through `--worker-extension-cls` and in the front end through `--middleware`.
@@ -112,7 +112,7 @@ def renew_tied_layers(model: nn.Module, tied: Mapping[str, str]) -> None:
     """Has each layer that holds another's parameter process the values that an update gave it. Raises RuntimeError if it lost it.
 
     vLLM 0.32 processes a layer when its own weights are loaded. On a CPU an output layer computes with a packed copy: without
-    this a tied one would go on with the copy of the weights of before.
+    this a tied one would keep its copy of the earlier weights.
     """
     for name, first in tied.items():
         if model.get_parameter(name) is not model.get_parameter(first):
@@ -122,7 +122,7 @@ def renew_tied_layers(model: nn.Module, tied: Mapping[str, str]) -> None:
 
 
 def forget_packed_experts(model: Any) -> None:
-    """Has vLLM build its CPU kernel for mixtures of experts anew when the next weights are loaded, which packs them for it.
+    """Has vLLM build its CPU kernel for MoE again when the next weights are loaded, which packs them for it.
 
     vLLM 0.32 packs experts' weights only when it builds a layer's kernel: after an update the old kernel would take the new,
     unpacked weights for packed ones, and the server would answer nonsense.
@@ -164,7 +164,7 @@ class CheckedUpdates:
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not typed here
-    """Where the sender's store listens, this server's address and ranks in the group of `world_size`, and the timeout in seconds."""
+    """Address of the sender's store, this server's address and ranks in the group of `world_size`, and the timeout in seconds."""
 
     address: str
     port: int

@@ -1,1 +1,1 @@
-"""How a policy's weights reach running servers: buckets, transports, checksums."""
+"""Transfer of a policy's weights to running servers: buckets, transports, checksums."""

@@ -1,4 +1,4 @@
-"""How weight buckets reach the servers' workers: over gloo from host memory, or over NCCL from GPU memory."""
+"""Transports of weight buckets to the servers' workers: over gloo from host memory, or over NCCL from GPU memory."""
 
 import functools
 import socket

@@ -17,9 +17,9 @@ _AGREE = 40
 """Leading digits that must agree."""
 _POINTS = 6
 _UNREADABLE = re.compile(r"(?<![_^\d])\d+ \d|[A-Za-z]{3,}|[^\x00-\x7f]|[\"@;?%]")
-"""What the parser would read as something else: two numbers as their sum, a word as the product of its letters."""
+"""Input that the parser would misread: two numbers as their sum, a word as the product of its letters."""
 _LOST = re.compile(r"\\(?:text|pm|mp)(?![A-Za-z])|\d\s*_|'|#|:|\^\s*\{?\s*T(?![A-Za-z])")
-"""What the parser drops, or gives another meaning."""
+"""Input that the parser drops, or gives another meaning."""
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\_])i(?![A-Za-z])")
 _CAPITAL_I = re.compile(r"(?<![A-Za-z\\])I(?![A-Za-z])")
 """The parser takes I for the imaginary unit, which people write i."""

@@ -9,7 +9,7 @@ _BARE = re.compile(r"[^\s{}$\\]+")
 
 
 def boxed(response: str) -> str | None:
-    r"""What is inside the last \boxed{...} or \fbox{...}; None when there is none.
+    r"""The content of the last \boxed{...} or \fbox{...}; None when there is none.
 
     Boxes that are empty, or cut off by the end of the response, are passed over. \boxed 42 and \boxed {42} count too. Linear in
     the text's length.
@@ -29,7 +29,7 @@ def boxed(response: str) -> str | None:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """By the place of each opening brace, that of the brace that closes it."""
+    """By the index of each opening brace, that of the brace that closes it."""
     open_at: list[int] = []
     closing = {}
     for brace in _BRACES.finditer(text):

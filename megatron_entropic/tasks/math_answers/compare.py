@@ -86,7 +86,7 @@ def _same_in_some_order(gold: Sequence[str], given: Sequence[str], depth: int) -
         return False
     left = list(given)
     for item in gold:
-        match = next((place for place, other in enumerate(left) if _same(item, other, depth + 1)), None)
+        match = next((index for index, other in enumerate(left) if _same(item, other, depth + 1)), None)
         if match is None:
             return False
         del left[match]
@@ -94,7 +94,7 @@ def _same_in_some_order(gold: Sequence[str], given: Sequence[str], depth: int) -
 
 
 def _before_approximation(text: str) -> str:
-    r"""What stands before \approx, which follows from it; what stands behind when that is only a name."""
+    r"""The side before \approx, from which the other follows; the side behind it when the first is only a name."""
     head, *rest = split(text, r"\approx")
     return rest[0] if rest and is_name(head) else head
 

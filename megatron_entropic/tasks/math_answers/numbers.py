@@ -161,7 +161,7 @@ class _NumberReader:
         return value
 
     def _argument(self) -> Fraction:
-        """What a command takes: a group, or one digit."""
+        """The argument of a command: a group, or one digit."""
         self._spaces()
         if self._ahead("{"):
             return self._group("{", "}")

@@ -21,7 +21,7 @@ def is_name(text: str) -> bool:
 
 
 def equation_sides(text: str) -> list[str]:
-    """What stands between the equals signs outside of brackets; one part when there are none."""
+    """The parts between the equals signs outside of brackets; one part when there are none."""
     return split(text, "=")
 
 

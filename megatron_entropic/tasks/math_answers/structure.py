@@ -53,7 +53,7 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def _groups_digits(text: str, comma: int) -> bool:
-    """Whether the comma at this place is one of a number alone between others: 1,000, 2,000 keeps its commas, 1,2 does not."""
+    """Whether the comma at this index is one of a number alone between others: 1,000, 2,000 keeps its commas, 1,2 does not."""
     return text[comma] == "," and re.match(r",\d{3}(?![\d,])(?=\s|$|\.)", text[comma:]) is not None and bool(
         re.search(r"(?:^|, )[+-]?\d{1,3}(?:,\d{3})*$", text[:comma])
     ) and ", " in text  # fmt: skip

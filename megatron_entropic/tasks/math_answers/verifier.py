@@ -37,7 +37,7 @@ def make_math_verifier(options: Mapping[str, Any], seed: int) -> MathVerifier:
 
 
 def unreadable(known: str) -> str | None:
-    """Why a known answer can be equal to no answer, in a few words; None when it can."""
+    """The reason why no answer can equal a known one, in a few words; None when it can."""
     if len(known) > LONGEST_ANSWER:
         return f"is longer than the {LONGEST_ANSWER} characters that are compared"
     return None if answerable(known) else "says nothing that an answer could equal"

@@ -67,7 +67,7 @@ def _take_over_streams() -> tuple[TextIO, TextIO]:
 
 
 def make_verifier(factory: str, options: Mapping[str, Any], seed: int) -> Verifier:
-    """What `factory` ("package.module:function", "file.py:function") makes of (options, seed). Raises what that raises."""
+    """Calls `factory` ("package.module:function", "file.py:function") with (options, seed). Raises what that raises."""
     location, _, function = factory.rpartition(":")
     made: Verifier = getattr(load_module(location), function)(options, seed)
     return made

@@ -1,4 +1,4 @@
-"""What goes into a verifier's process and what comes out: plain JSON-able records."""
+"""Requests and replies of a verifier's process: plain JSON-able records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from megatron_entropic.errors import ReportedError
 
 @dataclass(frozen=True)
 class VerifierSpec:
-    """How a process makes its verifier: `factory` ("package.module:function") is called with (options, seed) and must return
+    """Recipe of a verifier in a process: `factory` ("package.module:function") is called with (options, seed) and must return
     an object with `score(problem, response)`. `options` must be JSON-able.
     """
 

@@ -1,4 +1,4 @@
-"""What --dryrun says would be submitted, and what is refused before it comes to that."""
+"""Jobs as --dryrun prints them, and settings that are refused before submission."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Mixtures of experts on real vLLM servers: they serve the weights of an update, and the trainer's under expert parallelism."""
+"""MoE models on real vLLM servers: they serve the weights of an update, and the trainer's under expert parallelism."""
 
 from pathlib import Path
 

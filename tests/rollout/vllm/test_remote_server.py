@@ -94,7 +94,7 @@ def test_an_owner_elsewhere_has_to_give_signs_of_life(tmp_path: Path) -> None:
     server = owned(0, tmp_path)
     announce(tmp_path, server, pid=77)
     path = of_another(tmp_path, 0, host="n7", boot="another")
-    assert find_servers(tmp_path, 1, timeout_s=0.1)[0].place() == "pid 77 on n7"
+    assert find_servers(tmp_path, 1, timeout_s=0.1)[0].location() == "pid 77 on n7"
     long_ago = path.stat().st_mtime - LEASE_S - 5
     os.utime(path, (long_ago, long_ago))
     with pytest.raises(RolloutError, match=r"on n7, since .* gave no sign of life for 6\d s"):

@@ -27,7 +27,7 @@ class Elsewhere(ServerClient):
     def exit_code(self) -> int | None:
         return self.code
 
-    def place(self) -> str:
+    def location(self) -> str:
         return "pid 1"
 
 

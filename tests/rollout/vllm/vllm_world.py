@@ -1,4 +1,4 @@
-"""What tests with real vLLM servers share: a tiny model with a tokenizer, its log-probs by transformers, and process groups."""
+"""Fixtures of tests with real vLLM servers: a tiny model with a tokenizer, its log-probs by transformers, and process groups."""
 
 import os
 import time
