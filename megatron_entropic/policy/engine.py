@@ -35,8 +35,8 @@ from megatron_entropic.hf.tables import hf_shapes
 from megatron_entropic.policy.batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
 from megatron_entropic.policy.covariance_selection import choose_tokens
 from megatron_entropic.policy.initial_weights import clear_weights, load_start_weights
-from megatron_entropic.policy.loss import CONTROL_SUMS, MAXIMA, SUMS, Objective
 from megatron_entropic.policy.model import build_model
+from megatron_entropic.policy.objective import CONTROL_SUMS, MAXIMA, SUMS, Objective
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.response import Response, SteeredEntropy, measured_temperature, reduce_response, response_samples
 from megatron_entropic.policy.update_stats import Totals, UpdateStats, measurement, update_stats
