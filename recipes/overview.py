@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.commands.plan import GPUS_PER_NODE, architecture_of
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import load_config
@@ -36,7 +37,7 @@ def names() -> list[str]:
 
     def size(name: str) -> tuple[int, int, str]:
         cfg = load_config(name)
-        return ModelSize.of(architecture_of(cfg.model.hf_dir)).total, gpus_used(cfg.parallel, cfg.rollout), name
+        return ModelSize.of(architecture_of(model_folder(cfg.model.hf_path).hf_dir)).total, gpus_used(cfg.parallel, cfg.rollout), name
 
     return sorted(found, key=size)
 
@@ -51,7 +52,7 @@ def planned(cfg: Config) -> Candidate:
     """Memory and time of a recipe on as many GPUs as it takes."""
     used = gpus_used(cfg.parallel, cfg.rollout)
     cluster = cluster_of(gpu=GPU, memory_gb=None, gpus=used, nodes=None, gpus_per_node=GPUS_PER_NODE, needed=used)
-    return Site(architecture_of(cfg.model.hf_dir), cluster, Assumptions()).evaluate(cfg, all_stages=True)
+    return Site(architecture_of(model_folder(cfg.model.hf_path).hf_dir), cluster, Assumptions()).evaluate(cfg, all_stages=True)
 
 
 def line(name: str) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError, load_config, override
 from megatron_entropic.errors import ReportedError
@@ -57,7 +58,7 @@ def _sweep_overrides(sweep: Path | None, task: int | None) -> list[str]:
 
 def _run_dir_bytes(cfg: Config) -> int:
     """Space that the kept checkpoints, the one being written and the exported model take, from the size of the weights."""
-    folder = cfg.model.weights_path
+    folder = model_folder(cfg.model.hf_path).weights
     weights = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder.is_dir() else 0
     checkpoints = (cfg.checkpoint.keep or 1) + 1 if cfg.checkpoint.every else 0
     return weights + weights // 2 * _CHECKPOINT_BYTES * checkpoints

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from megatron_entropic.checkpoint.policy_state import PolicyCheckpointError, load_policy
 from megatron_entropic.checkpoint.policy_writer import PolicyWriter, Written
 from megatron_entropic.checkpoint.restore import FORMAT, find_checkpoint
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.checkpoint_files.store import POLICY, CheckpointStore, CheckpointStoreError
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import to_dict
@@ -66,7 +67,7 @@ class Checkpointer:
         self.trackers: dict[str, str] = {}
         """The run's id at each tracker; filled by whoever opens them, saved with every checkpoint."""
         # Read now: at the save of a later day they may have moved, or be another model's.
-        self._companions = read_companions(cfg.model.hf_dir) if parallel.rank == 0 else {}
+        self._companions = read_companions(model_folder(cfg.model.hf_path).hf_dir) if parallel.rank == 0 else {}
         self._found: tuple[Path, dict[str, Any]] | None = None
         self._saving: _Saving | None = None
         self._saved_step = 0

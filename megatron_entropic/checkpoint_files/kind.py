@@ -23,10 +23,6 @@ class Located:
     companions: Path | None
     """Folder with config.json and tokenizer; None when the checkpoint does not bring them."""
 
-    @property
-    def is_hf(self) -> bool:
-        return self.weights is None
-
 
 def locate(path: Path) -> Located:
     """What `path` is. Of a run folder its latest checkpoint, or else its exported model; of Megatron-LM's save folder the latest.
@@ -37,10 +33,10 @@ def locate(path: Path) -> Located:
         return locate(path / "checkpoints" / latest)
     if (path / LATEST_ITERATION).is_file():
         return locate(_latest_iteration(path))
-    if (path / "policy" / "metadata.json").is_file():
+    if holds_distributed_weights(path / "policy"):
         companions = path / "hf"
         return Located(path, path / "policy", companions if (companions / CONFIG_FILE).is_file() else None)
-    if (path / "metadata.json").is_file() and (path / ".metadata").is_file():
+    if holds_distributed_weights(path) and (path / ".metadata").is_file():
         return Located(path, path, None)
     if (path / CONFIG_FILE).is_file():
         return Located(path, None, path)
@@ -54,6 +50,30 @@ def locate(path: Path) -> Located:
         f"{path}: no checkpoint: neither a Hugging Face directory (config.json), nor a distributed checkpoint (policy/metadata.json, "
         f"or metadata.json and .metadata), nor a run folder (checkpoints/latest, or hf/), nor Megatron-LM's ({LATEST_ITERATION})"
     )
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where the parts of `model.hf_path` are."""
+
+    hf_dir: Path
+    """The folder with config.json and tokenizer; with the weights too, unless `is_distributed`."""
+    weights: Path
+    """The folder that the first weights are read from."""
+    is_distributed: bool
+    """Whether it is a distributed checkpoint: the weights in policy/, everything else in hf/."""
+
+
+def model_folder(hf_path: Path) -> ModelFolder:
+    """The parts of `model.hf_path`: a Hugging Face directory unless there is a distributed checkpoint; neither needs to be there."""
+    if holds_distributed_weights(hf_path / "policy"):
+        return ModelFolder(hf_path / "hf", hf_path / "policy", is_distributed=True)
+    return ModelFolder(hf_path, hf_path, is_distributed=False)
+
+
+def holds_distributed_weights(folder: Path) -> bool:
+    """Whether the weights in a folder are a distributed checkpoint's, rather than safetensors."""
+    return (folder / "metadata.json").is_file()
 
 
 def _latest_iteration(path: Path) -> Path:

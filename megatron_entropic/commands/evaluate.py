@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError, load_config, override
 from megatron_entropic.hf.architectures import Architecture
@@ -81,13 +82,18 @@ def _settings(model: Path, recipe: str | None, overrides: Sequence[str]) -> tupl
     logs = model / "evaluation" if trained else Path("runs/evaluate")  # not the run's own: it may still be running
     own = [override("model.hf_path", hf_path), override("run.dir", logs)]
     cfg = load_config(source, [*overrides, *own])
-    Architecture.from_hf(cfg.model.hf_dir)  # a model that is not there is the first thing to say
+    if trained is not None and not hf_path.is_dir():
+        raise ConfigError(
+            f"{hf_path} is not there: the run has not ended, or has trainer.export_hf=false; write it from its latest checkpoint by "
+            f"python -m checkpoint_tools export {quote(str(model))} {quote(str(hf_path))}"
+        )
+    Architecture.from_hf(model_folder(cfg.model.hf_path).hf_dir)  # a model that is not there is the first thing to say
     if trained is None and recipe is None and not any(word.startswith("task.name=") for word in overrides):
         raise ConfigError(
             f"{model}: on which task? It is no run folder, so name one: task.name=math task.options.path=FILE, task.name=decompose, "
             "or --recipe RECIPE for all of a recipe's settings"
         )
-    if cfg.model.is_distributed:
+    if model_folder(cfg.model.hf_path).is_distributed:
         raise ConfigError(
             f"{hf_path}: a distributed checkpoint; make it a model first: "
             f"python -m checkpoint_tools export {quote(str(hf_path))} OUT_DIR"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError, load_config
 from megatron_entropic.hf.architectures import Architecture
@@ -13,6 +14,7 @@ from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.planning.cluster import GPUS, Assumptions, cluster_of, gigabytes
 from megatron_entropic.planning.layouts import Candidate, Site, gpus_used, search
 from megatron_entropic.planning.plan_text import assumption_texts, plan_report
+from megatron_entropic.start_checks.learning import check_learning
 
 GPUS_PER_NODE = 8
 
@@ -72,9 +74,10 @@ def plan(
 ) -> tuple[str, bool]:
     """(the report, whether any layout fits). Raises ConfigError or ValueError naming the field and its legal values."""
     cfg = load_config(source, overrides)
-    arch = architecture_of(cfg.model.hf_dir)
+    arch = architecture_of(model_folder(cfg.model.hf_path).hf_dir)
     if problems := check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout):
         raise ConfigError("; ".join(problems))
+    check_learning(cfg, arch.vocab_size)
     used = gpus_used(cfg.parallel, cfg.rollout)
     cluster = cluster_of(gpu=gpu, memory_gb=memory_gb, gpus=gpus, nodes=nodes, gpus_per_node=gpus_per_node, needed=used)
     site = Site(arch, cluster, Assumptions.of(assume))

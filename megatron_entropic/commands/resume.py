@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.checkpoint_files.manifest import damaged_files, read_manifest
 from megatron_entropic.checkpoint_files.store import COMPANIONS, CheckpointStore
 from megatron_entropic.config import Config, ModelConfig
@@ -29,7 +30,7 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: no run to resume here (no config.yaml); give the folder of a run, such as runs/quickstart")
     cfg = load_config(run_dir / "config.yaml", [*overrides, override("run.dir", run_dir)])
-    present = all((cfg.model.hf_dir / name).is_file() for name in (CONFIG_FILE, TOKENIZER_FILE))
+    present = all((model_folder(cfg.model.hf_path).hf_dir / name).is_file() for name in (CONFIG_FILE, TOKENIZER_FILE))
     if present or any(given.startswith("model.hf_path=") for given in overrides) or latest_checkpoint(cfg.run_dir) is None:
         return cfg
     return replace(cfg, model=replace(cfg.model, hf_path=run_dir / BASE_MODEL))
@@ -83,7 +84,7 @@ def _take_base_model(run_dir: Path, model: ModelConfig, checkpoint: Path, *, cha
     if model.hf_path == run_dir / BASE_MODEL:
         shutil.copytree(saved, model.hf_path, dirs_exist_ok=True)
         logger.info("the base model is gone; resuming with the checkpoint's own, without its weights: %s", model.hf_path)
-    if changes := list(_changes(saved, model.hf_dir, chat_template=chat_template)):
+    if changes := list(_changes(saved, model_folder(model.hf_path).hf_dir, chat_template=chat_template)):
         raise ConfigError(
             f"model.hf_path={model.hf_path} is not the model that this run was begun with: {'; '.join(changes)}. Give the right "
             f"model.hf_path; without it (moved away) the run resumes with {saved}"

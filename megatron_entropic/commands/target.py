@@ -4,6 +4,7 @@ import logging
 import math
 from pathlib import Path
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.control import make_controller
@@ -23,7 +24,7 @@ def request_target(run_dir: Path, target: float | None) -> None:
     """
     cfg = _steered_run(run_dir)
     if target is not None and math.isfinite(target):
-        _check_reachable(cfg.control, cfg.model.hf_dir, target)
+        _check_reachable(cfg.control, model_folder(cfg.model.hf_path).hf_dir, target)
     if len(_metrics(run_dir)) >= cfg.trainer.steps:
         logger.warning("warning: %s has done all of its %d steps; nothing reads the new target", run_dir, cfg.trainer.steps)
     write_target(run_dir, target)

@@ -72,21 +72,6 @@ class ModelConfig:
     def _in_the_home(cls, path: Path) -> Path:
         return _expanded(path) or path
 
-    @property
-    def is_distributed(self) -> bool:
-        """Whether hf_path is a distributed checkpoint, which has the weights in policy/ and everything else in hf/."""
-        return (self.hf_path / "policy" / "metadata.json").is_file()
-
-    @property
-    def hf_dir(self) -> Path:
-        """The directory with config.json and tokenizer; with the weights too unless `is_distributed`."""
-        return self.hf_path / "hf" if self.is_distributed else self.hf_path
-
-    @property
-    def weights_path(self) -> Path:
-        """The folder the first weights are read from."""
-        return self.hf_path / "policy" if self.is_distributed else self.hf_path
-
 
 @dataclass(frozen=True, config=STRICT)
 class ParallelConfig:

@@ -7,7 +7,7 @@ from megatron_entropic.config import ControlConfig
 from megatron_entropic.control.coefficients import Coefficients
 from megatron_entropic.control.kinds import ControlKind, always
 from megatron_entropic.control.measurement import Measurement, MeasurementGuard
-from megatron_entropic.control.reference import TARGET_READS, Reference
+from megatron_entropic.control.setpoint import TARGET_READS, Reference
 
 
 class AEC:

@@ -41,11 +41,6 @@ class PI:
             self.integral *= self.ki / ki
         self.kp, self.ki = kp, ki
 
-    def preload(self, output: float) -> None:
-        """Makes `output` what the controller answers to an error of 0."""
-        if self.ki > 0:
-            self.integral = min(max(output, self.low), self.high) / self.ki
-
     def state_dict(self) -> dict[str, Any]:
         return {"kp": self.kp, "ki": self.ki, "output": self.output, "integral": self.integral}
 

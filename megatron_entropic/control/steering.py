@@ -13,7 +13,7 @@ from megatron_entropic.control.measurement import Measurement, MeasurementGuard
 from megatron_entropic.control.persistence import Persistence
 from megatron_entropic.control.pi import PI
 from megatron_entropic.control.plant import Plant
-from megatron_entropic.control.reference import TARGET_READS, Reference
+from megatron_entropic.control.setpoint import TARGET_READS, Reference
 from megatron_entropic.control.tuning import Tuning
 
 logger = logging.getLogger(__name__)

@@ -3,21 +3,21 @@
 import hashlib
 from pathlib import Path
 
-from megatron_entropic.config import ModelConfig
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.check import check_companions, check_hf_dir
 
 
 def model_problem(path: Path) -> str | None:
     """The defect of a model (model.hf_path of a run) in one line, or None. Reads headers, and the end of every weight file."""
-    model = ModelConfig(hf_path=path)
+    model = model_folder(path)
     try:
         arch = Architecture.from_hf(model.hf_dir)
         if model.is_distributed:
             check_companions(model.hf_dir, arch)
         else:
             check_hf_dir(model.hf_dir, arch)
-        for file in sorted(file for file in model.weights_path.iterdir() if file.suffix in (".safetensors", ".distcp")):
+        for file in sorted(file for file in model.weights.iterdir() if file.suffix in (".safetensors", ".distcp")):
             with file.open("rb") as weights:
                 weights.seek(-1, 2)
                 weights.read(1)
@@ -31,6 +31,6 @@ def model_fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
-    config = ModelConfig(hf_path=path).hf_dir / "config.json"
+    config = model_folder(path).hf_dir / "config.json"
     digest.update(config.read_bytes() if config.is_file() else b"")
     return digest.hexdigest()[:12]

@@ -1,5 +1,6 @@
 """Whether a run's data, targets and samples are such that something can be learned."""
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.start_checks.data import check_data
@@ -10,7 +11,7 @@ def run_problems(cfg: Config) -> tuple[str, list[str]]:
     """One line about the run's data, and the problems of the data or the learning settings. The model must be readable."""
     problems, remarks = [], ["made by rule"]
     try:
-        check_learning(cfg, Architecture.from_hf(cfg.model.hf_dir).vocab_size)
+        check_learning(cfg, Architecture.from_hf(model_folder(cfg.model.hf_path).hf_dir).vocab_size)
     except ValueError as error:
         problems.append(str(error))
     try:

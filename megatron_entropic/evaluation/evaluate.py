@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.evaluation.problems import ChosenProblems, choose_problems
 from megatron_entropic.evaluation.progress import Counter
@@ -64,7 +65,7 @@ class Evaluation:
 
 
 def evaluate(cfg: Config, prompts: int | None = None, trained: Config | None = None) -> Evaluation:
-    """Scores the policy `cfg.model.hf_dir` on `prompts` problems x `batch.samples_per_prompt` samples.
+    """Scores the policy of `cfg.model` on `prompts` problems x `batch.samples_per_prompt` samples.
 
     No row of a data file is taken twice; without `prompts`, PROMPTS problems or as many as there are. With
     `rollout.temperature=0` each problem is answered once, greedily. `trained`: the settings of the run that the policy comes from.
@@ -78,7 +79,7 @@ def evaluate(cfg: Config, prompts: int | None = None, trained: Config | None = N
     texts_PS = [[rollout.text for rollout in rollouts[start : start + samples]] for start in range(0, len(rollouts), samples)]
     tokens = sum(len(rollout.response_ids) for rollout in rollouts)
     return Evaluation(
-        model=str(cfg.model.hf_dir),
+        model=str(model_folder(cfg.model.hf_path).hf_dir),
         task=cfg.task.name,
         prompts=count,
         samples=samples,
@@ -107,7 +108,7 @@ def _for_evaluation(cfg: Config) -> Config:
 def _answers(cfg: Config, chosen: ChosenProblems) -> tuple[list[Rollout], list[float]]:
     """The rollouts of all prompts, by prompt, then sample, and their rewards; progress on the terminal."""
     without_training_ranks()
-    scorer = Scorer(chosen.task, cfg.task, chosen.seed, cfg.reward, Vocabulary(load_tokenizer(cfg.model.hf_dir)))
+    scorer = Scorer(chosen.task, cfg.task, chosen.seed, cfg.reward, Vocabulary(load_tokenizer(model_folder(cfg.model.hf_path).hf_dir)))
     try:
         rollouts = _rollouts(cfg, chosen, scorer)
         return rollouts, scorer.finish(0, rollouts, chosen.problems).rewards

@@ -6,6 +6,7 @@ from types import TracebackType
 
 import torch
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller
 from megatron_entropic.distributed.parallel import Parallel
@@ -38,7 +39,7 @@ class RunOutput:
         self._fence = Fence.of_this_run(cfg.run_dir)
         self._trackers = TrackerGroup([])
         # Read now: when the run ends the base model may have moved.
-        self._companions = read_companions(cfg.model.hf_dir) if parallel.rank == 0 else {}
+        self._companions = read_companions(model_folder(cfg.model.hf_path).hf_dir) if parallel.rank == 0 else {}
 
     def __enter__(self) -> "RunOutput":
         return self
@@ -58,7 +59,7 @@ class RunOutput:
             progress = ProgressBar(self.cfg.trainer.steps, first_step=first_step)
             trackers = make_trackers(self.cfg.run_dir, self.cfg.trainer, first_step=first_step, known_ids=tracker_ids)
             tracker_ids.update({name: tracker.run_id for name, tracker in trackers.items()})
-            largest = largest_entropy(self.cfg.control, Architecture.from_hf(self.cfg.model.hf_dir).vocab_size)
+            largest = largest_entropy(self.cfg.control, Architecture.from_hf(model_folder(self.cfg.model.hf_path).hf_dir).vocab_size)
             self._trackers = TrackerGroup([metrics, *trackers.values(), progress, Watch(self.cfg, largest)])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -13,7 +13,7 @@ from megatron_entropic.algorithms import ratio_clipped
 from megatron_entropic.config import Config
 from megatron_entropic.control.kinds import TokenPool, TokenSelection
 from megatron_entropic.policy.batching import Batch, held
-from megatron_entropic.policy.loss import clip_range, old_log_probs
+from megatron_entropic.policy.objective import clip_range, old_log_probs
 
 
 def choose_tokens(cfg: Config, selection: TokenSelection, batch: Batch, current_N: Tensor, update: int) -> Tensor:

@@ -22,6 +22,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_entropic.algorithms.actuators import find_actuator
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients, Measurement
 from megatron_entropic.control.kinds import TokenSelection, kind_of
@@ -34,8 +35,8 @@ from megatron_entropic.hf.tables import hf_shapes
 from megatron_entropic.policy.batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
 from megatron_entropic.policy.covariance_selection import choose_tokens
 from megatron_entropic.policy.initial_weights import clear_weights, load_start_weights
-from megatron_entropic.policy.loss import CONTROL_SUMS, MAXIMA, SUMS, Objective
 from megatron_entropic.policy.model import build_model
+from megatron_entropic.policy.objective import CONTROL_SUMS, MAXIMA, SUMS, Objective
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.response import Response, SteeredEntropy, measured_temperature, reduce_response, response_samples
 from megatron_entropic.policy.update_stats import Totals, UpdateStats, measurement, update_stats
@@ -57,12 +58,12 @@ class Policy:
         """
         self.cfg = cfg
         self.parallel = parallel
-        self.arch = Architecture.from_hf(cfg.model.hf_dir)
+        self.arch = Architecture.from_hf(model_folder(cfg.model.hf_path).hf_dir)
         self.model = build_model(self.arch, cfg, parallel)
         if blank:
             clear_weights(self.model)
         else:
-            load_start_weights(self.model, cfg.model.weights_path, parallel)
+            load_start_weights(self.model, model_folder(cfg.model.hf_path).weights, parallel)
         meet(parallel, "every rank to read its weights")
         self.model_config = self.model.config
         ddp_config = DistributedDataParallelConfig(

@@ -7,6 +7,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
+from megatron_entropic.checkpoint_files.kind import holds_distributed_weights
 from megatron_entropic.conversion.view import DistributedView
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.patient_reading import patient_reading
@@ -23,7 +24,7 @@ def load_start_weights(model: PolicyModel, folder: Path, parallel: Parallel) -> 
     Values are converted to the parameters' dtype; padding rows of the vocabulary become zeros. Collective over the world for a
     distributed checkpoint. Raises CheckpointError naming the file, and the tensor with values that are not finite.
     """
-    if (folder / "metadata.json").is_file():
+    if holds_distributed_weights(folder):
         _load_distributed(model, folder, parallel)
         rows = model_rows(model.arch)
         for name, parameter in named_parameters(model, parallel).items():

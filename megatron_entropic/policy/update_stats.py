@@ -8,7 +8,7 @@ from megatron_entropic.control import Coefficients, Measurement
 from megatron_entropic.policy.response import Response
 
 Totals = Mapping[str, float]
-"""The CONTROL_SUMS, SUMS and MAXIMA of policy/loss.py by name, summed over all ranks."""
+"""The CONTROL_SUMS, SUMS and MAXIMA of policy/objective.py by name, summed over all ranks."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.platform import select_device
@@ -149,7 +150,7 @@ class LocalEngine:
 
 def make_local_engine(cfg: Config) -> LocalEngine:
     """The engine of `rollout.engine=local`. Raises RolloutError."""
-    return LocalEngine(cfg.rollout, model_dir=cfg.model.hf_dir, dtype=cfg.model.dtype, seed=cfg.trainer.seed)
+    return LocalEngine(cfg.rollout, model_dir=model_folder(cfg.model.hf_path).hf_dir, dtype=cfg.model.dtype, seed=cfg.trainer.seed)
 
 
 def sample_responses(

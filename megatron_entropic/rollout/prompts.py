@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import BatchConfig, Config, ModelConfig, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.rollout.prompt_encoder import PromptEncoder
@@ -21,7 +22,7 @@ def prompt_room(model: ModelConfig, batch: BatchConfig, rollout: RolloutConfig) 
 
     Raises ValueError when that is none.
     """
-    context = min(Architecture.from_hf(model.hf_dir).max_positions, batch.max_tokens_per_micro_batch)
+    context = min(Architecture.from_hf(model_folder(model.hf_path).hf_dir).max_positions, batch.max_tokens_per_micro_batch)
     room = context - rollout.max_new_tokens
     if room < 1:
         raise ValueError(
@@ -84,6 +85,6 @@ class PromptStream:
 
 def make_stream(cfg: Config, task: Task, *, prompts_per_step: int) -> PromptStream:
     """The stream of a run's prompts from `task`. Raises ValueError when no prompt fits."""
-    encoder = PromptEncoder(cfg.model.hf_dir, chat_template=cfg.task.chat_template)
+    encoder = PromptEncoder(model_folder(cfg.model.hf_path).hf_dir, chat_template=cfg.task.chat_template)
     room = prompt_room(cfg.model, cfg.batch, cfg.rollout)
     return PromptStream(task, encoder, prompts_per_step=prompts_per_step, room=room, overlong=cfg.task.overlong_prompts)

@@ -17,7 +17,7 @@ from megatron_entropic.rollout.types import Finished, NamedWeights, Prompt, Roll
 class ReplayEngine:
     """A RolloutEngine over the rollouts/ folder `path` of a recorded run.
 
-    Each `generate` returns the next step, starting with the first one recorded. `versions_received` counts the weight
+    Each `generate` returns the step `next_step`, which starts with the first one recorded. `versions_received` counts the weight
     updates, `version` is the last one's; neither changes what is returned: rollouts carry the versions recorded.
     Raises RolloutError when the folder is missing or empty.
     """
@@ -34,12 +34,7 @@ class ReplayEngine:
             raise RolloutError(f"rollout.replay_path: {error}") from error
         if not self._steps:
             raise RolloutError(f"rollout.replay_path={self.path} holds no recorded steps ({file_name(0)}, ...)")
-        self._next_step = self._steps[0]
-
-    @property
-    def next_step(self) -> int:
-        """The recorded step the next `generate` returns."""
-        return self._next_step
+        self.next_step = self._steps[0]
 
     def start(self) -> None:
         """There is nothing to wait for."""
@@ -53,7 +48,7 @@ class ReplayEngine:
             raise RolloutError(
                 f"{self.path}: cannot seek to step {step}; recorded steps run from {self._steps[0]} to {self._steps[-1]}"
             )
-        self._next_step = step
+        self.next_step = step
 
     def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
         """The next step's rollouts, ordered by prompt, then sample.
@@ -62,11 +57,11 @@ class ReplayEngine:
         numbers of samples: the message names the file and the first difference. A failed call does not advance.
         """
         try:
-            records = read_rollouts(self.path, self._next_step)
+            records = read_rollouts(self.path, self.next_step)
         except (FileNotFoundError, ValueError) as error:
-            raise RolloutError(f"replay of step {self._next_step}: {error}") from error
+            raise RolloutError(f"replay of step {self.next_step}: {error}") from error
         self._check(records, prompts, samples_per_prompt)
-        self._next_step += 1
+        self.next_step += 1
         return [record.rollout for record in records]
 
     def sync_weights(self, weights: NamedWeights, version: int) -> None:
@@ -80,7 +75,7 @@ class ReplayEngine:
         """Nothing is held between calls."""
 
     def _check(self, records: Sequence[RecordedRollout], prompts: Sequence[Prompt], samples_per_prompt: int) -> None:
-        where = recorded_file(self.path, self._next_step)
+        where = recorded_file(self.path, self.next_step)
         expected = [(prompt, sample) for prompt in prompts for sample in range(samples_per_prompt)]
         for row, ((prompt, sample), record) in enumerate(zip(expected, records, strict=False)):
             rollout = record.rollout

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_entropic.checkpoint_files.kind import holds_distributed_weights, model_folder
 from megatron_entropic.config import ModelConfig, RolloutConfig
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.conversion.view import DistributedView
@@ -84,12 +85,13 @@ def check_replay(model: ModelConfig, rollout: RolloutConfig) -> None:
 
 def model_checksum(model: ModelConfig) -> str | None:
     """A checksum of a few rows of the weights, whatever their format; None where there are none."""
-    distributed = (model.weights_path / "metadata.json").is_file()
-    if not distributed and not any(model.weights_path.glob("*.safetensors")):
+    folder = model_folder(model.hf_path)
+    distributed = holds_distributed_weights(folder.weights)
+    if not distributed and not any(folder.weights.glob("*.safetensors")):
         return None
     digest = hashlib.sha256()
-    arch = Architecture.from_hf(model.hf_dir)
-    with DistributedView(model.weights_path, arch) if distributed else HFReader(model.weights_path) as tensors:
+    arch = Architecture.from_hf(folder.hf_dir)
+    with DistributedView(folder.weights, arch) if distributed else HFReader(folder.weights) as tensors:
         names = sorted(tensors.names())
         for name in names[:: max(1, len(names) // _TENSORS)]:
             rows = tensors.read_rows(name, 0, min(_ROWS, tensors.shape(name)[0])).float().contiguous()
@@ -107,7 +109,7 @@ def _known(folder: Path) -> Sequence[Sampling]:
     cfg = load_config(settings)
     if cfg.rollout.engine == "replay":
         return _known(cfg.rollout.replay_path) if cfg.rollout.replay_path and cfg.rollout.replay_path != folder else []
-    model = model_checksum(cfg.model) if (cfg.model.hf_dir / "config.json").is_file() else None
+    model = model_checksum(cfg.model) if (model_folder(cfg.model.hf_path).hf_dir / "config.json").is_file() else None
     return [Sampling(0, cfg.rollout.engine, cfg.rollout.temperature, model)]
 
 

@@ -1,5 +1,6 @@
 """Everything about the checkpoint and the layout that can be known before a process is started."""
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.checkpoint_files.manifest import check as check_manifest
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError
@@ -14,14 +15,15 @@ def check_model(cfg: Config, *, weights: bool = True) -> Architecture:
 
     `weights`: whether those are needed too.
     """
-    arch = Architecture.from_hf(cfg.model.hf_dir)
-    if cfg.model.is_distributed or not weights:
-        check_companions(cfg.model.hf_dir, arch)
+    folder = model_folder(cfg.model.hf_path)
+    arch = Architecture.from_hf(folder.hf_dir)
+    if folder.is_distributed or not weights:
+        check_companions(folder.hf_dir, arch)
         if weights and (problems := check_manifest(cfg.model.hf_path)):
             raise ConfigError("\n".join(f"{cfg.model.hf_path}: {problem}" for problem in problems))
     else:
-        check_hf_dir(cfg.model.hf_dir, arch)
-    stop_token_ids(cfg.model.hf_dir)
+        check_hf_dir(folder.hf_dir, arch)
+    stop_token_ids(folder.hf_dir)
     problems = check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout)
     if cfg.rollout.engine == "vllm" and cfg.rollout.fleet_dir is None:
         problems += check_serving(arch)

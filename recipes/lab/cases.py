@@ -47,7 +47,6 @@ BASE = (
     "parallel.tensor=1",
     "batch.prompts_per_step=32",
     "trainer.tensorboard=false",
-    "control.target_unit=initial",
 )
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config.loading import ConfigError
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.hf.architectures import Architecture
@@ -126,10 +127,10 @@ def _report(plan: Plan, out: Path, docs: Path) -> int:
 def _check_model(plan: Plan, runs: Sequence[RealRun]) -> None:
     """Raises LabError where the model is not, ConfigError for settings that cannot be."""
     for run in runs:
-        folder = plan.config(run).model.hf_dir
+        folder = model_folder(plan.config(run).model.hf_path).hf_dir
         if not (folder / "config.json").is_file():
             raise LabError(f"{folder}: there is no model; make it first: {plan.hint}")
-    Architecture.from_hf(plan.config(runs[0]).model.hf_dir)
+    Architecture.from_hf(model_folder(plan.config(runs[0]).model.hf_path).hf_dir)
     plan.held_out()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import load_config, override, save_config, to_dict
 from megatron_entropic.config.resume import differences
@@ -127,7 +128,7 @@ def _stand_in(cfg: Config, folder: Path) -> None:
     save_config(cfg, folder / "config.yaml")
     link = folder / "hf"
     link.unlink(missing_ok=True)
-    link.symlink_to(cfg.model.hf_dir.resolve(), target_is_directory=True)
+    link.symlink_to(model_folder(cfg.model.hf_path).hf_dir.resolve(), target_is_directory=True)
 
 
 def _note_code(folder: Path) -> None:

@@ -56,6 +56,7 @@ def test_a_70b_plan_takes_seconds_and_neither_torch_nor_a_model() -> None:
         (["--assume", "mfuu=0.3"], "did you mean 'mfu'?"),
         (["--assume", "mfu=fast"], "--assume mfu=fast: the value must be a number above 0"),
         (["model.hf_path=models/unknown"], "models/unknown/config.json: no such file"),
+        (["control.target_entropy=20"], "control.target_entropy=20: no policy over this vocabulary has more than"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments: list[str], named: str) -> None:

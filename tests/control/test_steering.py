@@ -15,7 +15,7 @@ from megatron_entropic.config import BatchConfig, Config, ControlConfig
 from megatron_entropic.config.control import KINDS
 from megatron_entropic.control import Controller, Measurement, NonFiniteEntropyError, make_controller
 from megatron_entropic.control.handoff import Phase, next_phase
-from megatron_entropic.control.reference import Shape, scheduled_target
+from megatron_entropic.control.setpoint import Shape, scheduled_target
 from megatron_entropic.control.simulation import SimulatedPlant, simulate
 from megatron_entropic.control.steering import Steering
 

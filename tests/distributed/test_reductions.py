@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron_entropic.config import ParallelConfig
 from megatron_entropic.distributed.parallel import Parallel, initialize_parallel
 from megatron_entropic.distributed.reductions import reduce_control
-from megatron_entropic.policy.loss import CONTROL_SUMS
+from megatron_entropic.policy.objective import CONTROL_SUMS
 from tests.run_ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

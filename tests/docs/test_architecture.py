@@ -1,10 +1,14 @@
 """The house rules that imports only go down (.importlinter) and that a name is one thing's hold."""
 
 import ast
+import statistics
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from megatron_entropic.config.control import ACTUATORS, KINDS
+from megatron_entropic.config.schema import ADVANTAGES, ENGINES, POLICY_LOSSES, TASKS, TRACKERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("megatron_entropic", "recipes", "slurm", "checkpoint_tools")
@@ -35,3 +39,42 @@ def assigned(module: ast.Module) -> list[str]:
 
 def is_type_name(name: str) -> bool:
     return name.lstrip("_")[:1].isupper() and name != name.upper()
+
+
+def test_nothing_asks_for_a_kind_of_control_by_its_name() -> None:
+    """A kind is one file in control/ and one line in config/control.py: everything else asks its record."""
+    kinds, rooms = set(KINDS) - {"none"}, {"config", "control"}
+    for path in sorted((ROOT / "megatron_entropic").rglob("*.py")):
+        if path.relative_to(ROOT / "megatron_entropic").parts[0] in rooms:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                named = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+                assert not named & kinds, f"{path}:{node.lineno}"
+
+
+def test_the_trainer_and_the_policy_ask_tables() -> None:
+    """No name of theirs is compared with: kinds, actuators, advantages, losses, engines, trackers, tasks."""
+    names = {name for table in (KINDS, ACTUATORS, ADVANTAGES, POLICY_LOSSES, ENGINES, TRACKERS, TASKS) for name in table} - {"none"}
+    package = ROOT / "megatron_entropic"
+    for path in (package / "trainer.py", *sorted((package / "policy").glob("*.py")), package / "rollout" / "source.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                named = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+                assert not named & names, f"{path}:{node.lineno}"
+
+
+def test_files_and_functions_are_of_a_size_to_read() -> None:
+    """Half of the files within 130 lines and none above 400; nine functions in ten within 25 and none above 100 but Triton's."""
+    files = {path: path.read_text(encoding="utf-8") for package in PACKAGES for path in ROOT.joinpath(package).rglob("*.py")}
+    lengths = {path: len(text.splitlines()) for path, text in files.items()}
+    assert statistics.median(lengths.values()) <= 130
+    assert not {path: length for path, length in lengths.items() if length > 400}
+    functions = {
+        (path, node.name): (node.end_lineno or 0) - node.lineno + 1
+        for path, text in files.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert statistics.quantiles(functions.values(), n=10)[-1] <= 25
+    assert not {name: length for name, length in functions.items() if length > 100 and name[0].parent.name != "triton"}

@@ -53,6 +53,12 @@ def test_the_tiny_model_scores_as_its_card_says(tmp_path: Path) -> None:
     assert f"avg@8      {scores['avg']:.3f}" in outcome.output
 
 
+def test_a_run_that_has_not_ended_says_how_its_model_is_written(tmp_path: Path) -> None:
+    save_config(load_config("quickstart", [f"run.dir={tmp_path}"]), tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=f"{tmp_path}/hf is not there: .*checkpoint_tools export {tmp_path} {tmp_path}/hf"):
+        _settings(tmp_path, None, [])
+
+
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     outcome = megatron_entropic("evaluate", str(tmp_path / "none"))
     assert outcome.code == 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.commands.plan import architecture_of
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import load_config
@@ -27,4 +28,4 @@ def llama_70b(*changes: str) -> Config:
 
 def site_of(cfg: Config, gpus: int = 64, *, gpu: str = "h100", assume: Sequence[str] = ()) -> Site:
     cluster = cluster_of(gpu=gpu, memory_gb=None, gpus=gpus, nodes=None, gpus_per_node=8, needed=gpus)
-    return Site(architecture_of(cfg.model.hf_dir), cluster, Assumptions.of(assume))
+    return Site(architecture_of(model_folder(cfg.model.hf_path).hf_dir), cluster, Assumptions.of(assume))

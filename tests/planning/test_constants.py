@@ -4,7 +4,7 @@ import pytest
 
 from megatron_entropic.entropy import linear_head, sequence_chunks
 from megatron_entropic.planning import communication, lm_head, serving, training_memory
-from megatron_entropic.policy import loss
+from megatron_entropic.policy import objective
 from megatron_entropic.rollout.vllm import command_line
 from megatron_entropic.rollout.weight_sync import transports
 
@@ -15,8 +15,8 @@ def test_repeated_numbers() -> None:
     assert lm_head.CHUNK_TOKENS == sequence_chunks.CHUNK_TOKENS
     assert transports.NCCLTransport.bucket_bytes == training_memory.BUCKET_BYTES
     assert serving.MAX_SEQUENCES == command_line.MAX_SEQUENCES
-    assert 8 * (len(loss.CONTROL_SUMS) + 1) == communication.CONTROL_BYTES
-    assert 8 * (len(loss.SUMS) + len(loss.MAXIMA)) == communication.STATISTICS_BYTES
+    assert 8 * (len(objective.CONTROL_SUMS) + 1) == communication.CONTROL_BYTES
+    assert 8 * (len(objective.SUMS) + len(objective.MAXIMA)) == communication.STATISTICS_BYTES
 
 
 class _Shard:

@@ -18,7 +18,7 @@ from megatron_entropic.entropy import TokenStatistics
 from megatron_entropic.policy.batching import Batch, Sample, build_micro_batch
 from megatron_entropic.policy.covariance_selection import choose_tokens
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.loss import Objective
+from megatron_entropic.policy.objective import Objective
 from megatron_entropic.policy.update_stats import UpdateStats
 from tests.policy.test_engine import TEMPERATURE, make_samples, settings
 from tests.run_ranks import run_ranks

@@ -16,7 +16,7 @@ from megatron_entropic.entropy import TokenStatistics, linear_token_statistics, 
 from megatron_entropic.policy import engine
 from megatron_entropic.policy.batching import Batch
 from megatron_entropic.policy.engine import Policy
-from megatron_entropic.policy.loss import Objective
+from megatron_entropic.policy.objective import Objective
 from tests import tiny_models
 from tests.entropy.oracle import gradient_rounding
 from tests.policy.test_engine import make_samples

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.commands.plan import architecture_of, published_architecture
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError, load_config, recipe_names
@@ -22,6 +23,7 @@ from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.planning.model_memory import ModelSize
 from megatron_entropic.trainer import train
 from recipes import overview
+from recipes.lab.cases import all_cases
 from tests.run_ranks import run_ranks
 from tests.tiny_models import TINY_DECOMPOSE
 
@@ -78,7 +80,7 @@ def test_a_recipe_fits_and_says_what_it_needs(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_variant_is_a_run_of_its_own_on_the_same_gpus(name: str) -> None:
     cfg, base = load_config(name), load_config(name.partition(":")[0])
-    assert check_layout(architecture_of(cfg.model.hf_dir), cfg.parallel, cfg.batch, cfg.rollout) == []
+    assert check_layout(architecture_of(model_folder(cfg.model.hf_path).hf_dir), cfg.parallel, cfg.batch, cfg.rollout) == []
     assert cfg.parallel == base.parallel
     assert cfg.model == base.model
     assert (cfg.run.name == base.run.name) == (cfg == base)
@@ -192,3 +194,9 @@ def test_a_shrunken_recipe_trains(name: str, tmp_path: Path) -> None:
     assert all(line["policy/entropy"] > 0 and math.isfinite(line["loss/total"]) for line in metrics)
     if cfg.control.kind == "aent":  # a random model is never right: only a bonus has a gradient
         assert all(line["grad_norm"] > 0 for line in metrics)
+
+
+def test_every_case_of_the_lab_has_settings_that_are_read() -> None:
+    for case in all_cases():
+        control = load_config("quickstart", case.overrides).control
+        assert case.target is None or (control.target_entropy, control.target_unit) == (case.target, "initial")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_entropic.algorithms.actuators import TokenView
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.control import Coefficients, ControlKind, Measurement
 from megatron_entropic.hf.architectures import FAMILIES
@@ -79,7 +80,7 @@ class Signed(LocalEngine):
 
 
 def make_engine(cfg: Config) -> Signed:
-    return Signed(cfg.rollout, model_dir=cfg.model.hf_dir, dtype=cfg.model.dtype, seed=cfg.trainer.seed)
+    return Signed(cfg.rollout, model_dir=model_folder(cfg.model.hf_path).hf_dir, dtype=cfg.model.dtype, seed=cfg.trainer.seed)
 
 
 class Lines:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.distributed.host_line import close_host_line
@@ -62,7 +63,7 @@ def _slow_record(original: Any) -> Any:
 
 def train_slowly(cfg: Config) -> None:
     source.make_engine = lambda cfg: SlowEngine(  # a forked process of its own: nothing to undo
-        cfg.rollout, model_dir=cfg.model.hf_dir, dtype=cfg.model.dtype, seed=cfg.trainer.seed
+        cfg.rollout, model_dir=model_folder(cfg.model.hf_path).hf_dir, dtype=cfg.model.dtype, seed=cfg.trainer.seed
     )
     weights.PIECE_BYTES = 2**16
     run_output.write_hf = _slow_write(run_output.write_hf)

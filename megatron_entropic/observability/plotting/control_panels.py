@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 from matplotlib.axes import Axes
 
+from megatron_entropic.config.control import KINDS, settings_read_by
 from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.plotting.style import (
     BLUE,
@@ -56,7 +57,8 @@ def draw_clamped_entropy(ax: Axes, run: RunData) -> None:
     if run.steered_field == "policy/clamped_entropy":
         _draw_target(ax, run)
         _draw_level(ax, run)
-    if "aent" in run.control_kind and low is not None and high is not None:
+    ranged = run.control_kind in KINDS and "entropy_low" in settings_read_by(run.control_kind)
+    if ranged and low is not None and high is not None:
         ax.axhspan(low, high, color=MUTED, alpha=0.13, lw=0, label=f"range {low:g} to {high:g}")
     draw_curve(ax, run.steps, run.column("policy/clamped_entropy"), BLUE, "clamped entropy")
     finish(ax, run, columns=5, smoothed=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.stop_tokens import stop_token_ids
@@ -191,18 +192,6 @@ class VLLMFleet:
         if self._broken:
             raise RolloutError(f"the rollout fleet must not be used any more: {self._broken}; resume the run to start a new one")
 
-    def weight_checksums(self) -> dict[str, str]:
-        """By server name, the checksum of the weights it received last (compare `buckets.weights_checksum`)."""
-        self._check_usable()
-        assert self._sync is not None
-        return {name: "+".join(sorted(set(workers))) for name, workers in self._sync.checksums().items()}
-
-    @property
-    def served_versions(self) -> dict[str, int]:
-        """By server name, the weight version it says it serves."""
-        timeout_s = self.cfg.sync_timeout_s
-        return {server.name: int(server.call("GET", "/weight_info", timeout_s=timeout_s)["weight_version"]) for server in self.servers}
-
     def close(self) -> None:
         """Ends every process and connection of the fleet; safe to call twice."""
         for server in self.servers:
@@ -221,7 +210,7 @@ def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
     """The fleet that the settings of a run describe; nothing is launched yet. Raises ValueError for a model that is none."""
     return VLLMFleet(
         cfg.rollout,
-        model_dir=cfg.model.hf_dir,
+        model_dir=model_folder(cfg.model.hf_path).hf_dir,
         dtype=cfg.model.dtype,
         max_model_len=cfg.batch.max_tokens_per_micro_batch,
         seed=cfg.trainer.seed,

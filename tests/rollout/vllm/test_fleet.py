@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError
 from megatron_entropic.rollout.vllm.fleet import VLLMFleet
 from megatron_entropic.rollout.weight_sync.buckets import weights_checksum
+from tests.rollout.vllm.served import served_versions, weight_checksums
 from tests.rollout.vllm.vllm_world import (
     EOS,
     becomes_true,
@@ -107,15 +108,15 @@ def test_servers_serve_exactly_the_weights_of_each_update(
     monkeypatch.setattr(fleet._sync.transport, "bucket_bytes", 20_000)  # several buckets
     original = [(name, weight.detach().clone()) for name, weight in model.named_parameters()]
     before = fleet.generate(PROMPTS, 4)
-    assert fleet.weight_checksums() == {"vllm_0": "initial", "vllm_1": "initial"}
+    assert weight_checksums(fleet) == {"vllm_0": "initial", "vllm_1": "initial"}
     assert {(r.first_version, r.last_version) for r in before} == {(0, 0)}
     other = load(Path(model.name_or_path))
     for version, weights in ((1, changed(model, 1)), (2, changed(model, 2)), (7, original)):
         fleet.sync_weights(iter(weights), version)
         other.load_state_dict(dict(weights))
         after = fleet.generate(PROMPTS, 4)
-        assert fleet.served_versions == {"vllm_0": version, "vllm_1": version}
-        assert set(fleet.weight_checksums().values()) == {weights_checksum(weights)}
+        assert served_versions(fleet) == {"vllm_0": version, "vllm_1": version}
+        assert set(weight_checksums(fleet).values()) == {weights_checksum(weights)}
         assert {(r.first_version, r.last_version) for r in after} == {(version, version)}
         assert worst_log_prob_error(other, after) < 1e-4
     assert [r.response_ids.tolist() for r in after] == [r.response_ids.tolist() for r in before]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.control import Coefficients
@@ -22,6 +23,7 @@ from megatron_entropic.rollout.vllm.fleet import VLLMFleet, make_fleet
 from megatron_entropic.rollout.vocabulary import NO_TOKEN
 from megatron_entropic.rollout.weight_sync.buckets import weights_checksum
 from tests.rollout.vllm.model_matrix import MATRIX, Served
+from tests.rollout.vllm.served import weight_checksums
 from tests.rollout.vllm.server_forks import forked_servers
 from tests.rollout.vllm.vllm_world import CHARACTERS
 from tests.run_ranks import run_ranks
@@ -67,7 +69,7 @@ def follow(cfg: Config, exported: Path) -> None:
         fleet.start()
         for version in (1, 2):
             fleet.sync_weights(policy.weights(), version)
-            assert set(fleet.weight_checksums().values()) == {weights_checksum(policy.weights())}
+            assert set(weight_checksums(fleet).values()) == {weights_checksum(policy.weights())}
             check_greedy(cfg, fleet, policy, exported)
             rollouts = fleet.generate(PROMPTS, 4)
             assert any(NO_TOKEN in rollout.text for rollout in rollouts) == (policy.arch.vocab_size > len(CHARACTERS))
@@ -90,7 +92,7 @@ def learn(policy: Policy, rollouts: Sequence[Rollout]) -> UpdateStats:
 def check_greedy(cfg: Config, fleet: VLLMFleet, policy: Policy, exported: Path) -> None:
     """The server's greedy tokens are those of transformers on the exported weights."""
     dtype = getattr(torch, cfg.model.dtype)
-    write_hf(exported, policy.weights(), cfg.model.hf_dir, dtype=dtype, replace=True)
+    write_hf(exported, policy.weights(), model_folder(cfg.model.hf_path).hf_dir, dtype=dtype, replace=True)
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=dtype).eval()
     sampling, fleet.cfg = fleet.cfg, dataclasses.replace(fleet.cfg, temperature=0.0)
     for rollout in fleet.generate(PROMPTS, 1):

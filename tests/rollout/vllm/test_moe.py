@@ -14,6 +14,7 @@ from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.rollout.types import Prompt
 from megatron_entropic.rollout.weight_sync.buckets import weights_checksum
 from megatron_entropic.trainer import train
+from tests.rollout.vllm.served import weight_checksums
 from tests.rollout.vllm.vllm_world import CHARACTERS, EOS, fleet_of, load, worst_log_prob_error, write_model
 from tests.run_ranks import run_ranks
 from tests.tiny_models import save_upcycled
@@ -59,7 +60,7 @@ def test_a_server_serves_the_experts_of_each_update(tmp_path: Path) -> None:
             model.save_pretrained(tmp_path / "changed")
             weights = load_file(tmp_path / "changed" / "model.safetensors")
             fleet.sync_weights(iter(weights.items()), version)
-            assert set(fleet.weight_checksums().values()) == {weights_checksum(weights.items())}
+            assert set(weight_checksums(fleet).values()) == {weights_checksum(weights.items())}
             assert worst_log_prob_error(model, fleet.generate(PROMPTS, 4)) < 1e-4
     finally:
         fleet.close()
