@@ -33,7 +33,7 @@ LEASE_S = 60.0
 UNWIND_S = 30.0
 """Time that processes left behind by a killed owner may hold its lock while they end."""
 _SETTLE_S = 1.0
-"""Where there are no locks, two that take a folder in one moment see each other after this."""
+"""Time after which two that take a folder at once see each other, where there are no locks."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 TOKEN_VARIABLE = "MEGATRON_ENTROPIC_OWNER"
 """Environment variable by which ranks know under which token their run's folder is owned."""
