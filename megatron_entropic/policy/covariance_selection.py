@@ -11,12 +11,12 @@ from torch import Tensor
 
 from megatron_entropic.algorithms import ratio_clipped
 from megatron_entropic.config import Config
-from megatron_entropic.control.kinds import TokenPool, TokenSelection
+from megatron_entropic.control.kinds import TokenPool, kind_of
 from megatron_entropic.policy.batching import Batch, held
 from megatron_entropic.policy.objective import clip_range, old_log_probs
 
 
-def choose_tokens(cfg: Config, selection: TokenSelection, batch: Batch, current_N: Tensor, update: int) -> Tensor:
+def choose_tokens(cfg: Config, batch: Batch, current_N: Tensor, update: int) -> Tensor:
     """The tokens that `control.kind` acts on in one update: [tokens] bool, the same on every rank that holds the same numbers.
 
     Args:
@@ -25,7 +25,8 @@ def choose_tokens(cfg: Config, selection: TokenSelection, batch: Batch, current_
         current_N: log-probs under the policy about to be updated, [tokens] float32, the same bits on every rank.
         update: number of updates so far; with trainer.seed it determines what a selection draws.
     """
-    device = current_N.device
+    selection, device = kind_of(cfg.control).selection, current_N.device
+    assert selection is not None, "the policy asks only where tokens are to be chosen"
     advantage_N = torch.repeat_interleave(
         torch.tensor([sample.advantage for sample in batch.samples]), torch.tensor([sample.response_length for sample in batch.samples])
     ).to(device)

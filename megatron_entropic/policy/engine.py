@@ -25,7 +25,7 @@ from megatron_entropic.algorithms.actuators import find_actuator
 from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.control import Coefficients, Measurement
-from megatron_entropic.control.kinds import TokenSelection, kind_of
+from megatron_entropic.control.kinds import kind_of
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import meet
 from megatron_entropic.distributed.reductions import broadcast_from_last_stage, reduce_control, reduce_sums
@@ -102,8 +102,8 @@ class Policy:
         not finite leaves the weights alone (`applied=False`). `requested_target`: of rank 0, reaches the controllers of all
         ranks with the measurement.
         """
-        if selection := kind_of(self.cfg.control).selection:
-            batch = self._with_chosen_tokens(selection, batch)
+        if kind_of(self.cfg.control).selection:
+            batch = self._with_chosen_tokens(batch)
         self.ddp.train()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -148,7 +148,7 @@ class Policy:
         totals, request = self._run(batch, objective, forward_only=True, log_probs_N=log_probs_N, requested_target=requested_target)
         return broadcast_from_last_stage(log_probs_N, self.parallel), totals, request
 
-    def _with_chosen_tokens(self, selection: TokenSelection, batch: Batch) -> Batch:
+    def _with_chosen_tokens(self, batch: Batch) -> Batch:
         """`batch` with `selected_N`. Covariances are of the whole mini-batch, so they take a forward pass of their own.
 
         In the first update after `prepare` its log-probs are the present ones: no pass is made, and ratios to the policy before
@@ -158,7 +158,7 @@ class Policy:
             current_N, batch = batch.old_log_probs_N, replace(batch, old_log_probs_N=None, old_version=None)
         else:
             current_N, _, _ = self._log_probs(batch)
-        return replace(batch, selected_N=choose_tokens(self.cfg, selection, batch, current_N, self.updates))
+        return replace(batch, selected_N=choose_tokens(self.cfg, batch, current_N, self.updates))
 
     def _measure(self, totals: Totals, version: int, requested_target: float | None) -> Measurement:
         return measurement(

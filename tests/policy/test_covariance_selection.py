@@ -139,7 +139,8 @@ def test_every_layout_chooses_and_trains_the_same(tmp_path: Path, choice: str) -
 
 @pytest.mark.parametrize("kind", ["clip_cov", "kl_cov"])
 def test_selected_tokens_lose_their_policy_gradient_or_are_pulled_back(tmp_path: Path, kind: str) -> None:
-    cfg = settings(tmp_path, f"control.kind={kind}", "control.cov_kl_coefficient=0.5", "batch.mini_batches=2")
+    penalty = ["control.cov_kl_coefficient=0.5"] if kind == "kl_cov" else []
+    cfg = settings(tmp_path, f"control.kind={kind}", *penalty, "batch.mini_batches=2")
     batch = Batch([Sample([3], [4, 5, 6], [-1.0, -2.0, -0.5], 2.0), Sample([3, 4], [7], [-1.5], -1.0)])
     old_N = torch.tensor([-1.1, -1.9, -0.6, -1.4])
     batch = dataclasses.replace(batch, old_log_probs_N=old_N, selected_N=torch.tensor([True, True, False, True]))

@@ -24,7 +24,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
 def settings(model: Path, *overrides: str) -> Config:
-    base = ["parallel.tensor=1", "batch.max_tokens_per_micro_batch=64", "control.kind=entropic+aent", f"control.clamp={CLAMP}"]
+    """With EntroPIC and AEnt together, unless the overrides name another kind."""
+    base = ["parallel.tensor=1", "batch.max_tokens_per_micro_batch=64"]
+    if not any(override.startswith("control.kind=") for override in overrides):
+        base += ["control.kind=entropic+aent", f"control.clamp={CLAMP}"]
     return load_config("quickstart", [*base, f"model.hf_path={model}", f"rollout.temperature={TEMPERATURE}", *overrides])
 
 
