@@ -35,7 +35,7 @@ TINY = dataclasses.replace(
     notes=("a note",),
     runs=(
         RealRun("start", "as it was", None, 0, trained=False),
-        RealRun("ours-1.0-seed0", "ours", 1.0, 0, ("control.target_entropy=1.0",)),
+        RealRun("ours-1.0-seed0", "ours", 1.0, 0, ("control.target_entropy=1.0", "control.target_unit=initial")),
         RealRun("grpo-seed0", "GRPO", None, 0, ("control.kind=none",)),
     ),
     overrides=(
@@ -45,7 +45,6 @@ TINY = dataclasses.replace(
         "model.hf_path=models/tiny-addition",
         "batch.prompts_per_step=4",
         "batch.samples_per_prompt=4",
-        "control.target_unit=initial",
     ),
     updates=4,
     problems=6,

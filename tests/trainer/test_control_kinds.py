@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_entropic.config import Config
-from megatron_entropic.config.control import KINDS
+from megatron_entropic.config.control import KINDS, settings_read_by
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.observability.metrics import read_metrics
@@ -18,10 +18,6 @@ SETTINGS = (
     "batch.prompts_per_step=8",
     "batch.samples_per_prompt=4",
     "batch.mini_batches=2",
-    "control.target_entropy=2.0",
-    "control.coefficient=1e-3",
-    "control.cov_share=0.1",
-    "control.cov_low=0.01",
     "optimizer.lr=1e-3",
     "rollout.engine=local",
     "rollout.max_new_tokens=6",
@@ -29,6 +25,7 @@ SETTINGS = (
     "trainer.tensorboard=false",
     "trainer.export_hf=false",
 )
+CONTROL = {"target_entropy": "2.0", "coefficient": "1e-3", "cov_share": "0.1", "cov_low": "0.01"}
 
 
 def run_rank(cfg: Config) -> None:
@@ -39,7 +36,9 @@ def run_rank(cfg: Config) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_trains(kind: str, tmp_path: Path) -> None:
-    cfg = load_config("quickstart", [*SETTINGS, f"control.kind={kind}", f"run.dir={tmp_path / 'run'}"])
+    read = settings_read_by(kind)
+    control = [f"control.{name}={value}" for name, value in CONTROL.items() if name in read]
+    cfg = load_config("quickstart", [*SETTINGS, *control, f"control.kind={kind}", f"run.dir={tmp_path / 'run'}"])
     run_ranks(run_rank, 1, cfg)
     first, last = read_metrics(cfg.run_dir / "metrics.jsonl")
     for line in (first, last):
