@@ -47,7 +47,7 @@ def test_a_mistake_is_named_with_its_setting(setting: str, message: str, tmp_pat
 
 def test_an_engine_of_no_known_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused, and a file is kept by its absolute path, so that a run resumes from anywhere."""
-    with pytest.raises(ConfigError, match=r"rollout.engine='vlm': is none of vllm, local, replay, .* did you mean 'vllm'"):
+    with pytest.raises(ConfigError, match=r"rollout.engine='vlm': is none of .* did you mean 'vllm'"):
         load_config("quickstart", ["rollout.engine=vlm"])
     monkeypatch.chdir(tmp_path)
     assert load_config("quickstart", ["rollout.engine=mine.py:make"]).rollout.engine == f"{tmp_path}/mine.py:make"
