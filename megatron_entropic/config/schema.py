@@ -215,7 +215,10 @@ ENGINE_ENTRY_POINTS = "megatron_entropic.rollout_engines"
 class RolloutConfig:
     """Engine and sampling of the rollouts."""
 
-    engine: str = Field(default="vllm", description="vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts")
+    engine: str = Field(
+        default="vllm",
+        description=f"vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts; or {FORMS} of yours",
+    )
     servers: int = Field(default=1, ge=1, description="vLLM servers of the run, which launches and owns them unless fleet_dir is set")
     fleet_dir: Path | None = Field(
         default=None,
@@ -247,6 +250,11 @@ class RolloutConfig:
         "max_staleness, of the mean, too, and warn well below that; 0 is off. See docs/rollouts.md",
     )
     server_args: tuple[str, ...] = Field(default=(), description="further arguments for the vLLM server, as on its command line")
+
+    @field_validator("engine")
+    @classmethod
+    def _known_or_importable(cls, name: str) -> str:
+        return check_name(name, ENGINES, ENGINE_ENTRY_POINTS)
 
     @field_validator("fleet_dir", "replay_path")
     @classmethod

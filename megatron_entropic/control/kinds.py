@@ -5,6 +5,7 @@ The table is `KINDS` in config/control.py. A kind of your own is a record in a m
 Shapes: N response tokens of the mini-batch, T packed positions of a micro-batch.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -12,12 +13,17 @@ from typing import TYPE_CHECKING
 
 from megatron_entropic.config import Config, ControlConfig
 from megatron_entropic.config.control import KIND_ENTRY_POINTS, KINDS
+from megatron_entropic.control.coefficients import Coefficients
 from megatron_entropic.control.controller import Controller
 from megatron_entropic.system.named_functions import named_object
+from megatron_entropic.system.outsider import made_outside
 
 if TYPE_CHECKING:  # planning and the launcher do without torch
     import torch
     from torch import Tensor
+
+METHODS = ("coefficients", "step", "report", "state_dict", "load_state_dict")
+"""Of a Controller."""
 
 
 def always(_: ControlConfig) -> bool:
@@ -113,8 +119,19 @@ def _named(kind: str) -> ControlKind:
 
 
 def make_controller(cfg: Config) -> Controller:
-    """The controller that `control.kind` names."""
-    return kind_of(cfg.control).make(cfg.control, cfg.optimizer.beta1)
+    """The controller that `control.kind` names. Raises ValueError naming a kind from outside the package and what is wrong with it."""
+    control, make = cfg.control, kind_of(cfg.control).make
+    if control.kind in KINDS:
+        return make(control, cfg.optimizer.beta1)
+    place = f"control.kind={control.kind}"
+    controller: Controller = made_outside(place, make, control, cfg.optimizer.beta1, needs=METHODS)
+    if not isinstance(found := controller.coefficients(), Coefficients):
+        raise ValueError(f"{place}: coefficients() gave {type(found).__name__}, not Coefficients")
+    try:
+        json.dumps(controller.state_dict())
+    except TypeError as error:
+        raise ValueError(f"{place}: state_dict() cannot be saved as JSON: {error}") from error
+    return controller
 
 
 def measures_first(control: ControlConfig, *, mini_batches: int, max_staleness: int) -> bool:

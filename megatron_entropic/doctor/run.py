@@ -5,6 +5,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.start_checks.learning import check_learning
+from megatron_entropic.start_checks.outside import check_outside
 
 
 def run_problems(cfg: Config) -> tuple[str, list[str]]:
@@ -12,6 +13,7 @@ def run_problems(cfg: Config) -> tuple[str, list[str]]:
     problems, remarks = [], ["made by rule"]
     try:
         check_learning(cfg, Architecture.from_hf(model_folder(cfg.model.hf_path).hf_dir).vocab_size)
+        check_outside(cfg)
     except ValueError as error:
         problems.append(str(error))
     try:

@@ -10,7 +10,8 @@ from megatron_entropic.config import TrainerConfig
 from megatron_entropic.config.schema import TRACKER_ENTRY_POINTS, TRACKERS
 from megatron_entropic.observability.metrics import MetricValue
 from megatron_entropic.system.atomic_files import naming
-from megatron_entropic.system.named_functions import named_function, raised
+from megatron_entropic.system.named_functions import named_function
+from megatron_entropic.system.outsider import made_outside
 
 
 class Tracker(Protocol):
@@ -91,10 +92,9 @@ def make_trackers(
 
 def _make_tracker(name: str, run_dir: Path, run_id: str | None, first_step: int) -> RemoteTracker:
     make = named_function("trainer.trackers", name, TRACKERS, TRACKER_ENTRY_POINTS)
-    try:
-        tracker: RemoteTracker = make(run_dir, run_id, first_step)
-    except OSError:
-        raise
-    except Exception as error:
-        raise ValueError(f"trainer.trackers={name}: {raised(error)}") from error
+    if name in TRACKERS:
+        known: RemoteTracker = make(run_dir, run_id, first_step)
+        return known
+    place = f"trainer.trackers={name}"
+    tracker: RemoteTracker = made_outside(place, make, run_dir, run_id, first_step, needs=("run_id", "log", "close"))
     return tracker

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
 
@@ -18,10 +18,11 @@ from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.recording import RolloutWriter, read_counts, read_rollouts
 from megatron_entropic.rollout.sampling_record import record_sampling
 from megatron_entropic.rollout.scoring import Scorer
-from megatron_entropic.rollout.types import NamedWeights, Rollout, RolloutEngine, RolloutError
+from megatron_entropic.rollout.types import ENGINE_PARTS, NamedWeights, Rollout, RolloutEngine, RolloutError
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.system.folder_lock import Fence
 from megatron_entropic.system.named_functions import named_function
+from megatron_entropic.system.outsider import made_outside
 from megatron_entropic.system.stop_signal import stop_requested
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.task import Problem
@@ -186,5 +187,9 @@ class RolloutSource:
 
 def make_engine(cfg: Config) -> RolloutEngine:
     """The engine that `rollout.engine` names; servers are launched, not waited for. Raises RolloutError, ValueError."""
-    engine: RolloutEngine = named_function("rollout.engine", cfg.rollout.engine, ENGINES, ENGINE_ENTRY_POINTS)(cfg)
+    name = cfg.rollout.engine
+    make: Callable[[Config], RolloutEngine] = named_function("rollout.engine", name, ENGINES, ENGINE_ENTRY_POINTS)
+    if name in ENGINES:
+        return make(cfg)
+    engine: RolloutEngine = made_outside(f"rollout.engine={name}", make, cfg, needs=ENGINE_PARTS)
     return engine

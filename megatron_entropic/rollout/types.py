@@ -98,5 +98,9 @@ class RolloutEngine(Protocol):
         ...
 
 
+ENGINE_PARTS = ("in_background", "start", "generate", "sync_weights", "seek", "close")
+"""Of a RolloutEngine."""
+
+
 class RolloutError(ReportedError, RuntimeError):
     """An engine failed; the message names the server and what to do."""

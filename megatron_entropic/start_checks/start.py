@@ -5,6 +5,7 @@ from megatron_entropic.rollout.sampling_record import check_replay
 from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.start_checks.learning import check_learning
 from megatron_entropic.start_checks.model import check_model
+from megatron_entropic.start_checks.outside import check_outside
 
 
 def check_start(cfg: Config, *, weights: bool = True) -> list[str]:
@@ -16,4 +17,5 @@ def check_start(cfg: Config, *, weights: bool = True) -> list[str]:
     if cfg.rollout.engine == "replay":
         check_replay(cfg.model, cfg.rollout)
     check_learning(cfg, arch.vocab_size)
+    check_outside(cfg)
     return check_data(cfg)

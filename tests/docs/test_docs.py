@@ -6,7 +6,7 @@ from pathlib import Path
 from megatron_entropic.config.reference import settings_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_settings_page_is_made_from_the_code() -> None:

@@ -54,7 +54,8 @@ def program_and_arguments(command: str) -> tuple[str, list[str]] | None:
         words = shlex.split(command.partition(" | ")[0], comments=True)
     except ValueError:  # prose, or a line of another language
         return None
-    words = [SAMPLE.get(bare, bare) for word in words if (bare := word.strip("[]")) not in ("", SETTING)]
+    optional = [word if "=[" in word else word.strip("[]") for word in words]  # [section.field=value ...], but trackers=[table]
+    words = [SAMPLE.get(word, word) for word in optional if word not in ("", SETTING)]
     for place, word in enumerate(words):
         name = word.rpartition("/")[2]
         if name == "megatron-entropic" and word.endswith(("bin/megatron-entropic", name)):
