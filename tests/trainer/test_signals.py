@@ -25,7 +25,6 @@ SETTINGS = (
     "batch.prompts_per_step=8",
     "batch.samples_per_prompt=4",
     "batch.max_tokens_per_micro_batch=512",
-    "control.probe_updates=4",
     "checkpoint.every=100",
     f"trainer.steps={STEPS}",
     "trainer.tensorboard=false",
