@@ -15,7 +15,7 @@ from megatron_entropic.system.devices import server_devices, training_ranks_here
 MODEL_NAME = "policy"
 MAX_SEQUENCES = 256
 _PLUGIN = "megatron_entropic.rollout.vllm.worker_plugin"
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 # What a launcher of ranks sets, and a server must not take for its own.
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "TRITON_INTERPRET", "VLLM_CPU_KVCACHE_SPACE")
 _RANK_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
