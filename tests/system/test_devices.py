@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_entropic import launcher
 from megatron_entropic.config import RolloutConfig
+from megatron_entropic.launch import launcher
 from megatron_entropic.rollout.vllm import command_line
 from megatron_entropic.system.devices import (
     PlacementError,

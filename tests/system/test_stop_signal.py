@@ -10,7 +10,7 @@ import pytest
 STUCK = """
 import ctypes, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when the suite itself runs under nohup
-from megatron_entropic import stop_signal
+from megatron_entropic.system import stop_signal
 stop_signal._UNWIND_S = 0.5
 stop_signal.handle_stop_signals(grace_s=0.5, interrupt_saves="saves" in sys.argv)
 print("ready", flush=True)
