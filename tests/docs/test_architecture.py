@@ -1,6 +1,7 @@
 """The house rules that imports only go down (.importlinter) and that a name is one thing's hold."""
 
 import ast
+import graphlib
 import statistics
 import subprocess
 import sys
@@ -78,3 +79,26 @@ def test_files_and_functions_are_of_a_size_to_read() -> None:
     }
     assert statistics.quantiles(functions.values(), n=10)[-1] <= 25
     assert not {name: length for name, length in functions.items() if length > 100 and name[0].parent.name != "triton"}
+
+
+def test_no_circle_of_files() -> None:
+    """Imports within functions count too."""
+    files = {module_name(path): path for package in PACKAGES for path in ROOT.joinpath(package).rglob("*.py")}
+    imports = {name: imported(path, set(files)) - {name} for name, path in files.items()}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError naming the files
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path, files: set[str]) -> set[str]:
+    """The modules of ours that a file imports: `from a import b` is the module a.b where there is one."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= parts & files or {node.module}
+    return found & files
