@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from megatron_entropic.system.stop_signal import EXIT_STOPPED
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_READER_GONE = 141
+"""As a shell reports SIGPIPE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,13 +42,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        sys.exit(options.command(options))
+        code = options.command(options)
+        sys.stdout.flush()  # here, so that a closed pipe is met inside this block
+        sys.exit(code)
+    except BrokenPipeError as error:
+        if error.filename is None and _reader_is_gone():
+            sys.exit(EXIT_READER_GONE)
+        raise
     except (ReportedError, ValueError, OSError) as error:
         print(f"megatron-entropic: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         print("megatron-entropic: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output was closed by its reader, such as `head`; what is left to write goes nowhere then."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in watch.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,6 +1,9 @@
 """The command line: options and overrides in any order, typos refused, presets listed."""
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from megatron_entropic.config.loading import load_config
 from megatron_entropic.config.reference import settings_markdown, settings_reference
 from megatron_entropic.planning.cluster import gigabytes
 from megatron_entropic.system.shipped_files import models_folder
+from tests.command_line import ROOT
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> argparse.Namespace:
@@ -102,3 +106,12 @@ def test_a_shipped_model_is_found_from_every_folder(tmp_path: Path, monkeypatch:
     assert load_config("quickstart", ["model.hf_path=models/mine"]).model.hf_path == Path("models/mine")
     (tmp_path / "models" / "tiny-addition").mkdir(parents=True)  # a folder of that name that is there is the one that is meant
     assert load_config("quickstart", ["model.hf_path=models/tiny-addition"]).model.hf_path == Path("models/tiny-addition")
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as closed:
+        command = [sys.executable, "-m", "megatron_entropic.cli", "settings", "--markdown"]
+        done = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (cli.EXIT_READER_GONE, "")
