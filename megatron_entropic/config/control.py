@@ -1,9 +1,9 @@
 """The settings of entropy control, and the presets that reproduce released code. Equations: docs/entropy_control.md."""
 
 import itertools
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from megatron_entropic.system.named_functions import FORMS, check_name, named_object
@@ -25,6 +25,7 @@ KINDS = {
 }
 """The kinds of control that come with the project: by name the record (control/kinds.py); imported when it is used."""
 KIND_ENTRY_POINTS = "megatron_entropic.control_kinds"
+KindName = Annotated[str, AfterValidator(lambda name: check_name(name, KINDS, KIND_ENTRY_POINTS))]
 
 ACTUATORS = {
     "high_prob": "megatron_entropic.algorithms.actuators:HIGH_PROB",
@@ -34,6 +35,7 @@ ACTUATORS = {
 }
 """The actuators that come with the project: by name the record (algorithms/actuators.py)."""
 ACTUATOR_ENTRY_POINTS = "megatron_entropic.actuators"
+ActuatorName = Annotated[str, AfterValidator(lambda name: check_name(name, ACTUATORS, ACTUATOR_ENTRY_POINTS))]
 
 READ_BY_ALL = ("kind", "entropy_temperature", "fresh_measurement", "high_prob_threshold", "max_bad_steps")
 """Settings of `control` that mean the same for every kind: what is measured, and when measurements are bad."""
@@ -66,7 +68,7 @@ def settings_read_by(kind: str) -> tuple[str, ...]:
 class ControlConfig:
     """The controller that holds the entropy, and its settings (EntroPIC: arXiv 2511.15248; AEnt: arXiv 2509.03493)."""
 
-    kind: str = Field(
+    kind: KindName = Field(
         default="entropic",
         description=f"{', '.join(KINDS)}; one of an installed package, or package.module:KIND or file.py:KIND of yours; "
         "docs/entropy_control.md",
@@ -125,7 +127,7 @@ class ControlConfig:
         description="gains=auto: updates in a cycle of the small steps that test the response while it is in doubt; 0 is none",
     )
     # -- the actuator
-    actuator: str = Field(
+    actuator: ActuatorName = Field(
         default="signed",
         description=f"which tokens alpha re-weights, and with which sign: {', '.join(ACTUATORS)}, or {FORMS} of yours; "
         "docs/entropy_control.md says how they differ",
@@ -160,16 +162,6 @@ class ControlConfig:
     cov_kl_coefficient: float = Field(default=1.0, ge=0, description="weight of kl_cov's KL penalty on its tokens")
     # -- when measurements are bad
     max_bad_steps: int = Field(default=5, ge=1, description="stop after this many non-finite entropy measurements in a row")
-
-    @field_validator("kind")
-    @classmethod
-    def _known_or_importable_kind(cls, name: str) -> str:
-        return check_name(name, KINDS, KIND_ENTRY_POINTS)
-
-    @field_validator("actuator")
-    @classmethod
-    def _known_or_importable_actuator(cls, name: str) -> str:
-        return check_name(name, ACTUATORS, ACTUATOR_ENTRY_POINTS)
 
     @model_validator(mode="after")
     def _ordered_bounds(self) -> "ControlConfig":

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config.control import STRICT
@@ -146,23 +146,25 @@ ADVANTAGES = {
 }
 """The advantages that come with the project, by name; imported when they are used."""
 ADVANTAGE_ENTRY_POINTS = "megatron_entropic.advantages"
+AdvantageName = Annotated[str, AfterValidator(lambda name: check_name(name, ADVANTAGES, ADVANTAGE_ENTRY_POINTS))]
 
 
 POLICY_LOSSES = {"ppo": "megatron_entropic.algorithms.policy_loss:clipped_policy_loss"}
 """The policy losses that come with the project, by name; imported when they are used."""
 POLICY_LOSS_ENTRY_POINTS = "megatron_entropic.policy_losses"
+PolicyLossName = Annotated[str, AfterValidator(lambda name: check_name(name, POLICY_LOSSES, POLICY_LOSS_ENTRY_POINTS))]
 
 
 @dataclass(frozen=True, config=STRICT)
 class AlgorithmConfig:
     """The policy-gradient part of the loss."""
 
-    advantage: str = Field(
+    advantage: AdvantageName = Field(
         default="grpo",
         description="grpo: relative to the group, over its std; grpo_no_std: without; rloo: against the group's others; or "
         f"{FORMS} of yours: rewards [prompts, samples] to advantages",
     )
-    policy_loss: str = Field(
+    policy_loss: PolicyLossName = Field(
         default="ppo",
         description=f"loss of a response token from its ratio and advantage: {', '.join(POLICY_LOSSES)} (the clipped objective), or "
         f"{FORMS} of yours",
@@ -175,16 +177,6 @@ class AlgorithmConfig:
         description="truncate exp(trainer log-prob - sampler log-prob) at this and weight the loss with it; 0 is off: with "
         "rollout.max_staleness > 0 the clipped ratio is then to the sampler instead of to the policy before the step",
     )
-
-    @field_validator("advantage")
-    @classmethod
-    def _known_or_importable(cls, name: str) -> str:
-        return check_name(name, ADVANTAGES, ADVANTAGE_ENTRY_POINTS)
-
-    @field_validator("policy_loss")
-    @classmethod
-    def _known_or_importable_loss(cls, name: str) -> str:
-        return check_name(name, POLICY_LOSSES, POLICY_LOSS_ENTRY_POINTS)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -209,13 +201,14 @@ ENGINES = {
 }
 """The rollout engines that come with the project: by name what makes one of a Config; imported when it is used."""
 ENGINE_ENTRY_POINTS = "megatron_entropic.rollout_engines"
+EngineName = Annotated[str, AfterValidator(lambda name: check_name(name, ENGINES, ENGINE_ENTRY_POINTS))]
 
 
 @dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
     """Engine and sampling of the rollouts."""
 
-    engine: str = Field(
+    engine: EngineName = Field(
         default="vllm",
         description=f"vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts; or {FORMS} of yours",
     )
@@ -251,11 +244,6 @@ class RolloutConfig:
     )
     server_args: tuple[str, ...] = Field(default=(), description="further arguments for the vLLM server, as on its command line")
 
-    @field_validator("engine")
-    @classmethod
-    def _known_or_importable(cls, name: str) -> str:
-        return check_name(name, ENGINES, ENGINE_ENTRY_POINTS)
-
     @field_validator("fleet_dir", "replay_path")
     @classmethod
     def _in_the_home(cls, path: Path | None) -> Path | None:
@@ -275,13 +263,14 @@ TASKS = {
 """The tasks that come with the project: by name the function that makes one of (options, seed); imported when it is used."""
 TASK_ENTRY_POINTS = "megatron_entropic.tasks"
 """Group of entry points by which an installed package brings tasks of its own."""
+TaskName = Annotated[str, AfterValidator(lambda name: check_name(name, TASKS, TASK_ENTRY_POINTS))]
 
 
 @dataclass(frozen=True, config=STRICT)
 class TaskConfig:
     """Prompts and the verifiable reward."""
 
-    name: str = Field(
+    name: TaskName = Field(
         default="decompose",
         description=f"which task: {', '.join(TASKS)}, one of an installed package, or {FORMS} that makes one of yours; "
         "docs/your_model_your_task.md",
@@ -293,11 +282,6 @@ class TaskConfig:
         description="prompts that leave no room for rollout.max_new_tokens in the model's context or in a micro-batch: refused at the "
         "start, left out, or cut in their middle",
     )
-
-    @field_validator("name")
-    @classmethod
-    def _known_or_importable(cls, name: str) -> str:
-        return check_name(name, TASKS, TASK_ENTRY_POINTS)
 
 
 @dataclass(frozen=True, config=STRICT)
