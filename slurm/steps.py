@@ -53,6 +53,8 @@ class Step:
     def __init__(self, request: StepRequest, container: Container, listener: Listener) -> None:
         self.exit_codes: dict[str, int] = {}
         """By node and tasks, the codes other than 0 that srun reported."""
+        self.spoke = threading.Event()
+        """Set once a task wrote a line. Before its tasks run, srun drops the signals it is to pass on, without a word."""
         self._listener = listener
         environ = {name: value for name, value in os.environ.items() if name not in _OF_THE_JOB}
         self.process = subprocess.Popen(
@@ -73,6 +75,7 @@ class Step:
         for line in self.process.stdout:
             labelled = _LABELLED.match(line.rstrip("\n"))
             if labelled:
+                self.spoke.set()
                 self._listener(int(labelled[1]), labelled[2])
                 continue
             exited = _EXITED.match(line)

@@ -39,6 +39,7 @@ class TrainJob:
         self._checkpoint: Path | None = None
         self._checkpoint_before: str | None = None
         self._stopped = False
+        self._to_pass_on: list[int] = []
         self._ranks: Step | None = None
         self._speaking = threading.Lock()
 
@@ -46,10 +47,25 @@ class TrainJob:
         """Gives the ranks a signal that the batch script got; before there are any, the start is given up. For signal handlers."""
         self._stopped = True
         if self._ranks is None or self._ranks.process.poll() is None:
-            does = "passed on to the ranks" if self._ranks else "before training started"
+            if self._ranks is None:
+                does = "before training started"
+            else:
+                does = "passed on to the ranks" if self._hears(self._ranks, signum) else "the ranks get it as soon as they run"
             os.write(1, f"slurm.launch: got {signal.Signals(signum).name}: {does}\n".encode())  # print may be under way below us
-        if self._ranks is not None and self._ranks.process.poll() is None:
-            self._ranks.process.send_signal(signum)
+        if signum == signal.SIGTERM:  # nothing else matters any more
+            self._to_pass_on.clear()
+        self._to_pass_on.append(signum)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Sends the ranks the signals that they can hear by now, each of them once."""
+        while self._ranks is not None and self._to_pass_on and self._hears(self._ranks, self._to_pass_on[0]):
+            self._ranks.process.send_signal(self._to_pass_on.pop(0))
+
+    @staticmethod
+    def _hears(ranks: Step, signum: int) -> bool:
+        """Whether srun does something about the signal. SIGTERM is for itself: it ends the step."""
+        return signum == signal.SIGTERM or ranks.spoke.is_set()
 
     @property
     def saved_something(self) -> bool:
@@ -118,8 +134,6 @@ class TrainJob:
             fleet = Step(StepRequest([split.fleet], 1, command, self.environ), self.container, self._listener(speakers, run_dir))
         try:
             self._ranks = self._start_ranks(run, split)
-            if self._stopped:  # the signal came while they started
-                self._ranks.process.send_signal(signal.SIGUSR1)
             return self._wait_for_ranks(self._ranks, fleet)
         finally:
             if self._ranks is not None:
@@ -145,6 +159,7 @@ class TrainJob:
 
     def _wait_for_ranks(self, ranks: Step, fleet: Step | None) -> int:
         while ranks.process.poll() is None:
+            self._deliver()
             time.sleep(0.2)
             if fleet is not None and fleet.process.poll() is not None:
                 self.say(f"the fleet's servers ended; the ranks get {FLEET_GRACE_S:.0f} s to say which one they miss")

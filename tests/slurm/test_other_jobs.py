@@ -107,12 +107,28 @@ def test_a_run_saves_before_its_time_limit_and_goes_on(idle: Cluster, tmp_path: 
     assert [submitted.output.count(f"step {step}/100000 ") for step in range(1, saved + 2)] == [1] * (saved + 1)
 
 
+PATIENT = """import time
+from pathlib import Path
+from recipes.quickstart import quickstart
+
+
+def patient():
+    while not Path("{go}").exists():
+        time.sleep(0.1)
+    return quickstart()
+"""
+
+
 def test_a_start_that_saved_nothing_is_not_requeued(idle: Cluster, tmp_path: Path) -> None:
     """As with a time limit shorter than the signal's lead: the job would be requeued forever."""
-    settings = ["quickstart", "parallel.tensor=1", "rollout.engine=local", "--preflight=off", f"run.dir={tmp_path / 'run'}"]
+    recipe = tmp_path / "patient.py"
+    recipe.write_text(PATIENT.format(go=tmp_path / "go"))
+    settings = [str(recipe), "parallel.tensor=1", "rollout.engine=local", "--preflight=off", f"run.dir={tmp_path / 'run'}"]
     submitted = job(idle, tmp_path, "train.sbatch", "--nodes=1", *settings)
     submitted.wait_until(lambda: "start 1, nodes" in submitted.output, 60)
     idle.slurm("scancel", "--batch", "--signal=USR1", submitted.job_id)
+    submitted.wait_until(lambda: "got SIGUSR1: before training started" in submitted.output, 60)
+    (tmp_path / "go").touch()
     submitted.wait(120)
     assert "not requeued: no step was trained and saved before the signal" in submitted.output
     assert submitted.restarts == 0
