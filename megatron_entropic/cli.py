@@ -16,7 +16,7 @@ from megatron_entropic.commands.plan import add_plan_command
 from megatron_entropic.commands.repair import add_repair_command
 from megatron_entropic.commands.resume import prepare_resume, resumed_config
 from megatron_entropic.commands.run import add_report, add_settings, add_target
-from megatron_entropic.config import Config
+from megatron_entropic.config import Config, TrainerConfig
 from megatron_entropic.config.control import PRESETS
 from megatron_entropic.config.loading import ConfigError, load_config, recipe_names, save_config
 from megatron_entropic.config.resume import ALLOW_CHANGE
@@ -177,18 +177,19 @@ def _train(options: argparse.Namespace) -> int:
             code = run_rank(cfg, flags)
         if not Fence.of_this_run(cfg.run_dir).is_open():  # rank 0 has said who owns the run now
             return code or EXIT_FAILED
-        _conclude(cfg.run_dir, cfg.trainer.steps, code, trained=last_written(cfg.run_dir) != before)
+        _conclude(cfg, code, trained=last_written(cfg.run_dir) != before)
     return code
 
 
-def _conclude(run_dir: Path, steps: int, code: int, *, trained: bool) -> None:
+def _conclude(cfg: Config, code: int, *, trained: bool) -> None:
     """Records and reports the end of a run with `code`; nothing of an earlier start when this one `trained` nothing."""
+    run_dir = cfg.run_dir
     try:
         record_end(run_dir, code)
         if code and not trained:
             return
         if code != EXIT_STOPPED:  # then there is no time for a report
-            _summarise(run_dir, steps)
+            _summarise(run_dir, cfg.trainer)
     except OSError as error:  # a full disk, which has ended the run already: its exit code stays
         if not code:
             raise
@@ -226,17 +227,20 @@ def _prepare_run_dir(cfg: Config, lock: FolderLock, *, overwrite: bool) -> None:
     save_config(cfg, run_dir / "config.yaml")
 
 
-def _summarise(run_dir: Path, steps: int) -> None:
-    """After a run of `steps`, whole or not: the report, and its headline numbers on the terminal. Nothing before the first step."""
+def _summarise(run_dir: Path, trainer: TrainerConfig) -> None:
+    """After a run, whole or not: the report, and its headline numbers on the terminal. Nothing before the first step."""
     metrics = run_dir / "metrics.jsonl"
     if not metrics.exists() or not metrics.stat().st_size:
         return
-    from megatron_entropic.observability.report import write_report
     from megatron_entropic.observability.summary import summarise
 
-    report = write_report(run_dir)
+    report = f"megatron-entropic report {quote(str(run_dir))}  draws it"
+    if trainer.report:
+        from megatron_entropic.observability.report import write_report  # here: it takes a second to import
+
+        report = str(write_report(run_dir))
     summary = summarise(run_dir)
-    print(f"\n{summary.steps_done} of {steps} steps done.")
+    print(f"\n{summary.steps_done} of {trainer.steps} steps done.")
     if summary.signal is not None:
         print(f"signal  {summary.signal}")
     if summary.tracking_error is not None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,19 @@ class Outcome:
     left_behind: list[list[str]]
 
 
+def unreported(arguments: Sequence[str]) -> list[str]:
+    """A command that draws no report at the end of a new run, which takes as long as the training of most tests."""
+    new_run = arguments[:1] in (["train"], ("train",)) and len(arguments) > 1 and not {"--resume", "--help"} & set(arguments)
+    asked = any(word.startswith("trainer.report=") for word in arguments)
+    return [*arguments, "trainer.report=false"] if new_run and not asked else [*arguments]
+
+
 def megatron_entropic(*arguments: str, timeout: float = 300.0, environ: dict[str, str] | None = None) -> Outcome:
-    """Runs `megatron-entropic ARGUMENTS` from the checkout; output is stdout and stderr together."""
+    """Runs `megatron-entropic ARGUMENTS` from the checkout, `unreported`; output is stdout and stderr together."""
     mark = uuid.uuid4().hex
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "megatron_entropic.cli", *arguments],
+            [sys.executable, "-m", "megatron_entropic.cli", *unreported(arguments)],
             cwd=ROOT,
             env={**os.environ, **(environ or {}), MARK: mark},
             stdout=subprocess.PIPE,

@@ -8,6 +8,7 @@ from hypothesis import settings
 
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores, and so do the processes that they start
 SEED = os.environ.setdefault("MEGATRON_ENTROPIC_SEED", str(random.randrange(10**6)))  # workers inherit it
 
 

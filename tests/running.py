@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 
-from tests.command_line import MARK, ROOT, marked_processes
+from tests.command_line import MARK, ROOT, marked_processes, unreported
 
 
 class Running:
-    """`megatron-entropic ARGUMENTS` in the background. A context manager: nothing of it outlives the block."""
+    """`megatron-entropic ARGUMENTS`, `unreported`, in the background. A context manager: nothing of it outlives the block."""
 
     def __init__(self, run_dir: Path, *arguments: str) -> None:
         self.run_dir = run_dir
@@ -23,7 +23,7 @@ class Running:
         self._output = run_dir.with_name(f"{run_dir.name}.{self.mark[:8]}.out")
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "megatron_entropic.cli", *arguments],
+                [sys.executable, "-m", "megatron_entropic.cli", *unreported(arguments)],
                 cwd=ROOT,
                 env={**os.environ, MARK: self.mark},
                 stdin=subprocess.DEVNULL,

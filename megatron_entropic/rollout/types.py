@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from megatron_entropic.errors import ReportedError
 
-NamedWeights = Iterable[tuple[str, Tensor]]
+if TYPE_CHECKING:  # reports read rollouts too, and do without torch, which takes a second to import
+    from torch import Tensor
+
+NamedWeights: TypeAlias = "Iterable[tuple[str, Tensor]]"
 """Hugging Face names with whole (unsharded) tensors, in a fixed order, produced lazily."""
 
 

@@ -1,7 +1,6 @@
 """All checks of a run that can be made before anything is started."""
 
 from megatron_entropic.config import Config
-from megatron_entropic.rollout.sampling_record import check_replay
 from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.start_checks.learning import check_learning
 from megatron_entropic.start_checks.model import check_model
@@ -15,6 +14,8 @@ def check_start(cfg: Config, *, weights: bool = True) -> list[str]:
     """
     arch = check_model(cfg, weights=weights)
     if cfg.rollout.engine == "replay":
+        from megatron_entropic.rollout.sampling_record import check_replay  # here: it reads weights, for which it imports torch
+
         check_replay(cfg.model, cfg.rollout)
     check_learning(cfg, arch.vocab_size)
     check_outside(cfg)

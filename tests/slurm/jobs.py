@@ -26,6 +26,7 @@ REAL_RUN = (
     "batch.samples_per_prompt=4",
     "control.probe_updates=4",
     "trainer.tensorboard=false",
+    "trainer.report=false",
 )
 """Two nodes of two ranks train; one node serves."""
 

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.distributed]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     run_dir = tmp_path_factory.mktemp("end_to_end") / "run"
-    settings = [f"run.dir={run_dir}", f"trainer.steps={STEPS}", "batch.prompts_per_step=32", "optimizer.lr=1e-3"]
+    settings = [f"run.dir={run_dir}", f"trainer.steps={STEPS}", "batch.prompts_per_step=32", "optimizer.lr=1e-3", "trainer.report=true"]
     outcome = megatron_entropic("train", "quickstart", *settings, timeout=500)
     assert outcome.code == 0, outcome.output
     return run_dir, outcome

@@ -20,7 +20,7 @@ SETTINGS = (
 
 def test_nothing_trained_is_said_once_and_at_the_end(tmp_path: Path) -> None:
     run = tmp_path / "run #1"
-    outcome = megatron_entropic("train", "quickstart", *SETTINGS, "trainer.steps=3", f"run.dir={run}")
+    outcome = megatron_entropic("train", "quickstart", *SETTINGS, "trainer.steps=3", "trainer.report=true", f"run.dir={run}")
     assert outcome.code == 0, outcome.output
     assert "nothing was trained: 0 of 3 steps had a reward signal" in outcome.output
     kinds = [warning.kind for warning in read_warnings(run)]
