@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Device
+from megatron_entropic.doctor.speed.measure import Device
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.directory import CONFIG_FILE
 from megatron_entropic.hf.files import DEFAULT_SHARD_BYTES, write_hf

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import Device
 from megatron_entropic.config import BatchConfig, Config, ParallelConfig
 from megatron_entropic.distributed.parallel import Parallel, initialize_parallel, shutdown
 from megatron_entropic.distributed.rank_zero import meet
+from megatron_entropic.doctor.speed.measure import Device
 from megatron_entropic.policy.batching import Sample, build_micro_batch, plan_micro_batches
 from megatron_entropic.policy.dealing import deal
 from megatron_entropic.rollout.recording import RolloutWriter, file_name

@@ -5,7 +5,7 @@
 Each time is the best of --repeats runs that take turns. "of copy": the bytes that any implementation must move (forward: the
 logits once; backward: logits and gradient once) per second, against a copy's in the same run. "of GEMMs": the time of the four
 products of an output layer alone, in the same run, against this case's. Peak memory is that of forward and backward beyond the
-inputs, gradients included (see benchmarks/measure.py); "without gradients" leaves out the inputs' gradients, which every
+inputs, gradients included (doctor/speed/measure.py); "without gradients" leaves out the inputs' gradients, which every
 implementation returns. Other projects' cases run where their package is installed (docs/performance.md says how); elsewhere, and where
 they fail, the table says why. Errors are against float64 on --check-tokens of the tokens, the gradient's for the same loss.
 """
@@ -16,16 +16,17 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import Device, best_in_turn, copy_bandwidth
-from benchmarks.problem import Problem
-from benchmarks.token_statistics_cases import Case, cases, four_gemms, is_linear, loss
+from megatron_entropic.doctor.speed.cases import KernelCase, cases, four_gemms, is_linear, loss
+from megatron_entropic.doctor.speed.float64 import float64_errors
+from megatron_entropic.doctor.speed.measure import Device, best_in_turn, copy_bandwidth
+from megatron_entropic.doctor.speed.problem import KernelProblem
+from megatron_entropic.doctor.speed.timing import steps_of, warm_up
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PACKAGES = ("torch", "triton", "numpy", "megatron-core", "verl", "liger-kernel")
@@ -94,8 +95,8 @@ def groups(args: argparse.Namespace) -> list[str]:
     return [group for group in known if not args.groups or group in args.groups]
 
 
-def problem_of(args: argparse.Namespace, dtype: str, linear: bool, tokens: int | None = None) -> Problem:
-    return Problem.make(tokens or args.tokens, args.vocab, args.hidden, DTYPES[dtype], args.device, args.clamp, linear)
+def problem_of(args: argparse.Namespace, dtype: str, linear: bool, tokens: int | None = None) -> KernelProblem:
+    return KernelProblem.make(tokens or args.tokens, args.vocab, args.hidden, DTYPES[dtype], args.device, args.clamp, linear)
 
 
 def measure_group(args: argparse.Namespace, device: Device, dtype: str, group: str) -> list[dict[str, Any]]:
@@ -138,37 +139,7 @@ def measure_group(args: argparse.Namespace, device: Device, dtype: str, group: s
     return rows
 
 
-def warm_up(case: Case, problem: Problem) -> str:
-    """One run untimed, in which code is compiled; gives what another project's code raised, if it did (ours raises it)."""
-    try:
-        torch.autograd.backward(loss(case.forward(problem)))
-    except Exception as error:
-        if not case.package:
-            raise
-        first_line = str(error).partition("\n")[0].replace("|", "/")
-        return f"fails: {type(error).__name__}: {textwrap.shorten(first_line, 100, placeholder=' ...')}"
-    finally:
-        for leaf in problem.leaves:
-            leaf.grad = None
-    return ""
-
-
-def steps_of(case: Case, problem: Problem) -> dict[str, Any]:
-    """Forward, then backward of what forward left; to be run in this order."""
-    left: list[torch.Tensor] = []
-
-    def forward() -> None:
-        left.append(loss(case.forward(problem)))
-
-    def backward() -> None:
-        torch.autograd.backward(left.pop())
-        for leaf in problem.leaves:
-            leaf.grad = None
-
-    return {f"{case.name}/forward": forward, f"{case.name}/backward": backward}
-
-
-def measure_peak(args: argparse.Namespace, device: Device, case: Case, dtype: str) -> int:
+def measure_peak(args: argparse.Namespace, device: Device, case: KernelCase, dtype: str) -> int:
     """Peak memory; on a CPU in a process of its own, where nothing that was freed before is there to be used again."""
     own = argparse.Namespace(**{**vars(args), "dtypes": [dtype], "peak_of": f"{case.group}/{case.name}"})
     if device.is_gpu:
@@ -188,27 +159,9 @@ def peak_bytes(args: argparse.Namespace, device: Device) -> int:
     return device.peak_bytes(lambda: torch.autograd.backward(loss(case.forward(problem))))
 
 
-def errors(args: argparse.Namespace, case: Case, dtype: str) -> dict[str, float]:
-    """Largest error of the values (relative beyond 1) and of the gradient, against float64 from the same rounded inputs."""
-    problem = problem_of(args, dtype, is_linear(case), tokens=args.check_tokens)
-    exact = Problem(problem.targets_T, problem.clamp)  # taken before: verl's backward leaves the logits rounded once more
-    exact.logits_TV, exact.hidden_TH, exact.weight_VH = (
-        None if x is None else x.detach().double().requires_grad_() for x in (problem.logits_TV, problem.hidden_TH, problem.weight_VH)
-    )
-    results = case.forward(problem)
-    torch.autograd.backward(loss(results))
-    results = [x.detach().double() for x in results]
-    log_p_TV = exact.logits.log_softmax(-1)
-    reference = [log_p_TV.gather(1, exact.targets_T[:, None]).squeeze(1), -(log_p_TV.exp() * log_p_TV).sum(-1)]
-    if len(results) == 3:
-        kept_TV = log_p_TV.argsort(dim=1, descending=True, stable=True)[:, : args.vocab - int(args.clamp * args.vocab)]
-        q_TV = log_p_TV.gather(1, kept_TV).log_softmax(-1)
-        reference.append(-(q_TV.exp() * q_TV).sum(-1))
-    torch.autograd.backward(loss(reference[: len(results)]))
-    value_error = max(float(((a - b).abs() / b.abs().clamp(min=1)).max().detach()) for a, b in zip(results, reference, strict=False))
-    pairs = zip(problem.leaves, exact.leaves, strict=True)
-    gradient_error = max(float((a.grad - b.grad).abs().max()) for a, b in pairs if a.grad is not None and b.grad is not None)
-    return {"value_error": value_error, "gradient_error": gradient_error}
+def errors(args: argparse.Namespace, case: KernelCase, dtype: str) -> dict[str, float]:
+    """Those of float64_errors, on a few of the tokens."""
+    return float64_errors(case, problem_of(args, dtype, is_linear(case), tokens=args.check_tokens))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

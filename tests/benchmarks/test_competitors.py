@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import competitors, gpu_device, token_statistics
-from benchmarks.problem import Problem
-from benchmarks.token_statistics_cases import Case, cases, is_linear
+from benchmarks import gpu_device, token_statistics
+from megatron_entropic.doctor.speed import competitors, timing
+from megatron_entropic.doctor.speed.cases import KernelCase, cases, is_linear
+from megatron_entropic.doctor.speed.problem import KernelProblem
 from tests.entropy import kernel_checks
 from tests.run_ranks import run_ranks
 
@@ -24,19 +25,19 @@ ROOT = Path(__file__).resolve().parents[2]
 ARGUMENTS = SimpleNamespace(vocab=300, hidden=128, tokens=8, check_tokens=8, clamp=0.4, device="cpu")
 
 
-def assert_right(case: Case) -> None:
+def assert_right(case: KernelCase) -> None:
     errors = token_statistics.errors(ARGUMENTS, case, "float32")  # type: ignore[arg-type]
     assert errors["value_error"] < 5e-6, case.name
     assert errors["gradient_error"] < 5e-5, case.name
 
 
-def named(name: str) -> Case:
+def named(name: str) -> KernelCase:
     (case,) = (case for case in cases("cpu") if case.name == name)
     return case
 
 
 @pytest.mark.parametrize("case", [case for case in cases("cpu") if not case.package], ids=lambda case: f"{case.group}, {case.name}")
-def test_cases_of_torch_alone(case: Case) -> None:
+def test_cases_of_torch_alone(case: KernelCase) -> None:
     assert_right(case)
 
 
@@ -84,9 +85,9 @@ def published_cross_entropy(overwritten: Tensor, target: Tensor, reduction: str 
 
 def test_overwriting_kernels_get_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "liger_kernel.transformers.functional", liger_cross_entropy=published_cross_entropy)
-    problem = Problem.make(4, 50, 8, torch.float32, "cpu", 0.4, linear=False)
+    problem = KernelProblem.make(4, 50, 8, torch.float32, "cpu", 0.4, linear=False)
     before_TV = problem.logits.detach().clone()
-    assert_right(Case("log-prob", "Liger-Kernel", competitors.liger_log_prob, "liger_kernel"))
+    assert_right(KernelCase("log-prob", "Liger-Kernel", competitors.liger_log_prob, "liger_kernel"))
     competitors.liger_log_prob(problem)
     assert torch.equal(problem.logits, before_TV)
 
@@ -102,36 +103,36 @@ def test_verls_fused_triton_layer_is_called_as_published(monkeypatch: pytest.Mon
         return log_p_TV.gather(1, labels[:, None])[:, 0], -(log_p_TV.exp() * log_p_TV).sum(-1)
 
     install(monkeypatch, "verl.utils.kernel.linear_cross_entropy", linear_cross_entropy=published)
-    assert_right(Case("output layer", "verl", competitors.verl_linear_triton, "verl"))
+    assert_right(KernelCase("output layer", "verl", competitors.verl_linear_triton, "verl"))
 
 
 def test_what_is_absent_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.token_statistics_cases.find_spec", lambda name: None)
+    monkeypatch.setattr("megatron_entropic.doctor.speed.cases.find_spec", lambda name: None)
     assert {case.missing for case in cases("cuda") if case.package} == {"not installed"}
     assert not any(case.missing for case in cases("cuda") if not case.package)
 
 
 def test_what_needs_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.token_statistics_cases.find_spec", lambda name: object())
+    monkeypatch.setattr("megatron_entropic.doctor.speed.cases.find_spec", lambda name: object())
     missing = {case.name for case in cases("cpu") if case.missing == "needs a GPU"}
     assert missing == {"verl, fused (Triton)", "Liger-Kernel", "Liger-Kernel, vocab-parallel"}
     assert not any(case.missing for case in cases("cuda"))
 
 
 def test_a_broken_package_is_a_row_and_our_own_failure_an_error() -> None:
-    def broken(problem: Problem) -> list[Tensor]:
+    def broken(problem: KernelProblem) -> list[Tensor]:
         raise ImportError("no | such\nthing")
 
-    problem = Problem.make(2, 9, 8, torch.float32, "cpu", 0.4, linear=False)
-    assert token_statistics.warm_up(Case("log-prob", "theirs", broken, "verl"), problem) == "fails: ImportError: no / such"
+    problem = KernelProblem.make(2, 9, 8, torch.float32, "cpu", 0.4, linear=False)
+    assert timing.warm_up(KernelCase("log-prob", "theirs", broken, "verl"), problem) == "fails: ImportError: no / such"
     with pytest.raises(ImportError, match="no"):
-        token_statistics.warm_up(Case("log-prob", "ours", broken), problem)
+        timing.warm_up(KernelCase("log-prob", "ours", broken), problem)
 
 
 def test_a_warm_up_leaves_no_gradient() -> None:
     for case in (named("token_log_probs"), named("linear_token_statistics")):
-        problem = Problem.make(2, 9, 8, torch.float32, "cpu", 0.4, linear=is_linear(case))
-        assert token_statistics.warm_up(case, problem) == ""
+        problem = KernelProblem.make(2, 9, 8, torch.float32, "cpu", 0.4, linear=is_linear(case))
+        assert timing.warm_up(case, problem) == ""
         assert all(leaf.grad is None for leaf in problem.leaves)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-Step = Callable[[], None]
+Timed = Callable[[], None]
 
 
 class Device:
@@ -21,7 +21,7 @@ class Device:
         self.name = name
         self.is_gpu = name.startswith("cuda")
 
-    def seconds(self, step: Step) -> float:
+    def seconds(self, step: Timed) -> float:
         """One run of `step`: by events on a GPU, else by the wall clock."""
         if not self.is_gpu:
             start = time.perf_counter()
@@ -34,7 +34,7 @@ class Device:
         torch.cuda.synchronize()
         return float(begin.elapsed_time(end)) / 1000
 
-    def peak_bytes(self, step: Step) -> int:
+    def peak_bytes(self, step: Timed) -> int:
         """Most memory in use at once during `step`, beyond what is in use before it."""
         if self.is_gpu:
             torch.cuda.synchronize()
@@ -61,7 +61,7 @@ def _status_bytes(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}: peak memory can be measured on Linux only")
 
 
-def best_in_turn(steps: dict[str, Step], device: Device, repeats: int) -> dict[str, float]:
+def best_in_turn(steps: dict[str, Timed], device: Device, repeats: int) -> dict[str, float]:
     """Best of `repeats` runs of each step, the steps taking turns, so that a busy moment of the machine hits all alike."""
     best: dict[str, float] = {}
     for _ in range(repeats):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass
-class Problem:
+class KernelProblem:
     """The inputs of every case; `logits_TV` only for the cases on logits, hidden and weight only for the output layer."""
 
     targets_T: Tensor
@@ -20,7 +20,7 @@ class Problem:
     weight_VH: Tensor | None = None
 
     @classmethod
-    def make(cls, tokens: int, vocab: int, hidden: int, dtype: torch.dtype, device: str, clamp: float, linear: bool) -> "Problem":
+    def make(cls, tokens: int, vocab: int, hidden: int, dtype: torch.dtype, device: str, clamp: float, linear: bool) -> "KernelProblem":
         generator = torch.Generator(device).manual_seed(0)
 
         def normal(*shape: int, scale: float) -> Tensor:

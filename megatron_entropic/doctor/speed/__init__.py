@@ -1,0 +1,1 @@
+"""Token statistics and their competitors, measured: cases, inputs, clocks. Needs torch alone, and Triton on a GPU."""
