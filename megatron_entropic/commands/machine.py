@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError, load_config
+from megatron_entropic.doctor.smoke.table import DEFAULT_JSON, PARTS
 from megatron_entropic.system.shipped_files import slurm_folder
 
 
@@ -37,11 +38,21 @@ def add_doctor(commands: "argparse._SubParsersAction[Any]") -> None:
         "doctor",
         allow_abbrev=False,
         help="check this machine: its hardware, what each part of a run will use, and problems",
-        description="Looks at the environment, GPUs, network, SLURM and free space, and says which path each part of a run takes here. "
+        description="Looks at the environment, GPUs, network, SLURM and free space, and says which path each part of a run takes here.\n"
         "Exit code 0 when nothing keeps a run from working, else 1.",
+        epilog=_smoke_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     doctor.add_argument("source", nargs="?", metavar="RECIPE", help="also look at this run's model and folder")
     doctor.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
+    doctor.add_argument("--gpu-smoke", action="store_true", help="run each part of the stack on this machine, in about ten minutes")
+    doctor.add_argument("--only", metavar="PART[,PART]", help="with --gpu-smoke: these parts alone")
+    doctor.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help=f"with --gpu-smoke: everything found goes here (default: {DEFAULT_JSON}); logs beside it",
+    )
     doctor.set_defaults(command=_doctor)
 
 
@@ -84,10 +95,35 @@ def _part(text: str | None) -> tuple[int, int]:
     return int(part), int(parts)
 
 
+def _smoke_help() -> str:
+    """The parts of `doctor --gpu-smoke`, for its help."""
+    width = max(len(part.name) for part in PARTS) + 2
+    parts = "\n".join(f"  {part.name:<{width}}{part.shows}" for part in PARTS)
+    return (
+        "The first command on a machine with a GPU: megatron-entropic doctor --gpu-smoke\n\n"
+        f"It tries the stack part by part, each in a process of its own with a time limit:\n\n{parts}\n\n"
+        "A part that fails does not keep the others from running; its last lines and its log's place are shown. What cannot be tried\n"
+        "is named with the reason. Without a GPU the same command takes tiny shapes and gloo. Exit code 0 when every part that could\n"
+        "be tried passed, else 1. One part again: megatron-entropic doctor --gpu-smoke --only kernels"
+    )
+
+
 def _doctor(options: argparse.Namespace) -> int:
-    """Prints what this machine has and what is wrong with it."""
+    """Prints what this machine has and what is wrong with it, or tries it out."""
+    if options.gpu_smoke:
+        return _gpu_smoke(options)
+    if options.only is not None or options.json is not None:
+        raise ConfigError("--only and --json go with --gpu-smoke")
     from megatron_entropic.doctor.diagnosis import diagnose
 
     diagnosis = diagnose(load_config(options.source, options.overrides) if options.source else None)
     print(diagnosis)
     return 1 if diagnosis.problems else 0
+
+
+def _gpu_smoke(options: argparse.Namespace) -> int:
+    from megatron_entropic.doctor.smoke.command import smoke
+
+    if options.source:
+        raise ConfigError(f"--gpu-smoke takes no recipe, and {options.source} was given: it brings models and settings of its own")
+    return smoke(None if options.only is None else options.only.split(","), options.json or DEFAULT_JSON)

@@ -34,6 +34,11 @@ class KernelCase:
     package: str = ""
     missing: str = ""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this project computes it; plain torch and the released code of a paper are nobody's package either."""
+        return self.name.startswith(("token_", "linear_token_"))
+
 
 def loss(results: list[Tensor]) -> Tensor:
     weights = (1.0, ENTROPY_WEIGHT, CLAMPED_WEIGHT)
