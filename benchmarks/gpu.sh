@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# All GPU correctness checks, then all GPU benchmarks, on a bare machine with one GPU, PyTorch, Triton and NumPy (nothing else is
-# needed, nor a network; verl, Liger-Kernel and Megatron-Core are measured beside ours where they are installed).
-#   benchmarks/gpu.sh [FOLDER]        FOLDER gets gpu.log and the benchmarks' JSON; default: benchmarks/results
+# The smoke test (`megatron-entropic doctor --gpu-smoke`), all GPU correctness checks, then all GPU benchmarks, on a machine with one
+# GPU. The checks and benchmarks need PyTorch, Triton and NumPy alone, and no network; verl, Liger-Kernel and Megatron-Core are
+# measured beside ours where they are installed. The smoke test needs the project's environment and is left out elsewhere.
+#   benchmarks/gpu.sh [FOLDER]        FOLDER gets gpu.log and the JSON of smoke test and benchmarks; default: benchmarks/results
 #   PYTHON=/path/to/python            the interpreter that has PyTorch; default: python3
 # Without a usable GPU it stops at once. A step that fails does not keep the others from running: the failed ones are named at the
 # end, with exit code 1.
@@ -34,6 +35,11 @@ benchmark() { # benchmark NAME JSON OPTIONS...
 
 main() {
   step "device and versions" "$python" -m benchmarks.gpu_device || return 1
+  if "$python" -c 'import megatron.core, psutil, pydantic, transformers' 2> /dev/null; then
+    step "smoke test" "$python" -m megatron_entropic.cli doctor --gpu-smoke --json "$results/gpu_smoke.json"
+  else
+    echo "the smoke test is left out: $python does not have the project's environment (megatron-core, psutil, pydantic, transformers)"
+  fi
   step "kernels against their definition" "$python" -m tests.entropy.kernel_checks --device cuda
   step "real sizes, and two tensor ranks" "$python" -m tests.entropy.gpu_checks
   benchmark "whole vocabulary" token_statistics_gpu.json

@@ -38,7 +38,8 @@ def add_doctor(commands: "argparse._SubParsersAction[Any]") -> None:
         "doctor",
         allow_abbrev=False,
         help="check this machine: its hardware, what each part of a run will use, and problems",
-        description="Looks at the environment, GPUs, network, SLURM and free space, and says which path each part of a run takes here.\n"
+        description="Looks at the environment, GPUs, network, SLURM and free space, and says which path each part of a run takes "
+        "here.\n"
         "Exit code 0 when nothing keeps a run from working, else 1.",
         epilog=_smoke_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,7 +1,7 @@
 """The process of one part: `python -m megatron_entropic.doctor.smoke.child MODULE:FUNCTION RESULT_FILE KEPT_FOLDER [MODULE ...]`.
 
-The last ones are the modules that it needs. What the part prints goes to its log; the findings go to RESULT_FILE, which appears whole. The exit code is 0 when it was written,
-whatever was found.
+The last ones are the modules that the part needs. What it prints goes to its log; the findings go to RESULT_FILE, which appears whole.
+The exit code is 0 when it was written, whatever was found.
 """
 
 import ctypes

@@ -67,20 +67,20 @@ def _run_part(part: SmokePart, log: Path, say: Say) -> SmokeOutcome:
     with scratch_folder("smoke_") as scratch:
         result = Path(scratch) / "result.json"
         command = [sys.executable, "-u", "-m", "megatron_entropic.doctor.smoke.child", part.run, str(result), str(kept), *part.needs]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                env=_environment(scratch),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is for the runner, which then ends the part
-            )
-        try:
+        try:  # from before the process is there: a Ctrl-C may come at any moment
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    command,
+                    env=_environment(scratch),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a Ctrl-C is for the runner, which then ends the part
+                )
             ended = _wait(process, start + part.limit_s, log, say)
         finally:
             left = _end_all(others)
-            process.wait()
+        process.wait()
         problem = _problem(process.returncode, left) if ended else f"not done after {part.limit_s:g} s, its time limit: ended"
         return _outcome(part, time.monotonic() - start, log, result, problem)
 
@@ -119,8 +119,10 @@ def _end_all(others: Collection[int]) -> list[str]:
     Those that lost their parent are this process's children by now (`inherit_orphans`), so that none is missed.
     """
     names: dict[int, str] = {}
-    deadline = time.monotonic() + _KILLED_WITHIN_S
-    while (processes := [one for one in _descendants() if one.pid not in others]) and time.monotonic() < deadline:
+    deadline, none_in_a_row = time.monotonic() + _KILLED_WITHIN_S, 0
+    while none_in_a_row < 2 and time.monotonic() < deadline:  # twice: a list made while a process changes its parent may lack it
+        processes = [process for process in _descendants() if process.pid not in others]
+        none_in_a_row = 0 if processes else none_in_a_row + 1
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 if process.status() != psutil.STATUS_ZOMBIE:
