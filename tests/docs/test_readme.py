@@ -16,6 +16,7 @@ LONG = {
     "make test": "this is it",
     "megatron-entropic train quickstart run.name=entropic": "minutes, with servers; tests/trainer/test_end_to_end.py is shorter",
     "megatron-entropic train quickstart run.name=none control.kind=none": "the same",
+    "megatron-entropic doctor --gpu-smoke": "a minute or two, with servers: tests/doctor/test_smoke_parts.py",
     "python -m recipes.smollm2": "tests/recipes/test_smollm2.py",
     "megatron-entropic train smollm2_135m": "tens of minutes; tests/trainer/test_smollm2.py makes three steps",
     "megatron-entropic report runs/entropic --compare runs/none": "needs the two runs; tests/observability makes comparisons",

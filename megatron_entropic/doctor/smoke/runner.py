@@ -20,9 +20,6 @@ from megatron_entropic.doctor.smoke.table import SmokePart
 from megatron_entropic.system.orphans import inherit_orphans
 from megatron_entropic.system.scratch import scratch_folder
 
-Say = Callable[[str], None]
-"""Takes a line for the terminal."""
-
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _POLL_S = 0.1
 _KILLED_WITHIN_S = 10.0
@@ -44,10 +41,13 @@ class SmokeOutcome:
     last_lines: Sequence[str] = field(default_factory=list)
 
 
-def run_parts(parts: Sequence[SmokePart], logs: Path, say: Say, show: Callable[[SmokeOutcome], None]) -> list[SmokeOutcome]:
+def run_parts(
+    parts: Sequence[SmokePart], logs: Path, say: Callable[[str], None], show: Callable[[SmokeOutcome], None]
+) -> list[SmokeOutcome]:
     """Runs `parts` one after the other, whatever becomes of each; `show` is called with each outcome at once.
 
-    Logs go to `logs`/NAME.log, what else a part keeps to `logs`/NAME. `say` is told what a part is doing.
+    Logs go to `logs`/NAME.log, what else a part keeps to `logs`/NAME. `say` takes lines for
+    the terminal: what a part is doing.
     """
     logs.mkdir(parents=True, exist_ok=True)
     inherit_orphans()
@@ -59,7 +59,7 @@ def run_parts(parts: Sequence[SmokePart], logs: Path, say: Say, show: Callable[[
     return outcomes
 
 
-def _run_part(part: SmokePart, log: Path, say: Say) -> SmokeOutcome:
+def _run_part(part: SmokePart, log: Path, say: Callable[[str], None]) -> SmokeOutcome:
     start = time.monotonic()
     kept = log.with_suffix("")
     shutil.rmtree(kept, ignore_errors=True)
@@ -92,7 +92,7 @@ def _environment(scratch: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "TMPDIR": scratch, "PYTHONFAULTHANDLER": "1"}
 
 
-def _wait(process: "subprocess.Popen[bytes]", deadline: float, log: Path, say: Say) -> bool:
+def _wait(process: "subprocess.Popen[bytes]", deadline: float, log: Path, say: Callable[[str], None]) -> bool:
     """Whether the part ended by itself before `deadline`; shows its steps as its log names them."""
     start = time.monotonic()
     with log.open(encoding="utf-8", errors="replace") as lines:
