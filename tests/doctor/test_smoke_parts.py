@@ -131,6 +131,14 @@ def test_the_shape_is_qwens() -> None:
     }
 
 
+def test_only_a_missing_attention_kernel_excuses_layers() -> None:
+    findings = Findings()
+    layers._not_computed(findings, "these", ValueError("No dot product attention backend is available for the provided inputs."))
+    layers._not_computed(findings, "those", RuntimeError("CUDA error: an illegal memory access"))
+    assert [what for what, _ in findings.untried] == ["these"]
+    assert findings.failures == ["those: RuntimeError: CUDA error: an illegal memory access"]
+
+
 # packings
 
 
@@ -175,15 +183,13 @@ def test_metrics_that_differ_are_found(before: dict[str, Any], after: dict[str, 
 
 def test_a_run_that_fails_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="exit code 2"):
-        resuming._wait(resuming._train("no_such_recipe"))
+        resuming.train("no_such_recipe")
 
 
 # two GPUs, versions
 
 
 def test_one_gpu_is_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = MachineSize(torch.device("cuda", 0), "bfloat16", QWEN2_5_1_5B, tokens=4096)
-    monkeypatch.setattr(two_ranks, "machine_size", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     findings = Findings()
     two_ranks.run(findings)
@@ -193,7 +199,7 @@ def test_one_gpu_is_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.distributed
 def test_a_rank_that_fails_is_named(tmp_path: Path) -> None:
-    (tmp_path / "0.yaml").write_text("no_such_section: {}\n")
+    (tmp_path / "model").write_text("a file, where the model's folder should be")
     with pytest.raises(RuntimeError, match="rank 0 ended with exit code"):
         two_ranks._run_ranks(tmp_path)
 

@@ -96,6 +96,9 @@ def save_random_model(folder: Path, size: MachineSize) -> Path:
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(models_folder() / "tiny-decompose" / name, folder / name)
+    del model
+    if size.device.type == "cuda":
+        torch.cuda.empty_cache()  # a server that is started next counts what is free
     return folder
 
 

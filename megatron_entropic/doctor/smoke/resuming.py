@@ -1,6 +1,10 @@
-"""Part `resume`: a run of five steps, and one of three that a new process resumes. Their last two steps must be the same."""
+"""Part `resume`: a run of five steps, and a copy of it that a new process resumes from its third. The last two must be the same.
+
+Both take the fourth step from the same weights: on a GPU two runs from the start would differ by then, as they sample.
+"""
 
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +23,7 @@ _SETTINGS = (
     "trainer.report=false",
     "trainer.tensorboard=false",
     "trainer.export_hf=false",
+    f"checkpoint.every={SAVED_AT}",
 )
 _TIMES = ("time/", "perf/")
 _ON_A_GPU = 2e-2
@@ -26,15 +31,14 @@ _ON_A_GPU = 2e-2
 
 
 def run(findings: Findings) -> None:
-    """The two runs begin side by side; each is the command that a user types."""
-    folder = Path(tempfile.mkdtemp())
-    findings.step(f"a run of {STEPS} steps, and one of {SAVED_AT}")
-    whole = _train("quickstart", f"run.dir={folder / 'whole'}", f"trainer.steps={STEPS}", *_SETTINGS)
-    parts = _train("quickstart", f"run.dir={folder / 'parts'}", f"trainer.steps={SAVED_AT}", *_SETTINGS)
-    _wait(parts, whole)
-    findings.step("resuming the second in a new process")
-    _wait(_train(str(folder / "parts"), "--resume", f"trainer.steps={STEPS}"))
-    expected, resumed = (metrics_of(folder / name) for name in ("whole", "parts"))
+    """Each run is the command that a user types."""
+    whole, parts = (Path(tempfile.mkdtemp()) / name for name in ("whole", "parts"))
+    findings.step(f"a run of {STEPS} steps that saves after {SAVED_AT}")
+    train("quickstart", f"run.dir={whole}", f"trainer.steps={STEPS}", *_SETTINGS)
+    _copy_as_saved(whole, parts)
+    findings.step(f"resuming after step {SAVED_AT} in a new process")
+    train(str(parts), "--resume")
+    expected, resumed = metrics_of(whole), metrics_of(parts)
     findings.expect(len(resumed) == len(expected) == STEPS, f"steps done: {len(expected)} in one run, {len(resumed)} in two")
     differences = differing(expected[SAVED_AT:], resumed[SAVED_AT:])
     worst = max(differences.values(), default=0.0)
@@ -54,15 +58,21 @@ def run(findings: Findings) -> None:
         findings.expect(not differences, f"metrics that differ after resuming: {', '.join(differences)}")
 
 
-def _train(*arguments: str) -> "subprocess.Popen[bytes]":
+def train(*arguments: str) -> None:
+    """`megatron-entropic train ARGUMENTS`. Raises RuntimeError when it fails."""
     command = [sys.executable, "-m", "megatron_entropic.cli", "train", *arguments]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    if code := subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
+        raise RuntimeError(f"train {' '.join(arguments)} ended with exit code {code}")
 
 
-def _wait(*runs: "subprocess.Popen[bytes]") -> None:
-    codes = [run.wait() for run in runs]
-    if any(codes):
-        raise RuntimeError(f"`train` ended with exit code {max(codes, key=abs)}")
+def _copy_as_saved(whole: Path, parts: Path) -> None:
+    """A copy of the run as a kill after its first checkpoint leaves it: later checkpoints are not there."""
+    shutil.copytree(whole, parts)
+    checkpoints, kept = parts / "checkpoints", f"step-{SAVED_AT:06d}"
+    for folder in checkpoints.glob("step-*"):
+        if folder.name != kept:
+            shutil.rmtree(folder)
+    (checkpoints / "latest").write_text(f"{kept}\n")
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:

@@ -10,23 +10,22 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_entropic.config import ParallelConfig
-from megatron_entropic.config.loading import save_config
 from megatron_entropic.doctor.smoke.findings import Findings
-from megatron_entropic.doctor.smoke.machine_size import MachineSize, machine_size, save_random_model
-from megatron_entropic.doctor.smoke.packings import packing_config, shallow
+from megatron_entropic.doctor.smoke.resuming import train
 from megatron_entropic.observability.metrics import read_metrics
 
+_TIMEOUT_S = 120.0
 LAYOUTS = {
-    "data 2": ParallelConfig(data=2),
-    "tensor 2, sequence parallel": ParallelConfig(tensor=2, sequence=True),
-    "pipeline 2": ParallelConfig(pipeline=2),
+    "data 2": ParallelConfig(data=2, timeout_s=_TIMEOUT_S),
+    "tensor 2, sequence parallel": ParallelConfig(tensor=2, sequence=True, timeout_s=_TIMEOUT_S),
+    "pipeline 2": ParallelConfig(pipeline=2, timeout_s=_TIMEOUT_S),
 }
 """The first has the whole model on each rank: the others are compared with it."""
 _LIMITS = {"float32": 2e-4, "bfloat16": 0.1}
@@ -45,25 +44,20 @@ _RUN = (
 
 def run(findings: Findings) -> None:
     """The layouts first; then three steps of `train`, where there are two GPUs."""
-    size = machine_size()
-    gpus = torch.cuda.device_count() if size.device.type == "cuda" else 0
+    gpus = torch.cuda.device_count()
     if gpus == 1:
         findings.cannot("layouts of two ranks, NCCL, and `train` with a server of its own", "they need two GPUs; here is one")
         return
-    compare_layouts(findings, shallow(size))
+    compare_layouts(findings)
     if gpus:
         _train(findings)
     else:
         findings.cannot("NCCL, and `train` with a server of its own", "they need two GPUs; here is none")
 
 
-def compare_layouts(findings: Findings, size: MachineSize) -> None:
+def compare_layouts(findings: Findings) -> None:
     """Log-probs and gradient norm of one batch in each layout, by one pair of processes."""
-    findings.step(f"making a model: {size.model_text}")
     folder = Path(tempfile.mkdtemp())
-    model = save_random_model(folder / "model", size)
-    for number, layout in enumerate(LAYOUTS.values()):
-        save_config(replace(packing_config(model, size), parallel=replace(layout, timeout_s=120.0)), folder / f"{number}.yaml")
     findings.step(f"two ranks: {'; '.join(LAYOUTS)}")
     _run_ranks(folder)
     whole, *others = (_measured(folder / f"{number}.json") for number in range(len(LAYOUTS)))
@@ -76,7 +70,7 @@ def compare_layouts(findings: Findings, size: MachineSize) -> None:
             log_prob_max=float(apart_N.max()),
             grad_norm=grad_norm,
         )
-        limit = _LIMITS[size.dtype]
+        limit = _LIMITS[found["dtype"]]
         findings.at_most(f"{name}: difference of the log-probs from the whole model's", float(apart_N.mean()), limit)
         findings.at_most(f"{name}: difference of the gradient norm from the whole model's, relative", grad_norm, limit)
 
@@ -94,9 +88,13 @@ def _run_ranks(folder: Path) -> None:
         for rank in range(2)
     ]
     try:
-        for rank, process in enumerate(ranks):
-            if code := process.wait():
-                raise RuntimeError(f"rank {rank} ended with exit code {code}")
+        codes: list[int | None] = [None]
+        while None in codes:
+            time.sleep(0.1)
+            codes = [process.poll() for process in ranks]
+            for rank, code in enumerate(codes):
+                if code:
+                    raise RuntimeError(f"rank {rank} ended with exit code {code}")
     finally:
         for process in ranks:
             process.kill()
@@ -112,17 +110,14 @@ def _train(findings: Findings) -> None:
     """The tiny model trains on the first GPU; its server, on the second, gets its weights over NCCL."""
     findings.step(f"{_STEPS} steps of train quickstart")
     run_dir = findings.kept  # for its logs
-    command = [sys.executable, "-m", "megatron_entropic.cli", "train", "quickstart", f"run.dir={run_dir}", *_RUN]
-    code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
-    findings.expect(code == 0, f"train quickstart {' '.join(_RUN)} ended with exit code {code}")
-    if code == 0:
-        lines = read_metrics(run_dir / "metrics.jsonl")
-        findings.expect(len(lines) == _STEPS, f"{len(lines)} steps of {_STEPS} in metrics.jsonl")
-        findings.found(
-            "train with a server on the second GPU",
-            steps=str(len(lines)),
-            weights="over NCCL",
-            gap_max=max(float(line["rollout/logprob_gap"]) for line in lines),
-            last_step_s=float(lines[-1]["time/step_s"]),
-            last_sync_s=float(lines[-1]["time/sync_s"]),
-        )
+    train("quickstart", f"run.dir={run_dir}", *_RUN)
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    findings.expect(len(lines) == _STEPS, f"{len(lines)} steps of {_STEPS} in metrics.jsonl")
+    findings.found(
+        "train with a server on the second GPU",
+        steps=str(len(lines)),
+        weights="over NCCL",
+        gap_max=max(float(line["rollout/logprob_gap"]) for line in lines),
+        last_step_s=float(lines[-1]["time/step_s"]),
+        last_sync_s=float(lines[-1]["time/sync_s"]),
+    )
