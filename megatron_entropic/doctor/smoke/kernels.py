@@ -1,5 +1,6 @@
 """Part `kernels`: token statistics and the output layer against float64, and their speed beside what the device can do."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -48,12 +49,9 @@ def run(findings: Findings) -> None:
         _check_errors(findings, size, device, dtype)
     findings.step("speed")
     _measure_speed(findings, size, device)
-    absent: dict[str, list[str]] = {}
-    for case in cases(device):
-        if case.package and case.missing:
-            absent.setdefault(f"{case.package}: {case.missing}", []).append(f"{case.group}, {case.name}")
-    for why, names in absent.items():
-        findings.cannot("; ".join(names), why)
+    absent = Counter((case.package, case.missing) for case in cases(device) if case.package and case.missing)
+    for (package, why), count in absent.items():
+        findings.cannot(f"{package}, {count} case{'s' * (count != 1)}", why)
 
 
 def _check_errors(findings: Findings, size: ProblemSize, device: str, dtype: torch.dtype) -> None:

@@ -31,8 +31,8 @@ from megatron_entropic.rollout.vllm.fleet import VLLMFleet, make_fleet
 from megatron_entropic.trainer import make_samples, update_policy
 
 _STARTUP_S = 300.0
-_LR = 1e-3
-"""So much that an update which did not reach the server would be seen, in bfloat16 too."""
+_MOVED = 0.25
+"""Learning rate x hidden size x layers: Adam's first step moves each weight by the rate, and log-probs by some tenths of a nat."""
 
 
 def run(findings: Findings) -> None:
@@ -72,11 +72,14 @@ def _serve(findings: Findings, cfg: Config, fleet: VLLMFleet, policy: Policy, si
         gap = f"|trainer - sampler| log-prob is {mean:.3g} nats in the mean, {largest:.3g} at most"
         findings.expect(bounds is None or not bounds.exceeded(largest, mean), f"weight version {version}: {gap}; above {bounds}")
         if version == 0:
-            _send(findings, fleet, policy, batch)
+            _send(findings, fleet, policy, batch, gap=mean)
 
 
-def _send(findings: Findings, fleet: VLLMFleet, policy: Policy, batch: Batch) -> None:
-    """Sends the updated weights, and says how far they are from those of before: what a gap of old weights would be."""
+def _send(findings: Findings, fleet: VLLMFleet, policy: Policy, batch: Batch, gap: float) -> None:
+    """Sends the updated weights, and says how far they are from those of before: the gap of a server that kept the old ones.
+
+    `gap` is the mean one between trainer and server, of equal weights.
+    """
     findings.step("sending the updated weights")
     start = time.monotonic()
     fleet.sync_weights(policy.weights(), version=1)  # raises where the server's checksum is another
@@ -86,7 +89,8 @@ def _send(findings: Findings, fleet: VLLMFleet, policy: Policy, batch: Batch) ->
     sampled_N = torch.cat([torch.as_tensor(held(sample).sampler_log_probs) for sample in batch.samples])
     moved = float((batch.old_log_probs_N.cpu() - sampled_N).abs().mean())
     findings.found("weights sent over gloo", seconds=seconds, checksum="equal on both sides", the_update_moved_log_probs_by=moved)
-    findings.expect(moved > 0.05, f"the update moved log-probs by {moved:.3g} nats: too little to see whether it arrived")
+    if moved < 2 * gap:
+        findings.cannot("seeing the update in the log-probs", f"it moved them by {moved:.3g} nats, and rounding does by {gap:.3g}")
 
 
 def _rewards(rollouts: Sequence[Rollout]) -> list[float]:
@@ -103,6 +107,6 @@ def serving_config(model: Path, run_dir: Path, size: MachineSize) -> Config:
         parallel=ParallelConfig(),
         batch=BatchConfig(prompts_per_step=8, samples_per_prompt=4, max_tokens_per_micro_batch=size.tokens),
         control=ControlConfig(kind="entropic", target_entropy=1.0),
-        optimizer=OptimizerConfig(lr=_LR),
+        optimizer=OptimizerConfig(lr=_MOVED / (size.shape["hidden_size"] * size.shape["num_hidden_layers"])),
         rollout=RolloutConfig(engine="vllm", servers=1, max_new_tokens=32, startup_timeout_s=_STARTUP_S, **shared),
     )
