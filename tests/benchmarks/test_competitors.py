@@ -187,6 +187,7 @@ def test_gpu_script_runs_every_step_and_names_the_failed(tmp_path: Path) -> None
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHON": str(python)}, stdout=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stdout.count("== benchmark of token statistics") == 4  # two of them, begun and done
+    assert "-m megatron_entropic.cli doctor --gpu-smoke --json" in done.stdout
     assert "FAILED: kernels against their definition\nFAILED: real sizes, and two tensor ranks" in done.stdout
 
 
