@@ -59,7 +59,8 @@ def driver_versions() -> str | None:
         return None
     done = subprocess.run(QUERY, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise MachineError(f"nvidia-smi: {(done.stdout + done.stderr).strip().splitlines()[:1]}; needed: a driver of {DRIVER} or newer")
+        reason = (done.stdout + done.stderr).strip().partition("\n")[0]
+        raise MachineError(f"nvidia-smi: {reason}; needed: a driver of {DRIVER} or newer")
     return done.stdout
 
 
@@ -153,7 +154,7 @@ def torch_problem(version: str, cuda: str | None) -> str | None:
     if cuda is None:
         return f"torch {version} is built for CPUs: leave out the index or folder of pip's configuration that has it (pip config list)"
     if int(cuda.partition(".")[0]) != CUDA:
-        return f"torch {version} is built for CUDA {cuda}, not {CUDA}: leave out the index of pip's configuration that has it (pip config list)"
+        return f"torch {version} is built for CUDA {cuda}: leave out the index of pip's configuration that has it (pip config list)"
     return None
 
 

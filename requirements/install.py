@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{', '.join(lacking)}: not in the configured index, hence from {options.local_index}", 0.0, end="\n")
         status, lines = pip_install(lacking, [*pip_options, "--index-url", options.local_index])
         if not status:
-            status, lines = pip_install(pins, pip_options)
+            status, lines = pip_install([pin for pin in pins if pin not in lacking], pip_options)
     if status:
         sys.stdout.writelines(["\n", *lines[-SHOWN_ON_FAILURE:]])
     return status
