@@ -258,6 +258,24 @@ def test_the_launcher_needs_no_more_than_python_3_9() -> None:
         assert not foreign, path
 
 
+def test_jobs_run_in_the_environment_for_gpus_where_it_was_made(tmp_path: Path) -> None:
+    for made in (".venv", ".venv-gpu"):
+        python = tmp_path / made / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.touch(mode=0o755)
+
+    def chosen(**environ: str) -> str:
+        script = f'root={tmp_path}; source {ROOT / "slurm" / "environment.sh"}; echo "$python"'
+        return subprocess.run(
+            ["bash", "-euc", script], env={"PATH": "/bin", **environ}, text=True, capture_output=True, check=True
+        ).stdout
+
+    assert chosen() == f"{tmp_path}/.venv/bin/python\n", "the other is not finished"
+    (tmp_path / ".venv-gpu" / ".installed").touch()
+    assert chosen() == f"{tmp_path}/.venv-gpu/bin/python\n"
+    assert chosen(ENTROPIC_PYTHON="/bin/true") == "/bin/true\n"
+
+
 @pytest.mark.slurm
 @pytest.mark.usefixtures("cluster")
 def test_scripts_pass_shellcheck() -> None:
