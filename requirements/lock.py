@@ -64,7 +64,7 @@ def uv_command(made: Path, cache: Path | None) -> list[str]:
     """For the machines of the file, not this one."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "setup.py", f"--output-file={made}"]
     command += [f"--extra={name}" for name in EXTRAS]
-    command += ["--config-file=requirements/uv.toml", "--python-version=3.11", "--python-platform=x86_64-manylinux_2_28"]
+    command += ["--config-file=requirements/uv.toml", "--python-version=3.11", "--python-platform=x86_64-manylinux_2_31"]
     command += ["--no-annotate", "--no-header", "--index-strategy=unsafe-best-match"]  # like pip: the best version of all indexes
     return command if cache is None else [*command, f"--cache-dir={cache}"]
 
@@ -76,13 +76,18 @@ def pip_config() -> str:
 
 
 def index_settings(config: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """uv's environment variables for the indexes and the certificate that pip is configured for; what is set for uv already stays.
+    """uv's environment variables for the indexes, certificate and patience that pip is configured for; what is set for uv stays.
 
     Folders of wheels are left out: whatever lies there, such as a torch for CPUs, is this machine's and not in the index.
     """
     found: dict[str, str] = dict(re.findall(r"^(?:\w+|:env:)\.([\w-]+)='(.*)'$", config, flags=re.MULTILINE))
     extra = [url for url in found.get("extra-index-url", "").split() if not url.startswith("file:")]
-    settings = {"UV_DEFAULT_INDEX": found.get("index-url", ""), "UV_INDEX": " ".join(extra), "SSL_CERT_FILE": found.get("cert", "")}
+    settings = {
+        "UV_DEFAULT_INDEX": found.get("index-url", ""),
+        "UV_INDEX": " ".join(extra),
+        "SSL_CERT_FILE": found.get("cert", ""),
+        "UV_HTTP_TIMEOUT": found.get("timeout") or found.get("default-timeout", ""),
+    }
     return {name: value for name, value in settings.items() if value and name not in environ}
 
 

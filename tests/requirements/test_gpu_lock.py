@@ -59,15 +59,18 @@ def test_versions_of_the_cpu_environment_are_kept_first() -> None:
 
 def test_it_is_resolved_with_the_index_that_pip_is_configured_for() -> None:
     config = (
-        ":env:.find-links='/wheels'\nglobal.cert='/etc/cert.crt'\nglobal.index-url='https://mirror.example/simple'\n"
+        ":env:.find-links='/wheels'\nglobal.timeout='90'\nglobal.cert='/etc/cert.crt'\nglobal.index-url='https://mirror.example/simple'\n"
         "global.extra-index-url='file:///disk https://more.example/simple'\n"
     )
     assert index_settings(config, {}) == {
         "UV_DEFAULT_INDEX": "https://mirror.example/simple",
         "UV_INDEX": "https://more.example/simple",
         "SSL_CERT_FILE": "/etc/cert.crt",
+        "UV_HTTP_TIMEOUT": "90",
     }
-    assert index_settings(config, {"UV_DEFAULT_INDEX": "set", "SSL_CERT_FILE": "set"}) == {"UV_INDEX": "https://more.example/simple"}
+    assert index_settings(config, dict.fromkeys(("UV_DEFAULT_INDEX", "SSL_CERT_FILE", "UV_HTTP_TIMEOUT"), "set")) == {
+        "UV_INDEX": "https://more.example/simple"
+    }
     assert index_settings("", {}) == {}
 
 
