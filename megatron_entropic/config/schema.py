@@ -97,6 +97,11 @@ class ParallelConfig:
         description="a collective that takes longer, or a rank silent for so long, ends the run; generation and such do not count",
     )
 
+    device: Literal["auto", "cpu"] = Field(
+        default="auto",
+        description="auto: GPUs where the machine has any, and an error where torch cannot use them; cpu: the CPU, whatever there is",
+    )
+
     @property
     def world_size(self) -> int:
         return self.tensor * self.pipeline * self.context * self.data
@@ -204,6 +209,10 @@ ENGINE_ENTRY_POINTS = "megatron_entropic.rollout_engines"
 EngineName = Annotated[str, AfterValidator(lambda name: check_name(name, ENGINES, ENGINE_ENTRY_POINTS))]
 
 
+ALONE, SHARED = 0.85, 0.4
+"""Fractions of a GPU's memory for a server that has the GPU to itself, and for one on a training rank's."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
     """Engine and sampling of the rollouts."""
@@ -233,7 +242,15 @@ class RolloutConfig:
     base_port: int = Field(default=0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
     host: str = Field(default="127.0.0.1", description="address the servers listen on and are reached at")
     memory_gb: float = Field(default=0.5, gt=0, description="KV cache of each server on a CPU, GiB")
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="fraction of GPU memory a server may take")
+    gpu_memory_utilization: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        default="auto",
+        description=f"fraction of GPU memory a server may take; auto: {ALONE:g}, with share_gpu {SHARED:g}",
+    )
+    share_gpu: bool = Field(
+        default=False,
+        description="run the servers on the training ranks' GPUs instead of others, for machines with one GPU; weights then go over "
+        "gloo, through host memory, because NCCL takes a GPU once",
+    )
     startup_timeout_s: float = Field(default=600.0, gt=0, description="a server not ready by then ends the run")
     request_timeout_s: float = Field(default=600.0, gt=0, description="a generation request that takes longer ends the run")
     sync_timeout_s: float = Field(default=300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
@@ -243,6 +260,24 @@ class RolloutConfig:
         "max_staleness, of the mean, too, and warn well below that; 0 is off. See docs/rollouts.md",
     )
     server_args: tuple[str, ...] = Field(default=(), description="further arguments for the vLLM server, as on its command line")
+
+    @property
+    def gpu_memory_fraction(self) -> float:
+        """Fraction of a GPU's memory that a server on it may take."""
+        if self.gpu_memory_utilization == "auto":
+            return SHARED if self.share_gpu else ALONE
+        return self.gpu_memory_utilization
+
+    @model_validator(mode="after")
+    def _sharing_is_possible(self) -> "RolloutConfig":
+        if self.share_gpu and self.engine != "vllm":
+            raise ValueError(f"rollout.share_gpu=true is about vLLM servers; rollout.engine={self.engine} has none")
+        if self.share_gpu and self.fleet_dir is not None:
+            raise ValueError(
+                f"rollout.share_gpu=true, but the servers announced in rollout.fleet_dir={self.fleet_dir} are not the run's own: they "
+                "get their weights over NCCL, for which each has a GPU to itself; set one of the two"
+            )
+        return self
 
     @field_validator("fleet_dir", "replay_path")
     @classmethod
@@ -321,7 +356,8 @@ class TrainerConfig:
     export_hf: bool = Field(default=True, description="write the final policy as a Hugging Face directory under hf/")
     tensorboard: bool = Field(default=True, description="write TensorBoard events under logs/tensorboard")
     report: bool = Field(
-        default=True, description="draw report.html and plots/ when training ends; `megatron-entropic report RUN_DIR` draws them at any time"
+        default=True,
+        description="draw report.html and plots/ when training ends; `megatron-entropic report RUN_DIR` draws them at any time",
     )
     trackers: tuple[str, ...] = Field(
         default=(), description=f"further trackers that each step's metrics go to: of installed packages, or {FORMS} of yours"

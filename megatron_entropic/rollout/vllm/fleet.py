@@ -100,7 +100,7 @@ class VLLMFleet:
                 self.launch()
             self._wait_ready(deadline)
             self._vocabulary = Vocabulary(load_tokenizer(self.model_dir))
-            self._sync = WeightSync(self.servers, make_transport(self.cfg.tensor), self.cfg.sync_timeout_s)
+            self._sync = WeightSync(self.servers, make_transport(self.cfg), self.cfg.sync_timeout_s)
             self._sync.connect()
             for server in self.servers:
                 server.call("POST", "/update_weight_version", timeout_s=self.cfg.sync_timeout_s, json={"new_version": "0"})
