@@ -22,7 +22,8 @@ _OF_THE_JOB = (
     "SLURM_TASKS_PER_NODE",
     "SLURM_CPUS_PER_TASK",
     "SLURM_DISTRIBUTION",
-    # With these each task would see GPUs of its own only, and those left for the servers none.
+    # With these each task would see GPUs of its own only, and those left for the servers none. Without them all see the job's; with
+    # --gpu-bind=none instead SLURM would not say which GPUs are the job's, and tasks might take another job's.
     "SLURM_GPUS_PER_TASK",
     "SLURM_TRES_PER_TASK",
     "SLURM_NTASKS_PER_GPU",
@@ -117,8 +118,6 @@ def srun_command(request: StepRequest, container: Container) -> list[str]:
     if len(request.groups) == 1:
         flags += [f"--nodes={nodes}", f"--ntasks={nodes * request.tasks_per_node}"]
     flags += [f"--ntasks-per-node={request.tasks_per_node}"]
-    if any(group.gpus_per_node for group in request.groups):
-        flags += ["--gpu-bind=none"]  # a rank takes the GPU of its local rank, rank 0 gives its servers the others
     if request.bind_cpus:
         cores = max(1, min(group.cpus_per_node for group in request.groups) // request.tasks_per_node)
         flags += [f"--cpus-per-task={cores}", "--cpu-bind=cores"]

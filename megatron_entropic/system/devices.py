@@ -10,7 +10,7 @@ from megatron_entropic.errors import ReportedError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _RANKS = "LOCAL_WORLD_SIZE"
-_SHOW_ALL = "a SLURM step with --gpu-bind=none, and without --gpus-per-task, shows all GPUs to every task"
+_SHOW_ALL = "an srun without --gpus-per-task, --ntasks-per-gpu and --gpu-bind shows all of the job's GPUs to every task"
 
 
 class PlacementError(ReportedError, RuntimeError):
