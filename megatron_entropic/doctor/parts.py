@@ -1,6 +1,7 @@
 """The implementation of each part of a run on this machine, asked of the code that chooses it."""
 
 import importlib.util
+import logging
 from collections.abc import Callable
 
 import torch
@@ -64,8 +65,11 @@ def _layers(cfg: Config) -> str:
 
 def _optimizer() -> str:
     """Whose Adam Megatron-Core found when it was imported."""
-    from megatron.core import optimizer
-
+    logging.disable(logging.INFO)  # on being imported it tells of its other parts
+    try:
+        from megatron.core import optimizer
+    finally:
+        logging.disable(logging.NOTSET)
     package = str(optimizer.Adam.__module__).partition(".")[0]
     return _ADAMS.get(package, package)
 

@@ -1,5 +1,6 @@
 """Who gets which GPU: ranks and servers of a node never share one, whatever started them. No GPU is needed to compute it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -190,3 +191,13 @@ def test_servers_of_a_run_that_train_started_are_on_other_gpus_than_its_ranks(mo
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     cfg = RolloutConfig(servers=2, tensor=2)
     assert [command_line._gpu_environment(cfg, server)["CUDA_VISIBLE_DEVICES"] for server in range(2)] == ["4,5", "6,7"]
+
+
+@pytest.mark.parametrize(("listed", "gpu"), [(None, "0"), ("3", "3"), ("GPU-aa", "GPU-aa")])
+def test_an_evaluation_uses_the_only_gpu_of_a_machine(listed: str | None, gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(os, "environ", {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed})
+    with pytest.raises(PlacementError, match=r"rollout\.share_gpu=true"):
+        command_line._gpu_environment(RolloutConfig(), 0)
+    without_training_ranks(os.environ)
+    assert command_line._gpu_environment(RolloutConfig(), 0)["CUDA_VISIBLE_DEVICES"] == gpu
