@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from megatron_entropic.doctor.gpus import inspect_gpus, libraries
+from megatron_entropic.doctor.gpus import busy_gpus, inspect_gpus, libraries
 from megatron_entropic.doctor.machine import cores, free_bytes, temporary_folder, write_problem
 from megatron_entropic.doctor.model import model_fingerprint, model_problem
 from megatron_entropic.doctor.reach import Answering, reach_all
@@ -19,8 +19,6 @@ from megatron_entropic.doctor.versions import source_fingerprint, versions
 from megatron_entropic.system.devices import ask_for_cpu
 
 MARK = "PREFLIGHT "
-_BUSY_MIB = 2048
-"""GPU memory in use above which another process must be on the GPU: an idle one holds some hundred MiB."""
 
 
 def main() -> None:
@@ -54,12 +52,7 @@ def node_facts(model: Path, run_dir: Path, problems: list[str]) -> dict[str, Any
     tmp = temporary_folder()
     unreadable = model_problem(model)
     gpus, unusable = inspect_gpus()
-    checks = [unreadable, write_problem(run_dir), write_problem(tmp), *unusable]
-    for number, gpu in enumerate(gpus):
-        if gpu.used > _BUSY_MIB:
-            checks.append(f"GPU {number} is in use already: {gpu.used} MiB are taken")
-        if gpu.uncorrected:
-            checks.append(f"GPU {number} has {gpu.uncorrected} uncorrected memory errors")
+    checks = [unreadable, write_problem(run_dir), write_problem(tmp), *unusable, *busy_gpus(gpus)]
     return {
         "host": socket.gethostname(),
         "problems": [*problems, *(check for check in checks if check)],

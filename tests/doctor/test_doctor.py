@@ -115,6 +115,7 @@ def test_the_optimizer_is_the_one_that_megatron_core_found(monkeypatch: pytest.M
 def test_packages_that_a_chosen_path_needs_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing_parts(Config()) == []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert missing_parts(Config()) == ["rollout.engine=vllm: vLLM 0.32.0 (CPU build, which does not fit this machine)"]
     monkeypatch.setattr(parts, "importable", lambda module: False)
     assert [problem.partition(",")[0] for problem in missing_parts(Config(model=ModelConfig(layer_spec="transformer_engine")))] == [
         "rollout.engine=vllm",
@@ -136,10 +137,19 @@ def test_gpus_that_torch_does_not_see_are_a_problem_of_doctor_and_of_preflight(m
     assert gpus.inspect_gpus() == ([H100], [])
 
 
-def test_slices_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_and_what_else_makes_a_gpu_unfit_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "unseen_gpus", lambda: None)
+    monkeypatch.setattr(gpus, "find_gpus", lambda: [H100, dataclasses.replace(H100, sliced=True, uncorrected=2, used=9000)])
+    found, problems = gpus.inspect_gpus()
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "GPU 1 (NVIDIA H100 80GB HBM3) shows itself as a slice of a GPU (MIG); NCCL does not communicate between slices, and a process "
+        "sees only one",
+        "GPU 1 has 2 uncorrected memory errors",
+    ]
+    assert gpus.busy_gpus(found) == ["GPU 1 is in use already: 9000 MiB are taken"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(gpus, "find_gpus", lambda: [dataclasses.replace(H100, sliced=True)])
-    assert "shows itself as a slice of a GPU (MIG)" in gpus.inspect_gpus()[1][0]
+    assert (gpus.inspect_gpus()[1], gpus.busy_gpus(found)) == ([], []), "the CPU is asked for"
 
 
 def test_cudas_libraries_are_told_where_torch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
