@@ -81,7 +81,13 @@ def test_a_run_says_in_one_line_that_its_gpus_are_not_seen(tmp_path: Path) -> No
     program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 550.54, 81559, 3, 0, Disabled'\n")
     program.chmod(0o755)
     environ = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    settings = ["rollout.engine=local", "trainer.steps=0", "trainer.export_hf=false", f"run.dir={tmp_path / 'run'}"]
+    settings = [
+        "parallel.tensor=1",
+        "rollout.engine=local",
+        "trainer.steps=0",
+        "trainer.export_hf=false",
+        f"run.dir={tmp_path / 'run'}",
+    ]
     refused = megatron_entropic("train", "quickstart", *settings, environ=environ)
     assert refused.code == 1
     errors = [line for line in refused.output.splitlines() if "error: " in line]
