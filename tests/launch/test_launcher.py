@@ -21,6 +21,22 @@ SRUN = {
 }
 
 
+LIGHT = """import sys
+import megatron_entropic.cli
+import megatron_entropic.observability.report
+from megatron_entropic.config.loading import load_config
+from megatron_entropic.start_checks.start import check_start
+check_start(load_config("quickstart"))
+print([heavy for heavy in ("torch", "megatron.core", "transformers", "vllm") if heavy in sys.modules])
+"""
+
+
+def test_what_starts_and_reports_imports_nothing_heavy() -> None:
+    """It takes two seconds and 300 MB, in every start, to import torch."""
+    done = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_torchruns_variables_are_taken_as_they_are() -> None:
     environ = {"RANK": "3", "WORLD_SIZE": "4", **SRUN}
     assert given_rank(environ) == 3
