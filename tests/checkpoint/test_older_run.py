@@ -14,7 +14,11 @@ OLDER = Path(__file__).with_name("data") / "run_before_the_rooms"
 """Four steps of a tiny random model, EntroPIC and AEnt together, checkpoint after the second; with the model it began from."""
 NOT_COMPARED = ("time/", "perf/")
 SAME = 1e-5
-"""Relative: the processor that wrote it may have added in another order."""
+"""Relative: the processor that wrote it may have added in another order, or with another number of threads."""
+ESTIMATED = 1e-3
+"""The same for what the controller infers from small differences of measurements."""
+ROUNDING = 1e-4
+"""Nats: bound of what is nothing but rounding, the log-prob gap of rollouts that this policy sampled."""
 
 
 @pytest.fixture
@@ -34,7 +38,9 @@ def assert_same_metrics(found: Path, expected: Path) -> None:
     for line, before in zip(ours, theirs, strict=True):
         for name, value in before.items():
             if not name.startswith(NOT_COMPARED):
-                assert line[name] == (value if value is None else pytest.approx(value, rel=SAME, abs=1e-7)), (line["step"], name)
+                rel = ESTIMATED if name.startswith("control/") else SAME
+                least = ROUNDING if name.startswith("rollout/logprob_gap") else 1e-7
+                assert line[name] == (value if value is None else pytest.approx(value, rel=rel, abs=least)), (line["step"], name)
 
 
 @pytest.mark.slow

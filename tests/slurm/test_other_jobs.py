@@ -148,7 +148,8 @@ wait
 @pytest.mark.distributed
 def test_two_steps_of_one_job_train_at_one_time(idle: Cluster, tmp_path: Path) -> None:
     """Under plain srun, of a script of the user's own; nobody tells them where to meet."""
-    settings = "rollout.engine=local trainer.steps=1 trainer.export_hf=false trainer.report=false batch.prompts_per_step=4 parallel.timeout_s=120"
+    settings = "rollout.engine=local trainer.steps=1 trainer.export_hf=false trainer.report=false "
+    settings += "batch.prompts_per_step=4 parallel.timeout_s=120"
     script = tmp_path / "two.sh"
     script.write_text(TWO_STEPS.format(root=ROOT, python=sys.executable, settings=settings, folder=tmp_path))
     command = ["sbatch", "--parsable", "--nodes=1", "--ntasks=2", f"--output={tmp_path}/job-%j.out", str(script)]

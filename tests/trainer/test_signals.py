@@ -33,6 +33,30 @@ SETTINGS = (
 )
 
 
+SLOW = """import os, time
+from pathlib import Path
+from megatron_entropic.algorithms.policy_loss import clipped_policy_loss
+
+updates = 0
+
+
+def slow(ratio_T, advantage_T, **settings):
+    global updates
+    updates += "RANK" in os.environ
+    if updates > {quick}:
+        Path("{begun}").touch()
+        time.sleep(60)
+    return clipped_policy_loss(ratio_T, advantage_T, **settings)
+"""
+
+
+def slow_update(folder: Path, quick: int = 0) -> tuple[Path, str]:
+    """What is there once a slow update has begun, and the setting that makes updates slow after the first `quick` ones."""
+    begun, file = folder / "begun", folder / "slow.py"
+    file.write_text(SLOW.format(quick=quick, begun=begun))
+    return begun, f"algorithm.policy_loss={file}:slow"
+
+
 def start(folder: Path, *settings: str) -> Running:
     return Running(folder, "train", "quickstart", *SETTINGS, *settings, f"run.dir={folder}")
 
@@ -121,15 +145,9 @@ def test_a_checkpoint_of_this_very_step_is_not_written_again(tmp_path: Path) -> 
 
 def test_a_second_signal_stops_at_once_without_saving(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    long = (
-        "batch.prompts_per_step=512",
-        "batch.samples_per_prompt=16",
-        "batch.max_tokens_per_micro_batch=2048",
-        "batch.mini_batches=8",
-    )
-    with start(folder, *long, "control.kind=none") as running:
-        assert running.wait_until(lambda: "step 1: 8192 rollouts generated" in running.log(), timeout=300)
-        time.sleep(1)  # rollouts are scored and recorded, the update begins
+    begun, slowly = slow_update(tmp_path)
+    with start(folder, slowly) as running:
+        assert running.wait_until(begun.exists)
         running.send(signal.SIGTERM)
         time.sleep(2.5)
         running.send(signal.SIGTERM)
@@ -142,15 +160,9 @@ def test_a_second_signal_stops_at_once_without_saving(tmp_path: Path) -> None:
 
 def test_a_run_that_cannot_save_within_the_grace_period_ends_without(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    long = (
-        "batch.prompts_per_step=512",
-        "batch.samples_per_prompt=16",
-        "batch.max_tokens_per_micro_batch=2048",
-        "batch.mini_batches=8",
-    )
-    with start(folder, *long, "control.kind=none", "checkpoint.grace_s=1") as running:
-        assert running.wait_until(lambda: "step 1: 8192 rollouts generated" in running.log(), timeout=300)
-        time.sleep(1)
+    begun, slowly = slow_update(tmp_path)
+    with start(folder, slowly, "checkpoint.grace_s=1") as running:
+        assert running.wait_until(begun.exists)
         running.send(signal.SIGUSR1)
         code = running.wait(120)
     assert code not in (0, EXIT_STOPPED), running.output
@@ -171,11 +183,11 @@ def test_the_first_ctrl_c_saves(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    slow = ("batch.prompts_per_step=512", "batch.samples_per_prompt=16", "batch.max_tokens_per_micro_batch=512")
-    with start(folder, *slow, "parallel.tensor=1", "control.kind=none", "trainer.steps=1000") as running:
-        assert running.wait_until(lambda: running.steps >= 1, timeout=300)
-        assert running.wait_until(lambda: "step 1: 8192 rollouts generated" in running.log(), timeout=300)
-        time.sleep(2)  # rollouts are scored and recorded, the update begins
+    begun, slowly = slow_update(tmp_path, quick=1)
+    whole = "batch.max_tokens_per_micro_batch=8192"  # one micro-batch an update
+    with start(folder, slowly, whole, "parallel.tensor=1", "trainer.steps=1000") as running:
+        assert running.wait_until(begun.exists)
+        assert running.steps == 1
         running.send(signal.SIGINT)
         time.sleep(0.5)
         running.send(signal.SIGINT)
