@@ -58,7 +58,7 @@ def unseen_gpus() -> str | None:
 
 def _why_none() -> str:
     if torch.version.cuda is None:
-        return "it is a build for CPUs; install the one for CUDA"
+        return "it is a build for CPUs; install the one for CUDA (`make env-gpu`)"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
