@@ -129,16 +129,15 @@ def checked_toolkit(release: str | None, missing: Sequence[str]) -> str:
 
 def after(without_gpu: bool) -> str:
     """What the environment has and sees. Raises MachineError when torch sees no GPU, or a package cannot be imported."""
-    torch = cuda_torch()
-    has = f"torch {torch.__version__}"
+    torch = cuda_torch()  # first: Transformer Engine finds NCCL only where torch has loaded it
+    imported("transformer_engine.pytorch")  # loads the extension that was compiled
+    has = ", ".join(f"{name} {imported(name).__version__}" for name in ("torch", "transformer_engine"))
     if without_gpu:
-        return f"{has}; not looked at without a GPU: vllm, transformer_engine"
+        return f"{has}; left for a machine with GPUs: vllm"
     if not torch.cuda.is_available():
         raise MachineError("torch sees no GPU: is CUDA_VISIBLE_DEVICES empty, or was the job or container given none? (nvidia-smi -L)")
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    versions = [f"{name} {imported(name).__version__}" for name in ("vllm", "transformer_engine")]
-    imported("transformer_engine.pytorch")  # loads the extension that was compiled
-    return ", ".join([has, *versions, f"{len(names)} x {names[0]}"])
+    gpus = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return f"{has}, vllm {imported('vllm').__version__}, {gpus}"
 
 
 def cuda_torch() -> Any:
