@@ -13,6 +13,7 @@ from tests.command_line import ROOT
 CPU, GPU = pins(CPU_LOCK.read_text()), pins(GPU_LOCK.read_text())
 DIFFERENT = {
     "torch": "built for CUDA",
+    "triton": "torch's own for CUDA; the CPU environment only interprets kernels",
     "apache-tvm-ffi": "vLLM for GPUs pins it",
 }
 """Packages of both environments in two versions, and why."""
@@ -30,7 +31,7 @@ def test_its_packages_are_of_the_versions_that_setup_py_names() -> None:
     assert GPU["transformer-engine-torch"] == named["transformer-engine"]
 
 
-def test_both_environments_have_the_same_versions_but_for_two() -> None:
+def test_both_environments_have_the_same_versions_but_for_three() -> None:
     assert {name for name in CPU.keys() & GPU.keys() if CPU[name] != GPU[name]} == DIFFERENT.keys()
     assert CPU.keys() - GPU.keys() == CPU_ONLY | DOCS
     assert CPU["torch"].partition("+")[0] == GPU["torch"]
