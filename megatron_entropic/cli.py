@@ -26,6 +26,7 @@ from megatron_entropic.launch.worker import ALLOW_FALLBACK, EXIT_FAILED, run_ran
 from megatron_entropic.observability.history import record_end, record_start
 from megatron_entropic.observability.lost_steps import last_written, lost_steps
 from megatron_entropic.system.atomic_files import empty_folder
+from megatron_entropic.system.devices import ask_for_cpu
 from megatron_entropic.system.folder_lock import TOKEN_VARIABLE, Fence, FolderLock
 from megatron_entropic.system.open_files import allow_open_files
 from megatron_entropic.system.shipped_files import version_text
@@ -148,6 +149,8 @@ def _train(options: argparse.Namespace) -> int:
     if flags and not options.resume:
         raise ConfigError(f"{' and '.join(flags)} go with --resume: only a resumed run has a checkpoint")
     cfg = _settings_of_run(options)
+    if cfg.parallel.device == "cpu":
+        ask_for_cpu(os.environ)
     allow_open_files(cfg.parallel.world_size, servers=cfg.rollout.engine == "vllm")
     rank = given_rank(os.environ)
     if rank not in (None, 0):

@@ -55,15 +55,41 @@ def read_allocation(environ: Mapping[str, str]) -> Allocation:
 
 def _group(environ: Mapping[str, str], number: int | None) -> Group:
     suffix = "" if number is None else f"_HET_GROUP_{number}"
-    gpus = environ.get(f"SLURM_GPUS_PER_NODE{suffix}", "")
-    if not gpus and not number:  # what the batch host sees; says nothing about other components
-        gpus = environ.get("SLURM_GPUS_ON_NODE", "")
+    nodes = expand(environ[f"SLURM_JOB_NODELIST{suffix}"])
     return Group(
-        nodes=expand(environ[f"SLURM_JOB_NODELIST{suffix}"]),
+        nodes=nodes,
         cpus_per_node=min(counts(environ.get(f"SLURM_JOB_CPUS_PER_NODE{suffix}", "1"))),
-        gpus_per_node=sum(int(count) for count in re.findall(r"(?:^|[:,])(\d+)(?=,|$)", gpus)),
+        gpus_per_node=_gpus_per_node(environ, suffix, len(nodes), batch_host=not number),
         het_group=number,
     )
+
+
+_SLICE = re.compile(r"(?:\b|_)\d+g\.\d+gb\b|\bMIG-")
+"""A slice as a kind of GPU, such as 1g.10gb or a100_1g.10gb, or by its UUID."""
+
+
+def _gpus_per_node(environ: Mapping[str, str], suffix: str, nodes: int, *, batch_host: bool) -> int:
+    """GPUs of each node of a group, from whichever way they were asked for; 0 where nothing says. Raises ClusterError for slices.
+
+    `batch_host`: this process's node is in the group, so what SLURM says of that counts.
+    """
+    words = [f"SLURM_{name}{suffix}" for name in ("GPUS_PER_NODE", "GPUS_PER_TASK", "TRES_PER_TASK", "GPUS")]
+    here = ["SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"] if batch_host else []
+    for name in [*words, *here]:
+        if _SLICE.search(environ.get(name, "")):
+            raise ClusterError(
+                f"{name}={environ[name]}: slices of GPUs (MIG), between which NCCL does not communicate: ask for whole GPUs"
+            )
+    of_node, of_task, of_any_task, of_job = (_gpus_in(environ.get(name, "")) for name in words)
+    tasks = min(counts(environ.get(f"SLURM_TASKS_PER_NODE{suffix}", "1")))
+    on_host = _gpus_in(environ.get("SLURM_GPUS_ON_NODE", "")) if batch_host else 0
+    return of_node or (of_task or of_any_task) * tasks or on_host or of_job // nodes
+
+
+def _gpus_in(text: str) -> int:
+    """GPUs that SLURM's words name: `8`, `h100:8`, `h100:4,a100:4`, or `cpu=4,gres/gpu:h100=1` among other resources."""
+    words = [word for word in text.split(",") if "=" not in word or "gpu" in word]
+    return sum(int(number[1]) for word in words if (number := re.search(r"(?:^|[:=])(\d+)$", word)))
 
 
 def counts(text: str) -> list[int]:

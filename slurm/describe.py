@@ -41,6 +41,8 @@ def describe(source: str, overrides: Sequence[str], sweep: Path | None = None, t
         server_gpus=cfg.rollout.tensor,
         model=str(cfg.model.hf_path),
         run_dir_bytes=_run_dir_bytes(cfg),
+        shares_gpus=cfg.rollout.share_gpu,
+        device=cfg.parallel.device,
     )
 
 

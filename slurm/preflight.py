@@ -67,6 +67,7 @@ class Preflight:
             self.run.run_dir,
             "--timeout",
             str(min(60.0, timeout_s / 2)),
+            f"--device={self.run.device}",
             *(f"{node}={node_address(node)}" for node in self.allocation.nodes),
         ]
         request = StepRequest(self.allocation.groups, 1, command, self.environ, kill_on_bad_exit=False)
@@ -78,6 +79,7 @@ class Preflight:
 
     def _all_reduce(self, timeout_s: float) -> tuple[dict[int, dict[str, Any]], list[str]]:
         command = [self.python, "-m", "megatron_entropic.doctor.all_reduce", "--timeout", str(min(120.0, timeout_s / 2))]
+        command += [f"--device={self.run.device}"]
         request = StepRequest([self.split.trainer], self.split.ranks_per_node, command, self.environ, kill_on_bad_exit=False)
         return self._reports(request, timeout_s)
 

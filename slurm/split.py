@@ -27,6 +27,10 @@ class Description:
     model: str
     run_dir_bytes: int
     """Upper bound of the size of checkpoints and exported model, roughly."""
+    shares_gpus: bool = False
+    """Whether servers run on the training ranks' GPUs."""
+    device: str = "auto"
+    """The run's parallel.device."""
 
     @classmethod
     def parse(cls, text: str) -> Description:
@@ -97,6 +101,11 @@ def _checked_fleet(run: Description, fleet: Group) -> Group | None:
     if not run.uses_servers:
         raise ClusterError(
             f"the run uses no vLLM servers, so {len(fleet.nodes)} nodes would idle: {', '.join(fleet.nodes)}; ask for fewer"
+        )
+    if run.shares_gpus:
+        raise ClusterError(
+            f"rollout.share_gpu=true has the servers on the ranks' GPUs, so {len(fleet.nodes)} nodes would idle: "
+            f"{', '.join(fleet.nodes)}; ask for fewer, or leave the setting away"
         )
     if run.servers < len(fleet.nodes):
         raise ClusterError(

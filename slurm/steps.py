@@ -22,6 +22,12 @@ _OF_THE_JOB = (
     "SLURM_TASKS_PER_NODE",
     "SLURM_CPUS_PER_TASK",
     "SLURM_DISTRIBUTION",
+    # With these each task would see GPUs of its own only, and those left for the servers none. Without them all see the job's; with
+    # --gpu-bind=none instead SLURM would not say which GPUs are the job's, and tasks might take another job's.
+    "SLURM_GPUS_PER_TASK",
+    "SLURM_TRES_PER_TASK",
+    "SLURM_NTASKS_PER_GPU",
+    "SLURM_GPU_BIND",
 )
 STOP_S = 30.0
 _LABELLED = re.compile(r"^ *(\d+): ?(.*)$")

@@ -74,6 +74,8 @@ def plan(
 ) -> tuple[str, bool]:
     """(the report, whether any layout fits). Raises ConfigError or ValueError naming the field and its legal values."""
     cfg = load_config(source, overrides)
+    if cfg.rollout.share_gpu:
+        raise ConfigError("rollout.share_gpu=true: a plan has GPUs of their own for training and rollouts; plan without it")
     arch = architecture_of(model_folder(cfg.model.hf_path).hf_dir)
     if problems := check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout):
         raise ConfigError("; ".join(problems))

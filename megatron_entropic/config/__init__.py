@@ -2,6 +2,7 @@
 
 schema.py     every setting: typed, bounded, documented dataclasses; one Config describes one run
 control.py    those of entropy control, and the presets of released code
+rollout.py    those of rollouts: engine, servers, sampling
 values.py     what a text means for a field of a type
 loading.py    how a Config is read from a recipe or a file, overridden and saved
 resume.py     what a resumed run may change of the settings it was saved with

@@ -4,7 +4,6 @@ A field's bounds and description live in the field itself, so the error for a ba
 all say the same. Unknown names are refused everywhere. How a Config is read, overridden and saved: loading.py.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,15 +12,12 @@ from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.control import ControlConfig as ControlConfig
+from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
+from megatron_entropic.config.rollout import expanded
 from megatron_entropic.system.named_functions import FORMS, check_name
 
 LONGEST_NAME = 80
 """Characters of a run's name."""
-
-
-def _expanded(path: Path | None) -> Path | None:
-    """The path with a `~` in front replaced by the home folder."""
-    return None if path is None else Path(os.path.expanduser(path))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -42,7 +38,7 @@ class RunConfig:
     @field_validator("dir")
     @classmethod
     def _in_the_home(cls, path: Path | None) -> Path | None:
-        return _expanded(path)
+        return expanded(path)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -70,7 +66,7 @@ class ModelConfig:
     @field_validator("hf_path")
     @classmethod
     def _in_the_home(cls, path: Path) -> Path:
-        return _expanded(path) or path
+        return expanded(path) or path
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -95,6 +91,11 @@ class ParallelConfig:
         default=600.0,
         gt=0,
         description="a collective that takes longer, or a rank silent for so long, ends the run; generation and such do not count",
+    )
+
+    device: Literal["auto", "cpu"] = Field(
+        default="auto",
+        description="auto: GPUs where the machine has any, and an error where torch cannot use them; cpu: the CPU, whatever there is",
     )
 
     @property
@@ -192,62 +193,6 @@ class OptimizerConfig:
     eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     clip_grad: float = Field(default=1.0, ge=0, description="clip the global gradient norm to this; 0 is off")
-
-
-ENGINES = {
-    "vllm": "megatron_entropic.rollout.vllm.fleet:launch_fleet",
-    "local": "megatron_entropic.rollout.local_engine:make_local_engine",
-    "replay": "megatron_entropic.rollout.replay_engine:make_replay_engine",
-}
-"""The rollout engines that come with the project: by name what makes one of a Config; imported when it is used."""
-ENGINE_ENTRY_POINTS = "megatron_entropic.rollout_engines"
-EngineName = Annotated[str, AfterValidator(lambda name: check_name(name, ENGINES, ENGINE_ENTRY_POINTS))]
-
-
-@dataclass(frozen=True, config=STRICT)
-class RolloutConfig:
-    """Engine and sampling of the rollouts."""
-
-    engine: EngineName = Field(
-        default="vllm",
-        description=f"vllm: a fleet of servers; local: in-process generation; replay: recorded rollouts; or {FORMS} of yours",
-    )
-    servers: int = Field(default=1, ge=1, description="vLLM servers of the run, which launches and owns them unless fleet_dir is set")
-    fleet_dir: Path | None = Field(
-        default=None,
-        description="folder in which servers started elsewhere by `megatron-entropic serve` are announced, with their keys; the run "
-        "then starts none. Jobs on a cluster need no such setting",
-    )
-    tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks of each server")
-    temperature: float = Field(
-        default=1.0, ge=0, description="sampling temperature; entropy is measured at it; 0, greedy, is for evaluations"
-    )
-    max_new_tokens: int = Field(default=64, ge=1, description="longest response in tokens")
-    max_staleness: int = Field(
-        default=0,
-        ge=0,
-        description="rollouts of step k come from weight version max(0, k - this); 1 generates the next batch during the update, "
-        "more only makes rollouts staler; see algorithm.sampler_correction_cap",
-    )
-    replay_path: Path | None = Field(default=None, description="rollouts/ folder of the recorded run that engine=replay reads")
-    base_port: int = Field(default=0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
-    host: str = Field(default="127.0.0.1", description="address the servers listen on and are reached at")
-    memory_gb: float = Field(default=0.5, gt=0, description="KV cache of each server on a CPU, GiB")
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="fraction of GPU memory a server may take")
-    startup_timeout_s: float = Field(default=600.0, gt=0, description="a server not ready by then ends the run")
-    request_timeout_s: float = Field(default=600.0, gt=0, description="a generation request that takes longer ends the run")
-    sync_timeout_s: float = Field(default=300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")
-    max_logprob_gap: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
-        default="auto",
-        description="stop when |trainer - sampler| log-prob exceeds this on any token (staleness adds to it); auto: by model.dtype and "
-        "max_staleness, of the mean, too, and warn well below that; 0 is off. See docs/rollouts.md",
-    )
-    server_args: tuple[str, ...] = Field(default=(), description="further arguments for the vLLM server, as on its command line")
-
-    @field_validator("fleet_dir", "replay_path")
-    @classmethod
-    def _in_the_home(cls, path: Path | None) -> Path | None:
-        return _expanded(path)
 
 
 TRACKERS = {"tensorboard": "megatron_entropic.observability.trackers:TensorBoardTracker"}

@@ -53,8 +53,10 @@ def initialize_parallel(cfg: ParallelConfig, seed: int, folder: Path | None = No
 
     Rank, world size and rendezvous come from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets
     them; a single process needs none of them, and ranks that share `folder` no MASTER_PORT. Raises ValueError when the world
-    size is not the layout's, RendezvousError when the rendezvous fails.
+    size is not the layout's, RendezvousError when the rendezvous fails, PlacementError when there is no GPU for this rank where the
+    machine has some.
     """
+    platform.check_gpus_are_seen()
     platform.install()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != cfg.world_size:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megatron_entropic.launch.launcher import given_rank
 from megatron_entropic.platform import communication_backend, select_device
+from megatron_entropic.system.devices import ask_for_cpu
 
 MARK = "PREFLIGHT "
 _BYTES = {"nccl": 256 * 2**20, "gloo": 4 * 2**20}
@@ -25,7 +26,11 @@ def main() -> None:
     """Reports on this rank; the exit code is 0 whatever was found."""
     parser = argparse.ArgumentParser(prog="python -m megatron_entropic.doctor.all_reduce", description=__doc__)
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for the rendezvous, and for each all-reduce")
-    timeout = timedelta(seconds=parser.parse_args().timeout)
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="the run's parallel.device")
+    options = parser.parse_args()
+    if options.device == "cpu":
+        ask_for_cpu()
+    timeout = timedelta(seconds=options.timeout)
     report: dict[str, Any] = {"backend": communication_backend(), "joined": False}
     try:
         _measure(report, timeout)

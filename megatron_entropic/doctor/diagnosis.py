@@ -8,10 +8,11 @@ from pathlib import Path
 
 from megatron_entropic.config import Config
 from megatron_entropic.doctor.cluster import allocation, slurm_version
-from megatron_entropic.doctor.machine import GPU, GPUQueryError, cores, find_gpus, free_bytes, temporary_folder, write_problem
+from megatron_entropic.doctor.machine import cores, free_bytes, temporary_folder, write_problem
 from megatron_entropic.doctor.model import model_problem
-from megatron_entropic.doctor.parts import chosen_paths
 from megatron_entropic.doctor.versions import PACKAGES, environment, source_fingerprint, versions
+from megatron_entropic.system.devices import ask_for_cpu
+from megatron_entropic.system.gpus import GPU
 from megatron_entropic.system.network import interfaces
 
 MIN_TMP_BYTES = 2**30
@@ -35,40 +36,55 @@ class Diagnosis:
 
 def diagnose(cfg: Config | None = None) -> Diagnosis:
     """Looks at this machine; with a run's settings also at its model and folder. Starts nothing and uses no GPU."""
-    problems: list[str] = []
-    try:
-        gpus = find_gpus()
-    except GPUQueryError as error:
-        gpus = []
-        problems.append(str(error))
+    if cfg is not None and cfg.parallel.device == "cpu":
+        ask_for_cpu()
     known = versions()
-    problems += [f"{name} is not installed" for name in PACKAGES if known[name] is None]
+    problems = [f"{name} is not installed" for name in PACKAGES if known[name] is None]
+    gpus, libraries, parts = _devices(cfg or Config(), problems)
     found = {
         "environment": {
             "machine": f"{socket.gethostname()}, {cores()} cores",
             "python": environment(),
             "source": source_fingerprint(),
             **{name: value or "not installed" for name, value in known.items()},
+            **libraries,
         },
         "GPUs": {f"GPU {number}": _gpu(gpu) for number, gpu in enumerate(gpus)} or {"GPUs": "none"},
         "interfaces": {name: ", ".join(addresses) for name, addresses in interfaces().items()},
         "SLURM": {"version": slurm_version() or "not found", "allocation": allocation() or "none: not in a job"},
         "free space": _space(cfg.run_dir if cfg else Path("runs"), problems),
-        "each part will use": chosen_paths(gpus, cfg.rollout.engine if cfg else "vllm"),
+        "each part will use": parts,
     }
     if cfg is not None:
-        problem = model_problem(cfg.model.hf_path)
-        about: dict[str, str] = {"folder": str(cfg.run_dir), "model": f"{cfg.model.hf_path}: {'unusable' if problem else 'readable'}"}
-        problems += [problem] if problem else []
-        if not problem:
-            from megatron_entropic.doctor.run import run_problems  # torch and more, which no other part of this page needs
-
-            about["data"], wrong = run_problems(cfg)
-            problems += wrong
-        found["the run"] = about
-        needed = cfg.rollout.engine == "vllm" and chosen_paths(gpus)["rollouts"].startswith("none")
-        problems += ["rollout.engine=vllm, but vLLM is not installed"] if needed else []
+        found["the run"] = _run(cfg, problems)
     return Diagnosis(found, problems)
+
+
+def _devices(cfg: Config, problems: list[str]) -> tuple[list[GPU], dict[str, str], dict[str, str]]:
+    """(GPUs, versions of what drives them, the path of each part); adds to `problems`. Without torch nothing is known of them."""
+    try:
+        from megatron_entropic.doctor.gpus import inspect_gpus, libraries
+        from megatron_entropic.doctor.parts import chosen_paths, missing_parts
+    except (ImportError, OSError) as error:
+        problems.append(f"torch or what stands on it cannot be imported: {error}")
+        return [], {}, {"parts": "unknown"}
+    gpus, wrong = inspect_gpus()
+    problems += [*wrong, *missing_parts(cfg)]
+    return gpus, {name: value or "none in this build of torch" for name, value in libraries().items()}, chosen_paths(cfg)
+
+
+def _run(cfg: Config, problems: list[str]) -> dict[str, str]:
+    """What is found of a run's model and data; adds to `problems`."""
+    problem = model_problem(cfg.model.hf_path)
+    about = {"folder": str(cfg.run_dir), "model": f"{cfg.model.hf_path}: {'unusable' if problem else 'readable'}"}
+    if problem:
+        problems.append(problem)
+        return about
+    from megatron_entropic.doctor.run import run_problems  # imports more than other parts of this page need
+
+    about["data"], wrong = run_problems(cfg)
+    problems += wrong
+    return about
 
 
 def _gpu(gpu: GPU) -> str:

@@ -11,14 +11,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from megatron_entropic.doctor.machine import GPUQueryError, cores, find_gpus, free_bytes, temporary_folder, write_problem
+from megatron_entropic.doctor.gpus import busy_gpus, inspect_gpus, libraries
+from megatron_entropic.doctor.machine import cores, free_bytes, temporary_folder, write_problem
 from megatron_entropic.doctor.model import model_fingerprint, model_problem
 from megatron_entropic.doctor.reach import Answering, reach_all
 from megatron_entropic.doctor.versions import source_fingerprint, versions
+from megatron_entropic.system.devices import ask_for_cpu
 
 MARK = "PREFLIGHT "
-_BUSY_MIB = 2048
-"""GPU memory in use above which another process must be on the GPU: an idle one holds some hundred MiB."""
 
 
 def main() -> None:
@@ -29,7 +29,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="the run's model directory")
     parser.add_argument("--run-dir", type=Path, required=True, help="the run's folder")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds in which all nodes must have answered")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="the run's parallel.device")
     options = parser.parse_args()
+    if options.device == "cpu":
+        ask_for_cpu()
     addresses = dict(node.split("=", 1) for node in options.nodes)
     own = list(addresses)[int(os.environ.get("SLURM_PROCID", "0"))]
     try:
@@ -48,22 +51,15 @@ def node_facts(model: Path, run_dir: Path, problems: list[str]) -> dict[str, Any
     """Facts of this node for the launcher to compare and judge, as JSON types; `problems` are added to."""
     tmp = temporary_folder()
     unreadable = model_problem(model)
-    checks = [unreadable, write_problem(run_dir), write_problem(tmp)]
-    try:
-        gpus = find_gpus()
-    except GPUQueryError as error:
-        gpus, checks = [], [*checks, str(error)]
-    for number, gpu in enumerate(gpus):
-        if gpu.used > _BUSY_MIB:
-            checks.append(f"GPU {number} is in use already: {gpu.used} MiB are taken")
-        if gpu.uncorrected:
-            checks.append(f"GPU {number} has {gpu.uncorrected} uncorrected memory errors")
+    gpus, unusable = inspect_gpus()
+    checks = [unreadable, write_problem(run_dir), write_problem(tmp), *unusable, *busy_gpus(gpus)]
     return {
         "host": socket.gethostname(),
         "problems": [*problems, *(check for check in checks if check)],
         "disk": {"run_dir": _disk(run_dir), "tmp": _disk(tmp)},
         "same": {
             **versions(),
+            **libraries(),
             "megatron_entropic's source": source_fingerprint(),
             **({} if unreadable else {"the model": model_fingerprint(model)}),
             "the driver": gpus[0].driver if gpus else None,

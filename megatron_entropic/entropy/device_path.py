@@ -6,12 +6,14 @@ from torch import Tensor
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def runs_kernels(logits: Tensor) -> bool:
-    """True for GPU logits of a type the kernels know; float64 (numerical gradient checks) stays with torch on any device.
+def has_kernels(device_type: str, dtype: torch.dtype) -> bool:
+    """True for GPUs and a type the kernels know; float64 (numerical gradient checks) stays with torch on any device."""
+    return device_type == "cuda" and dtype in _KERNEL_DTYPES
 
-    Modules that hold kernels import Triton: import them only behind this.
-    """
-    return logits.is_cuda and logits.dtype in _KERNEL_DTYPES
+
+def runs_kernels(logits: Tensor) -> bool:
+    """Whether logits like these go to the kernels. Modules that hold kernels import Triton: import them only behind this."""
+    return has_kernels(logits.device.type, logits.dtype)
 
 
 def multiplies_into_float32(operand: Tensor) -> bool:

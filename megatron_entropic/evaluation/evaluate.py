@@ -13,13 +13,14 @@ from megatron_entropic.config import Config
 from megatron_entropic.evaluation.problems import ChosenProblems, choose_problems
 from megatron_entropic.evaluation.progress import Counter
 from megatron_entropic.evaluation.scores import avg_at_k, distinct_fraction, pass_at_k
+from megatron_entropic.platform import check_gpus_are_seen
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
 from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.source import make_engine
 from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.system.atomic_files import write_atomically
-from megatron_entropic.system.devices import without_training_ranks
+from megatron_entropic.system.devices import ask_for_cpu, without_training_ranks
 
 LOCAL_PROMPTS = 32
 """Prompts that the in-process engine gets at a time, which says nothing before all are answered."""
@@ -108,6 +109,9 @@ def _for_evaluation(cfg: Config) -> Config:
 def _answers(cfg: Config, chosen: ChosenProblems) -> tuple[list[Rollout], list[float]]:
     """The rollouts of all prompts, by prompt, then sample, and their rewards; progress on the terminal."""
     without_training_ranks()
+    if cfg.parallel.device == "cpu":
+        ask_for_cpu()
+    check_gpus_are_seen()
     scorer = Scorer(chosen.task, cfg.task, chosen.seed, cfg.reward, Vocabulary(load_tokenizer(model_folder(cfg.model.hf_path).hf_dir)))
     try:
         rollouts = _rollouts(cfg, chosen, scorer)

@@ -35,13 +35,21 @@ def given_rank(environ: MutableMapping[str, str]) -> int | None:
     """This process's rank when torchrun or srun started it, else None. Completes `environ` from SLURM's variables.
 
     Under srun (a step of more than one task; the batch script itself is none) RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and
-    MASTER_ADDR, the first node of the step, are derived where they are not set. So is GLOO_SOCKET_IFNAME: the interface on the way
-    to the first node. Without a MASTER_PORT rank 0 takes a free one and tells the others through the run's folder.
+    MASTER_ADDR, the first node of the step, are derived where they are not set. Without a MASTER_PORT rank 0 takes a free one and
+    tells the others through the run's folder. Whoever started the ranks, GLOO_SOCKET_IFNAME becomes the interface on the way to the
+    first node, unless it is set.
     """
-    if "RANK" in environ and "WORLD_SIZE" in environ:
-        return int(environ["RANK"])
-    if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+    if not ("RANK" in environ and "WORLD_SIZE" in environ) and not _ranks_of_srun(environ):
         return None
+    if "GLOO_SOCKET_IFNAME" not in environ and "MASTER_ADDR" in environ and (interface := _interface_toward(environ["MASTER_ADDR"])):
+        environ["GLOO_SOCKET_IFNAME"] = interface
+    return int(environ["RANK"])
+
+
+def _ranks_of_srun(environ: MutableMapping[str, str]) -> bool:
+    """Whether this process is a task of a step of several; `environ` then has what torchrun would have set, but for a port."""
+    if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return False
     environ.setdefault("RANK", environ["SLURM_PROCID"])
     environ.setdefault("WORLD_SIZE", environ["SLURM_STEP_NUM_TASKS"])
     environ.setdefault("LOCAL_RANK", environ.get("SLURM_LOCALID", "0"))
@@ -52,9 +60,7 @@ def given_rank(environ: MutableMapping[str, str]) -> int | None:
             ["scontrol", "show", "hostnames", environ["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
         )
         environ["MASTER_ADDR"] = hosts.stdout.split()[0]
-    if "GLOO_SOCKET_IFNAME" not in environ and (interface := _interface_toward(environ["MASTER_ADDR"])):
-        environ["GLOO_SOCKET_IFNAME"] = interface
-    return int(environ["RANK"])
+    return True
 
 
 def _interface_toward(host: str) -> str | None:

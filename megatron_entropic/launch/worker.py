@@ -20,11 +20,13 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_entropic.config import Config
+from megatron_entropic.config import Config, ParallelConfig
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.config.resume import ALLOW_CHANGE
 from megatron_entropic.distributed.collective_errors import peer_is_gone, peer_is_late
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.system.cuda_variables import set_cuda_variables
+from megatron_entropic.system.devices import ask_for_cpu
 from megatron_entropic.system.stop_signal import EXIT_STOPPED, StopRequested, handle_stop_signals
 
 EXIT_FAILED = 1
@@ -49,6 +51,7 @@ def run_rank(cfg: Config, flags: Sequence[str] = ()) -> int:
     _end_with_launcher()
     rank = int(os.environ.get("RANK", "0"))
     _log_to(cfg.run_dir / "logs" / f"rank-{rank}.log", rank)
+    _prepare_devices(cfg.parallel)
 
     # Only now: whoever loads the settings reports a bad one before seconds go into these imports.
     from megatron_entropic.distributed.parallel import initialize_parallel, shutdown
@@ -69,13 +72,27 @@ def run_rank(cfg: Config, flags: Sequence[str] = ()) -> int:
         logging.error("error: %s", error)
         return EXIT_FAILED
     except RuntimeError as error:
-        return _after_collective(error, cfg.parallel.timeout_s)
+        return _after_failure(error, cfg.parallel.timeout_s)
     shutdown()
     return 0
 
 
-def _after_collective(error: RuntimeError, timeout_s: float) -> int:
-    """The exit code of a rank whose collective failed, with one line about it. Raises what is no such error."""
+def _prepare_devices(parallel: ParallelConfig) -> None:
+    """Says in this process's environment what it computes on; before torch is imported, which reads it."""
+    if parallel.device == "cpu":
+        ask_for_cpu(os.environ)
+    else:
+        set_cuda_variables(os.environ, model_parallel=parallel.tensor * parallel.context > 1)
+
+
+def _after_failure(error: RuntimeError, timeout_s: float) -> int:
+    """The exit code of a rank whose GPU or collective failed, with one line about it. Raises what is no such error."""
+    from megatron_entropic.platform import device_failure
+
+    if failure := device_failure(error):
+        logging.getLogger(__name__).debug("where the error below comes from", exc_info=error)
+        logging.error("error: %s", failure)
+        return EXIT_FAILED
     if not (peer_is_gone(error) or peer_is_late(error)):
         raise error
     logging.getLogger(__name__).debug("where the collective was called:", exc_info=error)

@@ -108,7 +108,7 @@ def _serving(site: Site, shown: Candidate) -> Iterator[str]:
     server = shown.server
     if server is None:
         return
-    yield f"Memory of a rollout GPU, GB (rollout.gpu_memory_utilization={shown.cfg.rollout.gpu_memory_utilization:g})"
+    yield f"Memory of a rollout GPU, GB (rollout.gpu_memory_utilization={shown.cfg.rollout.gpu_memory_fraction:g})"
     header = ("weights", "KV cache", "overhead", "outside its limit", "bucket of a weight update")
     yield from table(
         header, [(gb(server.weights), gb(server.cache), gb(server.overhead), gb(server.outside), gb(server.bucket))], left=0

@@ -67,7 +67,7 @@ def server_memory(arch: Architecture, cfg: Config, cluster: Cluster, assumed: As
     """Memory of one GPU of a server of rollout.tensor of them."""
     size, element = ModelSize.of(arch), element_bytes(cfg.model)
     memory = cluster.gpu.memory_gb * GB
-    limit = cfg.rollout.gpu_memory_utilization * memory
+    limit = cfg.rollout.gpu_memory_fraction * memory
     weights = element * size.total / cfg.rollout.tensor
     overhead = assumed.server_overhead_gb * GB
     heads = max(1.0, arch.num_kv_heads / cfg.rollout.tensor)

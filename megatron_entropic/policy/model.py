@@ -1,6 +1,5 @@
 """The policy network: a Megatron-Core GPTModel that ends in hidden states and hands out its output head."""
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.hf.tables import padded_vocab_size
 from megatron_entropic.policy.experts import mark_experts, moe_settings, use_router
+from megatron_entropic.policy.layer_choice import uses_transformer_engine
 from megatron_entropic.policy.layers import local_block_spec
 from megatron_entropic.policy.rope import describe_yarn, rope_settings
 
@@ -135,13 +135,6 @@ def _recomputation(arch: Architecture, model: ModelConfig) -> dict[str, Any]:
 
 def _leave_as_is(weight: Tensor) -> Tensor:
     return weight
-
-
-def uses_transformer_engine(model: ModelConfig) -> bool:
-    """Whether the layers come from Transformer Engine: when asked for, or by "auto" when it is installed and a GPU is there."""
-    if model.layer_spec == "auto":
-        return platform.accelerated() and importlib.util.find_spec("transformer_engine") is not None
-    return model.layer_spec == "transformer_engine"
 
 
 def _layer_spec(config: TransformerConfig, model: ModelConfig) -> ModuleSpec | TransformerBlockSubmodules:

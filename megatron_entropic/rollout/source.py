@@ -7,7 +7,7 @@ from functools import partial
 from types import TracebackType
 
 from megatron_entropic.config import Config
-from megatron_entropic.config.schema import ENGINE_ENTRY_POINTS, ENGINES
+from megatron_entropic.config.rollout import ENGINE_ENTRY_POINTS, ENGINES
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import from_rank_zero, from_rank_zero_unless_stopped
 from megatron_entropic.errors import ReportedError

@@ -112,7 +112,8 @@ def run_launcher(executor: Any, words: Sequence[str], *, root: Path = ROOT, het:
 
 def run_here(words: Sequence[str], python: str | None = None) -> run.Script:
     """The task that trains `words` (as of `megatron-entropic train`) with the environment of `python`. Raises LaunchError."""
-    python = python or os.environ.get("ENTROPIC_PYTHON") or str(ROOT / ".venv" / "bin" / "python")
+    made = ".venv-gpu" if (ROOT / ".venv-gpu" / ".installed").is_file() else ".venv"  # as in slurm/environment.sh
+    python = python or os.environ.get("ENTROPIC_PYTHON") or str(ROOT / made / "bin" / "python")
     if not Path(python).is_file():
-        raise LaunchError(f"{python}: no Python there to train with: run `make env`, or name one by --python")
+        raise LaunchError(f"{python}: no Python there to train with: run `make env` or `make env-gpu`, or name one by --python")
     return run.Script(path="megatron_entropic.cli", m=True, entrypoint=python, args=["train", *words])

@@ -33,11 +33,21 @@ def test_overrides_change_only_what_they_name() -> None:
         ("rollout.engine=replay", "needs rollout.replay_path"),
         ("run.name=../x", "run.name='../x'"),
         ("trainer.steps=[", "not valid YAML"),
+        ("rollout.gpu_memory_utilization=1.5", r"rollout.gpu_memory_utilization"),
+        ("parallel.device=gpu", r"parallel.device='gpu': .*'auto' or 'cpu'"),
     ],
 )
 def test_a_bad_override_is_one_clear_error(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("quickstart", [override])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"), [("rollout.fleet_dir=/shared", "get their weights over NCCL"), ("rollout.engine=local", "has none")]
+)
+def test_a_gpu_is_not_shared_with_servers_that_cannot_be_on_it(other: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"rollout\.share_gpu=true.* {message}"):
+        load_config("quickstart", ["rollout.share_gpu=true", other])
 
 
 def test_unknown_recipe_names_the_nearest() -> None:

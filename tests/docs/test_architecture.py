@@ -9,7 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from megatron_entropic.config.control import ACTUATORS, KINDS
-from megatron_entropic.config.schema import ADVANTAGES, ENGINES, POLICY_LOSSES, TASKS, TRACKERS
+from megatron_entropic.config.rollout import ENGINES
+from megatron_entropic.config.schema import ADVANTAGES, POLICY_LOSSES, TASKS, TRACKERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("megatron_entropic", "recipes", "slurm", "checkpoint_tools")

@@ -1,5 +1,6 @@
 """doctor's output for this machine, for simulated GPUs, and for injected faults."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -9,15 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from megatron_entropic.doctor.machine import GPU, GPUQueryError, existing, find_gpus, free_bytes, parse_gpus, write_problem
+from megatron_entropic import platform
+from megatron_entropic.config import Config, ModelConfig, RolloutConfig
+from megatron_entropic.doctor import gpus, parts
+from megatron_entropic.doctor.machine import existing, free_bytes, write_problem
 from megatron_entropic.doctor.model import model_fingerprint, model_problem
-from megatron_entropic.doctor.parts import chosen_paths
+from megatron_entropic.doctor.node import node_facts
+from megatron_entropic.doctor.parts import chosen_paths, missing_parts
 from megatron_entropic.doctor.reach import Answering, reach_all
+from megatron_entropic.system.gpus import GPU, GPUQueryError, find_gpus, parse_gpus
 from megatron_entropic.system.network import address_of, address_toward, interface_of, interfaces
 from tests.command_line import ROOT, megatron_entropic
 from tests.tiny_models import TINY_DECOMPOSE
 
 H100 = GPU("NVIDIA H100 80GB HBM3", "550.54", 81559, 3, 0)
+
+
+def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, says: str, code: int) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{says}'\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
 def free_port() -> int:
@@ -51,30 +64,101 @@ def test_doctor_names_what_is_wrong_and_fails(tmp_path: Path) -> None:
 
 
 def test_nvidia_smis_table_is_read() -> None:
-    text = "NVIDIA H100 80GB HBM3, 550.54, 81559, 3, 0\nNVIDIA A10, 550.54, 23028, 9000, [N/A]\n"
+    text = "NVIDIA H100 80GB HBM3, 550.54, 81559, 3, 0, Disabled\nNVIDIA A10, 550.54, 23028, 9000, [N/A], [N/A]\n"
     assert parse_gpus(text) == [H100, GPU("NVIDIA A10", "550.54", 23028, 9000, 0)]
+    (sliced,) = parse_gpus("NVIDIA A100-SXM4-40GB, 550.54, 40536, 3, 0, Enabled\n")
+    assert sliced.sliced
 
 
 def test_a_driver_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """nvidia-smi's own words and exit code when kernel module and library differ."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    fake_nvidia_smi(tmp_path, monkeypatch, "Failed to initialize NVML: Driver/library version mismatch", 18)
     with pytest.raises(GPUQueryError, match="version mismatch"):
         find_gpus()
 
 
-def test_each_part_says_which_path_it_takes() -> None:
-    here, there = chosen_paths([]), chosen_paths([H100])
-    assert here["collectives"] == "gloo (no GPU)"
-    assert there["collectives"] == "NCCL"
+def test_a_machine_without_devices_has_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvidia_smi(tmp_path, monkeypatch, "No devices were found", 6)
+    assert find_gpus() == []
+
+
+def test_each_part_says_which_path_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the code that decides decides, here and where torch sees a GPU."""
+    here, alone = chosen_paths(Config()), chosen_paths(Config(rollout=RolloutConfig(engine="local")))
+    assert (here["device"], here["collectives"], here["token statistics"]) == ("the CPU", "gloo (no GPU)", "torch")
+    assert here["weight transfer"] == "gloo, trainer to servers"
+    assert here["optimizer"] == "torch's AdamW (neither Transformer Engine nor Apex can be imported)"
+    assert (alone["rollouts"], alone["weight transfer"]) == ("transformers, in the trainer's process", "a copy within the process")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    there = chosen_paths(Config())
+    assert (there["device"], there["collectives"], there["token statistics"]) == ("GPUs", "NCCL", "Triton kernels")
+    assert there["weight transfer"] == "NCCL, trainer to servers"
     assert "Transformer Engine is not installed" in there["layers"]
     assert "does not fit this machine" in there["rollouts"]
-    assert here.keys() == there.keys()
-    alone = chosen_paths([], "local")
-    assert (alone["rollouts"], alone["weight transfer"]) == ("transformers, in the trainer's process", "a copy within the process")
-    assert alone.keys() == here.keys()
+    assert here.keys() == there.keys() == alone.keys()
+    shared = chosen_paths(Config(rollout=RolloutConfig(share_gpu=True)))
+    assert shared["weight transfer"] == "gloo, trainer to servers sharing its GPUs"
+    assert chosen_paths(Config(model=ModelConfig(layer_spec="local")))["layers"] == "Megatron-Core's local layers (asked for)"
+
+
+def test_the_optimizer_is_the_one_that_megatron_core_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.core import optimizer
+
+    for package, named in (
+        ("transformer_engine.pytorch.optimizers", "Transformer Engine's fused"),
+        ("apex.optimizers", "Apex's fused"),
+    ):
+        monkeypatch.setattr(optimizer, "Adam", type("FusedAdam", (), {"__module__": package}))
+        assert chosen_paths(Config())["optimizer"] == f"{named} Adam"
+
+
+def test_packages_that_a_chosen_path_needs_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing_parts(Config()) == []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert missing_parts(Config()) == ["rollout.engine=vllm: vLLM 0.32.0 (CPU build, which does not fit this machine)"]
+    monkeypatch.setattr(parts, "importable", lambda module: False)
+    assert [problem.partition(",")[0] for problem in missing_parts(Config(model=ModelConfig(layer_spec="transformer_engine")))] == [
+        "rollout.engine=vllm",
+        "the token statistics run in Triton kernels on a GPU",
+        "model.layer_spec=transformer_engine",
+    ]
+
+
+def test_gpus_that_torch_does_not_see_are_a_problem_of_doctor_and_of_preflight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(platform.devices, "find_gpus", lambda: [H100])
+    monkeypatch.setattr(gpus, "find_gpus", lambda: [H100])
+    found, problems = gpus.inspect_gpus()
+    assert found == [H100]
+    assert len(problems) == 1
+    assert "nvidia-smi lists 1 GPU" in problems[0]
+    assert problems == node_facts(TINY_DECOMPOSE, tmp_path, [])["problems"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus.inspect_gpus() == ([H100], [])
+
+
+def test_slices_and_what_else_makes_a_gpu_unfit_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "unseen_gpus", lambda: None)
+    monkeypatch.setattr(gpus, "find_gpus", lambda: [H100, dataclasses.replace(H100, sliced=True, uncorrected=2, used=9000)])
+    found, problems = gpus.inspect_gpus()
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "GPU 1 (NVIDIA H100 80GB HBM3) shows itself as a slice of a GPU (MIG); NCCL does not communicate between slices, and a process "
+        "sees only one",
+        "GPU 1 has 2 uncorrected memory errors",
+    ]
+    assert gpus.busy_gpus(found) == ["GPU 1 is in use already: 9000 MiB are taken"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert (gpus.inspect_gpus()[1], gpus.busy_gpus(found)) == ([], []), "the CPU is asked for"
+
+
+def test_cudas_libraries_are_told_where_torch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpus.libraries() == {"CUDA": None, "cuDNN": None, "NCCL": None}
+    for name, value in (("torch.version.cuda", "13.0"), ("torch.backends.cudnn.version", lambda: 91002)):
+        monkeypatch.setattr(name, value)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 27, 7))
+    assert gpus.libraries() == {"CUDA": "13.0", "cuDNN": "9.10.2", "NCCL": "2.27.7"}
 
 
 # Disk and model

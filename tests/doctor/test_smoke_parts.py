@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_entropic.doctor.smoke import kernels, layers, packings, resuming, two_ranks, who_is_who
+from megatron_entropic.doctor.smoke import kernels, layers, packings, resuming, short_run, two_ranks, who_is_who
 from megatron_entropic.doctor.smoke.findings import Findings
 from megatron_entropic.doctor.smoke.layers import PackedPass
 from megatron_entropic.doctor.smoke.machine_size import QWEN2_5_1_5B, TINY, MachineSize, machine_size, save_random_model
@@ -183,7 +183,7 @@ def test_metrics_that_differ_are_found(before: dict[str, Any], after: dict[str, 
 
 def test_a_run_that_fails_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="exit code 2"):
-        resuming.train("no_such_recipe")
+        short_run.train("no_such_recipe")
 
 
 # two GPUs, versions
@@ -211,6 +211,24 @@ def test_versions_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     who_is_who.run(findings)
     assert findings.failures == ["transformers is not installed"]
     assert ("its fused Adam; another is used instead", "apex is not installed") in findings.untried
+
+
+def test_gpus_that_torch_does_not_see_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_entropic.doctor.gpus.inspect_gpus", lambda: ([], ["nvidia-smi lists 2 GPUs, but torch sees none"]))
+    findings = Findings()
+    who_is_who.run(findings)
+    assert findings.failures == ["nvidia-smi lists 2 GPUs, but torch sees none"]
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_the_short_run_with_a_server_that_gpus_are_given(tmp_path: Path) -> None:
+    """Without its GPU settings, on this machine."""
+    findings = Findings(kept=tmp_path)
+    short_run.train_with_server(findings, "three steps", "batch.prompts_per_step=8", "batch.samples_per_prompt=4")
+    assert findings.failures == []
+    assert findings.rows[0][1]["steps"] == "3"
+    assert (tmp_path / "train" / "logs" / "vllm_0.log").is_file()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

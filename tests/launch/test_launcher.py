@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_entropic.launch import launcher
 from megatron_entropic.launch.launcher import given_rank
 from megatron_entropic.observability.metrics import read_metrics
 from tests.command_line import ROOT
@@ -40,6 +41,17 @@ def test_torchruns_variables_are_taken_as_they_are() -> None:
     environ = {"RANK": "3", "WORLD_SIZE": "4", **SRUN}
     assert given_rank(environ) == 3
     assert environ["WORLD_SIZE"] == "4"
+
+
+def test_ranks_of_torchrun_get_the_interface_on_the_way_to_the_first_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "_interface_toward", {"node07": "ib0"}.get)
+    torchrun = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "node07"}
+    for given, taken in (({}, "ib0"), ({"GLOO_SOCKET_IFNAME": "eth1"}, "eth1")):
+        environ = {**torchrun, **given}
+        assert given_rank(environ) == 9
+        assert environ["GLOO_SOCKET_IFNAME"] == taken
+    assert given_rank(unknown := {**torchrun, "MASTER_ADDR": "node99"}) == 9
+    assert "GLOO_SOCKET_IFNAME" not in unknown, "the rendezvous says that the name is unknown"
 
 
 def test_sruns_variables_are_translated() -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -145,7 +146,7 @@ class Cluster:
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         for number in range(GPUS):
-            (self.folder / "dev" / f"gpu{number}").touch()
+            os.mknod(self.folder / "dev" / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))  # /dev/null by another name
         hosts = [f"{self.address(node)} {node}" for node in self.nodes]
         (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", f"{self._subnet}.1 controller", *hosts]) + "\n")
         nodes = [

@@ -13,7 +13,7 @@ from slurm.containers import Container
 from slurm.launch import parser
 from slurm.logs import merged
 from slurm.split import Description, split_nodes
-from slurm.steps import StepRequest, srun_command
+from slurm.steps import Step, StepRequest, srun_command
 from slurm.submit import command, make_output_folder
 from slurm.verdict import NodeLimits, judge_all_reduce, judge_facts
 from tests.command_line import ROOT
@@ -71,6 +71,7 @@ def test_a_het_jobs_second_component_serves() -> None:
         ((nodes(1),), {}, None, "16 ranks of 8 a node need 2 nodes; the job has 1: sbatch --nodes"),
         ((nodes(3),), {"servers": 3}, None, "need 12 GPUs a node on 1 nodes of the fleet, which have 8"),
         ((nodes(4),), {"servers": 1}, None, r"rollout\.servers=1 on 2 nodes"),
+        ((nodes(3),), {"shares_gpus": True}, None, r"share_gpu=true has the servers on the ranks' GPUs, so 1 nodes would idle: n3"),
         ((nodes(3),), {"uses_servers": False}, None, "1 nodes would idle: n3"),
         ((nodes(3, gpus=0),), {}, None, "--ranks-per-node"),
         ((nodes(1, het_group=0), nodes(1, het_group=1)), {}, None, "the trainer's component has 1 nodes"),
@@ -110,6 +111,48 @@ def test_both_components_of_a_het_job_are_read(monkeypatch: pytest.MonkeyPatch) 
     assert found.groups == (Group(("n1", "n2"), 64, 8, 0), Group(("m1",), 16, 4, 1))
 
 
+@pytest.mark.parametrize(
+    ("environ", "gpus"),
+    [
+        ({}, 0),
+        ({"GPUS_PER_NODE": "8"}, 8),
+        ({"GPUS_PER_NODE": "h100:8", "GPUS_ON_NODE": "4"}, 8),
+        ({"GPUS_ON_NODE": "4"}, 4),
+        ({"GPUS_PER_TASK": "1", "TASKS_PER_NODE": "8(x2)"}, 8),
+        ({"GPUS_PER_TASK": "8", "TASKS_PER_NODE": "1(x2)"}, 8),
+        ({"GPUS_PER_TASK": "h100:2", "TASKS_PER_NODE": "4(x2)"}, 8),
+        ({"TRES_PER_TASK": "cpu=8,gres/gpu=1", "TASKS_PER_NODE": "4(x2)"}, 4),
+        ({"TRES_PER_TASK": "cpu=8,gres/gpu:h100=2", "TASKS_PER_NODE": "4(x2)"}, 8),
+        ({"TRES_PER_TASK": "gres/gpu:1", "TASKS_PER_NODE": "4(x2)"}, 4),
+        ({"TRES_PER_TASK": "cpu=8", "TASKS_PER_NODE": "4(x2)"}, 0),
+        ({"GPUS": "16"}, 8),
+    ],
+)
+def test_gpus_of_a_node_are_counted_however_they_were_asked_for(
+    environ: dict[str, str], gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocation, "expand", lambda nodelist: ("n1", "n2"))
+    job = {"JOB_ID": "4", "JOB_NODELIST": "n[1-2]", **environ}
+    assert read_allocation({f"SLURM_{name}": value for name, value in job.items()}).groups[0].gpus_per_node == gpus
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SLURM_GPUS_PER_NODE", "1g.10gb:4"),
+        ("SLURM_GPUS_PER_NODE", "a100_3g.20gb:2"),
+        ("SLURM_GPUS_PER_TASK", "nvidia_a100_1g.5gb:1"),
+        ("SLURM_TRES_PER_TASK", "cpu=1,gres/gpu:1g.10gb=1"),
+        ("SLURM_GPUS", "1g.10gb:4"),
+        ("CUDA_VISIBLE_DEVICES", "MIG-9e2d3a6b-1111"),
+    ],
+)
+def test_slices_of_gpus_are_refused(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "expand", lambda nodelist: (nodelist,))
+    with pytest.raises(ClusterError, match=f"^{variable}={value}: slices of GPUs .MIG.*ask for whole GPUs"):
+        read_allocation({"SLURM_JOB_ID": "4", "SLURM_JOB_NODELIST": "n1", variable: value})
+
+
 def test_outside_a_job_the_launcher_says_what_to_do() -> None:
     with pytest.raises(ClusterError, match=r"slurm/train\.sbatch"):
         read_allocation({})
@@ -128,7 +171,21 @@ def test_a_step_says_everything_to_srun_and_binds_cores() -> None:
     assert not any(word.startswith(("--nodelist", "--nodes")) for word in het)
 
 
+def test_every_task_of_a_step_sees_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever sbatch was told: it would be srun's default, and each rank would see one GPU, the servers none."""
+    container = Container("none", "", (), gpus=True)
+    for name in ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr("slurm.steps.srun_command", lambda request, container: ["env"])
+    said: list[str] = []
+    step = Step(StepRequest([nodes(1)], 1, ["x"], {"MASTER_ADDR": "n1"}), container, lambda task, line: said.append(line))
+    assert step.wait(10) == 0
+    assert "MASTER_ADDR=n1" in said
+    assert not [line for line in said if line.startswith(("SLURM_GPU", "SLURM_TRES", "SLURM_NTASKS_PER_GPU"))]
+
+
 def test_containers_see_the_folder_of_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # a checkout on it is mounted too
     monkeypatch.chdir(tmp_path)
     request = StepRequest([nodes(1)], 1, ["python3", "-m", "x"])
     pyxis = srun_command(request, Container("pyxis", "a.sqsh", ("/data", "/scratch:/tmp"), gpus=True))
@@ -256,6 +313,24 @@ def test_the_launcher_needs_no_more_than_python_3_9() -> None:
         imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         foreign = {name for name in imported if name and name.split(".")[0] not in sys.stdlib_module_names | {"slurm"}}
         assert not foreign, path
+
+
+def test_jobs_run_in_the_environment_for_gpus_where_it_was_made(tmp_path: Path) -> None:
+    for made in (".venv", ".venv-gpu"):
+        python = tmp_path / made / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.touch(mode=0o755)
+
+    def chosen(**environ: str) -> str:
+        script = f'root={tmp_path}; source {ROOT / "slurm" / "environment.sh"}; echo "$python"'
+        return subprocess.run(
+            ["bash", "-euc", script], env={"PATH": "/bin", **environ}, text=True, capture_output=True, check=True
+        ).stdout
+
+    assert chosen() == f"{tmp_path}/.venv/bin/python\n", "the other is not finished"
+    (tmp_path / ".venv-gpu" / ".installed").touch()
+    assert chosen() == f"{tmp_path}/.venv-gpu/bin/python\n"
+    assert chosen(ENTROPIC_PYTHON="/bin/true") == "/bin/true\n"
 
 
 @pytest.mark.slurm

@@ -1,5 +1,6 @@
 """Who gets which GPU: ranks and servers of a node never share one, whatever started them. No GPU is needed to compute it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,11 @@ from megatron_entropic.launch import launcher
 from megatron_entropic.rollout.vllm import command_line
 from megatron_entropic.system.devices import (
     PlacementError,
+    ask_for_cpu,
+    cpu_is_asked_for,
+    rank_device,
     ranks_per_node,
+    refuse_slice,
     server_devices,
     training_ranks_here,
     visible_devices,
@@ -33,7 +38,9 @@ UUIDS = ["GPU-aa", "GPU-bb", "GPU-cc", "GPU-dd"]
         ("2,3", 8, ["2", "3"]),
         ("0, 1, 2, 3", 8, list("0123")),
         ("0,1,-1,3", 8, ["0", "1"]),
+        ("0,1,9", 2, ["0", "1"]),
         (",".join(UUIDS), 8, UUIDS),
+        (",".join(UUIDS[2:]), 2, UUIDS[2:]),
     ],
 )
 def test_visible_devices_are_read_as_cuda_reads_them(listed: str | None, count: int, devices: Sequence[str]) -> None:
@@ -62,6 +69,88 @@ def test_every_gpu_has_one_user(gpus: int, ranks: int, servers: int, tensor: int
 def test_servers_that_do_not_fit_are_refused(gpus: int, ranks: int, server: int, tensor: int) -> None:
     with pytest.raises(PlacementError, match=rf"rollout server {server} needs .* shows {gpus} .*{ranks} training rank"):
         server_devices(visible_devices(None, gpus), ranks, server, tensor)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "server", "tensor", "devices"),
+    [(1, 0, 1, ["0"]), (2, 1, 1, ["1"]), (4, 0, 2, ["0", "1"]), (4, 1, 2, ["2", "3"]), (8, 1, 4, list("4567"))],
+)
+def test_servers_share_the_ranks_gpus_when_asked_to(gpus: int, server: int, tensor: int, devices: Sequence[str]) -> None:
+    assert server_devices(visible_devices(None, gpus), gpus, server, tensor, shared=True) == devices
+
+
+@pytest.mark.parametrize(("gpus", "server", "tensor"), [(0, 0, 1), (1, 1, 1), (1, 0, 2), (4, 2, 2)])
+def test_no_two_servers_share_a_gpu(gpus: int, server: int, tensor: int) -> None:
+    with pytest.raises(PlacementError, match=r"no two servers one: lower rollout\.servers"):
+        server_devices(visible_devices(None, gpus), gpus, server, tensor, shared=True)
+
+
+@pytest.mark.parametrize(("gpus", "ranks", "hint"), [(1, 1, True), (2, 2, True), (4, 4, True), (0, 1, False), (0, 0, False)])
+def test_a_machine_that_is_full_of_ranks_is_told_of_sharing(gpus: int, ranks: int, hint: bool) -> None:
+    with pytest.raises(PlacementError) as refused:
+        server_devices(visible_devices(None, gpus), ranks, 0, 1)
+    assert ("rollout.share_gpu=true" in str(refused.value)) == hint
+
+
+STEP = {"SLURM_LOCALID": "3", "SLURM_GPUS_ON_NODE": "4"}
+"""Task 3 of a node, of which SLURM gave the step 4 GPUs."""
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "seen", "environ", "device"),
+    [
+        (0, 1, {}, 0),
+        (3, 4, {}, 3),
+        (7, 8, {"SLURM_LOCALID": "7"}, 7),
+        (3, 1, STEP, 0),
+        (3, 1, {"SLURM_LOCALID": "3", "SLURM_GPUS_PER_TASK": "1"}, 0),
+        (3, 1, {"SLURM_LOCALID": "3", "SLURM_TRES_PER_TASK": "cpu=8,gres/gpu:h100=1"}, 0),
+        (3, 1, {"SLURM_LOCALID": "3", "SLURM_GPU_BIND": "single:1"}, 0),
+        (3, 1, {"SLURM_LOCALID": "3", "SLURM_NTASKS_PER_GPU": "1"}, 0),
+        (1, 2, {"SLURM_LOCALID": "1", "SLURM_GPUS_PER_TASK": "2"}, 1),
+    ],
+)
+def test_a_rank_takes_the_gpu_of_its_local_rank_or_the_one_it_was_given(
+    local_rank: int, seen: int, environ: dict[str, str], device: int
+) -> None:
+    assert rank_device(local_rank, seen, environ) == device
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "seen", "environ"),
+    [
+        (1, 1, {}),  # two ranks of `train` on a machine with one GPU
+        (8, 8, {}),
+        (1, 1, {**STEP, "SLURM_LOCALID": "0"}),  # torchrun or `train` in one task: its ranks all see the same GPU
+        (1, 1, {"SLURM_LOCALID": "1", "SLURM_GPUS_ON_NODE": "1"}),
+        (3, 1, {**STEP, "SLURM_NTASKS_PER_GPU": "2"}),
+        (3, 1, {**STEP, "SLURM_GPU_BIND": "none"}),
+        (3, 1, {"SLURM_LOCALID": "3", "SLURM_TRES_PER_TASK": "cpu=8"}),
+        (3, 2, STEP),
+    ],
+)
+def test_a_rank_without_a_gpu_of_its_own_is_refused(local_rank: int, seen: int, environ: dict[str, str]) -> None:
+    with pytest.raises(PlacementError, match=f"LOCAL_RANK={local_rank} has no GPU of its own: this process sees {seen}") as refused:
+        rank_device(local_rank, seen, environ)
+    assert ("an srun without --gpus-per-task" in str(refused.value)) == ("SLURM_LOCALID" in environ)
+
+
+@pytest.mark.parametrize(
+    ("listed", "asked"),
+    [(None, False), ("", True), ("-1", True), ("NoDevFiles", True), ("0", False), ("3,1", False), ("GPU-aa", False), ("MIG-1", False)],
+)
+def test_the_cpu_is_asked_for_by_a_list_without_devices(listed: str | None, asked: bool) -> None:
+    assert cpu_is_asked_for({} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}) == asked
+    environ: dict[str, str] = {}
+    ask_for_cpu(environ)
+    assert cpu_is_asked_for(environ)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3 MIG 3g.40gb"])
+def test_slices_are_known_by_their_names(name: str) -> None:
+    with pytest.raises(PlacementError, match="slice of a GPU"):
+        refuse_slice(name)
+    refuse_slice(name.partition(" MIG")[0])
 
 
 def test_ranks_of_this_node_are_known_or_asked_for() -> None:
@@ -102,3 +191,13 @@ def test_servers_of_a_run_that_train_started_are_on_other_gpus_than_its_ranks(mo
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     cfg = RolloutConfig(servers=2, tensor=2)
     assert [command_line._gpu_environment(cfg, server)["CUDA_VISIBLE_DEVICES"] for server in range(2)] == ["4,5", "6,7"]
+
+
+@pytest.mark.parametrize(("listed", "gpu"), [(None, "0"), ("3", "3"), ("GPU-aa", "GPU-aa")])
+def test_an_evaluation_uses_the_only_gpu_of_a_machine(listed: str | None, gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(os, "environ", {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed})
+    with pytest.raises(PlacementError, match=r"rollout\.share_gpu=true"):
+        command_line._gpu_environment(RolloutConfig(), 0)
+    without_training_ranks(os.environ)
+    assert command_line._gpu_environment(RolloutConfig(), 0)["CUDA_VISIBLE_DEVICES"] == gpu

@@ -5,13 +5,12 @@ Both take the fourth step from the same weights: on a GPU two runs from the star
 
 import math
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from megatron_entropic.doctor.smoke.findings import Findings
+from megatron_entropic.doctor.smoke.short_run import train
 from megatron_entropic.observability.metrics import read_metrics
 
 SAVED_AT, STEPS = 3, 5
@@ -56,13 +55,6 @@ def run(findings: Findings) -> None:
         findings.at_most("the first resumed step's metrics", max(first.values(), default=0.0), _ON_A_GPU)
     else:
         findings.expect(not differences, f"metrics that differ after resuming: {', '.join(differences)}")
-
-
-def train(*arguments: str) -> None:
-    """`megatron-entropic train ARGUMENTS`. Raises RuntimeError when it fails."""
-    command = [sys.executable, "-m", "megatron_entropic.cli", "train", *arguments]
-    if code := subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
-        raise RuntimeError(f"train {' '.join(arguments)} ended with exit code {code}")
 
 
 def _copy_as_saved(whole: Path, parts: Path) -> None:

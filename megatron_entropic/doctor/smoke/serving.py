@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from megatron_entropic.control import make_controller
 from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.doctor.smoke.findings import Findings
 from megatron_entropic.doctor.smoke.machine_size import MachineSize, machine_size, save_random_model
+from megatron_entropic.doctor.smoke.short_run import train_with_server
 from megatron_entropic.policy.batching import Batch, held
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.update_stats import gap_of
@@ -52,7 +52,9 @@ def run(findings: Findings) -> None:
     finally:
         fleet.close()
     if size.device.type == "cpu":
-        findings.cannot("CUDA graphs, and a GPU shared by trainer and server", "there is no GPU")
+        findings.cannot("CUDA graphs, and `train` on a GPU that trainer and server share", "there is no GPU")
+    else:
+        train_with_server(findings, "three steps of train, the server on the trainer's GPU", "rollout.share_gpu=true")
 
 
 def _serve(findings: Findings, cfg: Config, fleet: VLLMFleet, policy: Policy, size: MachineSize) -> None:
@@ -100,7 +102,6 @@ def _rewards(rollouts: Sequence[Rollout]) -> list[float]:
 
 def serving_config(model: Path, run_dir: Path, size: MachineSize) -> Config:
     """One rank and one server, whose log goes to `run_dir`; on a GPU both are on the same."""
-    shared: dict[str, Any] = {"share_gpu": True} if size.device.type == "cuda" else {}
     return Config(
         run=RunConfig(name="smoke", dir=run_dir),
         model=ModelConfig(hf_path=model, dtype=size.dtype),  # type: ignore[arg-type]
@@ -108,5 +109,7 @@ def serving_config(model: Path, run_dir: Path, size: MachineSize) -> Config:
         batch=BatchConfig(prompts_per_step=8, samples_per_prompt=4, max_tokens_per_micro_batch=size.tokens),
         control=ControlConfig(kind="entropic", target_entropy=1.0),
         optimizer=OptimizerConfig(lr=_MOVED / (size.shape["hidden_size"] * size.shape["num_hidden_layers"])),
-        rollout=RolloutConfig(engine="vllm", servers=1, max_new_tokens=32, startup_timeout_s=_STARTUP_S, **shared),
+        rollout=RolloutConfig(
+            engine="vllm", servers=1, max_new_tokens=32, startup_timeout_s=_STARTUP_S, share_gpu=size.device.type == "cuda"
+        ),
     )

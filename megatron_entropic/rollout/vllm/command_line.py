@@ -10,7 +10,9 @@ import torch
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.platform import accelerated
 from megatron_entropic.rollout.vllm.server_main import FORK_ENGINE
-from megatron_entropic.system.devices import server_devices, training_ranks_here, visible_devices
+from megatron_entropic.rollout.weight_sync.transports import weight_backend
+from megatron_entropic.system.cuda_variables import of_the_rank
+from megatron_entropic.system.devices import VISIBLE, server_devices, training_ranks_here, visible_devices
 
 MODEL_NAME = "policy"
 MAX_SEQUENCES = 256
@@ -37,7 +39,7 @@ def server_arguments(cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: s
         "--generation-config": "vllm",  # no top-k, top-p or penalty from the checkpoint's generation_config.json
         "--worker-extension-cls": f"{_PLUGIN}.WorkerExtension",
         "--middleware": f"{_PLUGIN}.RequireKey",
-        "--weight-transfer-config": json.dumps({"backend": "entropic_nccl" if accelerated() else "entropic_gloo"}),
+        "--weight-transfer-config": json.dumps({"backend": f"entropic_{weight_backend(cfg)}"}),
     }
     flags = ["--enable-scale-out", "--disable-uvicorn-access-log", "--disable-log-stats"]
     if not any(model_dir.glob("*.safetensors")):  # of a distributed checkpoint: the trainer sends the weights before the first prompt
@@ -47,7 +49,7 @@ def server_arguments(cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: s
 
 def _device_arguments(cfg: RolloutConfig) -> list[str]:
     if accelerated():
-        return ["--gpu-memory-utilization", str(cfg.gpu_memory_utilization)]
+        return ["--gpu-memory-utilization", str(cfg.gpu_memory_fraction)]
     # With eager execution and an explicit cache size vLLM needs no warm-up on a CPU. A prompt that is prefilled in two pieces
     # makes it rewind the request's random generator, which CPU generators cannot: the engine dies. So prompts stay whole.
     return ["--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(int(cfg.memory_gb * 2**30))]
@@ -55,9 +57,8 @@ def _device_arguments(cfg: RolloutConfig) -> list[str]:
 
 def server_environment(cfg: RolloutConfig, index: int, key: str) -> dict[str, str]:
     """This process's environment without its rank's variables, plus what the server needs; `key` becomes its API key."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES and not name.startswith(_RANK_PREFIXES)
-    }
+    dropped = of_the_rank(os.environ).union(_RANK_VARIABLES)
+    inherited = {name: value for name, value in os.environ.items() if name not in dropped and not name.startswith(_RANK_PREFIXES)}
     path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), inherited.get("PYTHONPATH")]))
     return inherited | {
         "PYTHONPATH": path,
@@ -94,7 +95,7 @@ def server_cores(cores: list[int], servers: int, index: int) -> list[int]:
 
 
 def _gpu_environment(cfg: RolloutConfig, index: int) -> dict[str, str]:
-    """GPUs of this node after those of its training ranks. Raises PlacementError when there are too few."""
-    devices = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
-    mine = server_devices(devices, training_ranks_here(os.environ), index, cfg.tensor)
-    return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+    """GPUs of this node after those of its training ranks, or shared with them. Raises PlacementError when there are too few."""
+    devices = visible_devices(os.environ.get(VISIBLE), torch.cuda.device_count())
+    mine = server_devices(devices, training_ranks_here(os.environ), index, cfg.tensor, shared=cfg.share_gpu)
+    return {VISIBLE: ",".join(mine)}

@@ -100,10 +100,18 @@ class VLLMFleet:
                 self.launch()
             self._wait_ready(deadline)
             self._vocabulary = Vocabulary(load_tokenizer(self.model_dir))
-            self._sync = WeightSync(self.servers, make_transport(self.cfg.tensor), self.cfg.sync_timeout_s)
+            self._sync = WeightSync(self.servers, make_transport(self.cfg), self.cfg.sync_timeout_s)
             self._sync.connect()
             for server in self.servers:
                 server.call("POST", "/update_weight_version", timeout_s=self.cfg.sync_timeout_s, json={"new_version": "0"})
+        except BaseException:
+            self.close()
+            raise
+
+    def wait_ready(self) -> None:
+        """Waits till all launched servers answer. Raises RolloutError naming one that died or was too slow; all are ended then."""
+        try:
+            self._wait_ready(time.monotonic() + self.cfg.startup_timeout_s)
         except BaseException:
             self.close()
             raise
@@ -220,11 +228,16 @@ def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
 
 
 def launch_fleet(cfg: Config) -> VLLMFleet:
-    """The engine of `rollout.engine=vllm`: servers are launched, or looked for, and not waited for. Raises RolloutError."""
+    """The engine of `rollout.engine=vllm`: servers are launched, or looked for, and waited for only on shared GPUs.
+
+    Raises RolloutError.
+    """
     does = "looking for" if fleet_folder(cfg.rollout) else "starting"
     logger.info("%s %d vLLM servers; their logs: %s", does, cfg.rollout.servers, cfg.run_dir / "logs" / "vllm_*.log")
     fleet = make_fleet(cfg)
     fleet.launch()
+    if cfg.rollout.share_gpu:
+        fleet.wait_ready()  # before the policy is built: a server counts what others take of its GPU, while it measures, as its own
     return fleet
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_entropic.config import Config
+from megatron_entropic.platform import check_gpus_are_seen
 from megatron_entropic.rollout.types import RolloutError
 from megatron_entropic.rollout.vllm.fleet import VLLMFleet, make_fleet
 from megatron_entropic.rollout.vllm.remote_server import (
@@ -24,7 +25,7 @@ from megatron_entropic.rollout.vllm.remote_server import (
     withdraw,
 )
 from megatron_entropic.rollout.vllm.server import VLLMServer
-from megatron_entropic.system.devices import without_training_ranks
+from megatron_entropic.system.devices import ask_for_cpu, without_training_ranks
 from megatron_entropic.system.folder_lock import BEAT_S
 from megatron_entropic.system.network import address_of, address_toward
 from megatron_entropic.system.stop_signal import asking_signals
@@ -45,11 +46,16 @@ def serve(cfg: Config, share: tuple[int, int]) -> None:
         raise RolloutError("rollout.fleet_dir is not set: the folder in which the servers are announced to the trainer")
     part, parts = share
     first, last = part * cfg.rollout.servers // parts, (part + 1) * cfg.rollout.servers // parts
+    if cfg.rollout.share_gpu:
+        raise RolloutError("rollout.share_gpu=true is for servers that the run starts beside its ranks; serve without it")
     if first == last:
         logger.info("nothing to serve: rollout.servers=%d are distributed over %d machines", cfg.rollout.servers, parts)
         return
     os.environ.pop(FLEET_VARIABLE, None)
     without_training_ranks()
+    if cfg.parallel.device == "cpu":
+        ask_for_cpu()
+    check_gpus_are_seen()
     rollout = dataclasses.replace(cfg.rollout, servers=last - first, fleet_dir=None)
     fleet = make_fleet(dataclasses.replace(cfg, rollout=rollout), first_index=first)
     try:

@@ -201,7 +201,7 @@ class GlooWeightTransferEngine(CheckedUpdates, WeightTransferEngine[GlooInitInfo
             raise RuntimeError("weights arrived before init_weight_transfer_engine and start_weight_update")
         entries = entries_of(update_info.names, update_info.dtype_names, update_info.shapes)
         # A fresh buffer for every bucket: the layerwise reload keeps views of it until a layer is complete.
-        flat_M = torch.empty(sum(entry.nbytes for entry in entries), dtype=torch.uint8)
+        flat_M = torch.empty(sum(entry.nbytes for entry in entries), dtype=torch.uint8, device="cpu")
         self.group.broadcast(flat_M)
         self.received.load_weights(unpack(flat_M, entries))
 

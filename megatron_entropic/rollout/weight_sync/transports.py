@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_entropic.config import RolloutConfig
 from megatron_entropic.platform import accelerated
 from megatron_entropic.rollout.vllm.client import ServerClient
 from megatron_entropic.rollout.weight_sync.buckets import BUCKET_BYTES, Bucket, pack
@@ -17,9 +18,17 @@ from megatron_entropic.system.network import address_toward
 from megatron_entropic.system.rendezvous import reserve
 
 
-def make_transport(tensor: int) -> Transport:
-    """The transport for this machine's devices; `tensor` is the number of workers of each server."""
-    return NCCLTransport(tensor) if accelerated() else GlooTransport(tensor)
+def weight_backend(cfg: RolloutConfig) -> str:
+    """The transport for this machine's devices: "nccl", or "gloo" on CPUs and where servers share GPUs with the trainer.
+
+    NCCL refuses a group in which two ranks, here trainer and server, are on one GPU.
+    """
+    return "nccl" if accelerated() and not cfg.share_gpu else "gloo"
+
+
+def make_transport(cfg: RolloutConfig) -> Transport:
+    """The transport of `weight_backend` to servers of cfg.tensor workers each."""
+    return NCCLTransport(cfg.tensor) if weight_backend(cfg) == "nccl" else GlooTransport(cfg.tensor)
 
 
 class GlooTransport:

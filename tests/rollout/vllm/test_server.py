@@ -3,11 +3,13 @@
 import contextlib
 import glob
 import http.server
+import json
 import os
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from megatron_entropic.rollout.vllm.client import log_tail
 from megatron_entropic.rollout.vllm.command_line import server_cores, server_environment
 from megatron_entropic.rollout.vllm.server import VLLMServer, open_listeners, without_patterns
 from megatron_entropic.rollout.vllm.server_proof import CHALLENGE, PROOF, proof_of
+from megatron_entropic.rollout.weight_sync.transports import weight_backend
 from megatron_entropic.system.rendezvous import listen
 
 
@@ -80,6 +83,41 @@ def test_a_server_does_not_take_its_owners_rank(monkeypatch: pytest.MonkeyPatch)
     )
     assert environment["KEPT"] == "yes"
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_a_server_does_not_take_what_a_rank_on_a_gpu_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One connection would have its communication wait for its computation; what the user says of the allocator is for all."""
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    for said, kept in (("expandable_segments:True", False), ("max_split_size_mb:512", True)):
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", said)
+        environment = server_environment(RolloutConfig(), 0, "key")
+        assert "CUDA_DEVICE_MAX_CONNECTIONS" not in environment
+        assert ("PYTORCH_CUDA_ALLOC_CONF" in environment) == kept
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "backend", "fraction"),
+    [
+        ({}, "1", "entropic_nccl", "0.85"),
+        ({"gpu_memory_utilization": 0.7}, "1", "entropic_nccl", "0.7"),
+        ({"share_gpu": True}, "0", "entropic_gloo", "0.4"),
+        ({"share_gpu": True, "gpu_memory_utilization": 0.3}, "0", "entropic_gloo", "0.3"),
+        ({"share_gpu": True, "tensor": 2}, "0,1", "entropic_gloo", "0.4"),
+    ],
+)
+def test_a_server_shares_the_ranks_gpu_over_gloo_when_asked_to(
+    settings: dict[str, Any], gpus: str, backend: str, fraction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with two GPUs, simulated, where one rank trains."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cfg = RolloutConfig(**settings)
+    server = make_server(cfg, tmp_path)
+    assert server.environment["CUDA_VISIBLE_DEVICES"] == gpus
+    assert json.loads(server.arguments[server.arguments.index("--weight-transfer-config") + 1]) == {"backend": backend}
+    assert server.arguments[server.arguments.index("--gpu-memory-utilization") + 1] == fraction
+    assert (weight_backend(cfg) == "gloo") == cfg.share_gpu
 
 
 @pytest.mark.parametrize(
