@@ -132,12 +132,13 @@ def test_parts_that_pass_or_cannot_be_tried_are_a_success(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_process_and_no_report(tmp_path: Path, signum: signal.Signals) -> None:
-    mark, log = uuid.uuid4().hex, tmp_path / "found.logs" / "good.log"
+    mark = uuid.uuid4().hex
     process = start(str(tmp_path / "found.json"), "good,hangs", mark=mark)
-    while not log.with_name("hangs.log").exists():
+    while not (
+        scratch := [one.environ()["TMPDIR"] for one in marked_processes(mark) if "tests.doctor.smoke_parts:hangs" in one.cmdline()]
+    ):
         assert process.poll() is None
         time.sleep(0.02)
-    scratch = [folder for one in marked_processes(mark) if "smoke_" in (folder := one.environ().get("TMPDIR", ""))]
     process.send_signal(signum)
     process.communicate(timeout=60)
     deadline = time.monotonic() + 10
