@@ -18,6 +18,7 @@ from megatron_entropic.distributed.patient_reading import patient_reading
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.response import Response
+from megatron_entropic.policy.scaling_state import load_state, without_scaling_state
 
 
 class PolicyCheckpointError(ReportedError, RuntimeError):
@@ -37,7 +38,7 @@ def load_policy(policy: Policy, folder: Path, updates: int, response: dict[str, 
         read_metadata(folder)  # refuses what is not a checkpoint's description before Megatron unpickles it
         make_state(policy.optimizer)
         state = dist_checkpointing.load(sharded_state(policy), str(folder))
-        policy.model.load_state_dict(state["model"])
+        load_state(policy.model, state["model"], scaling=bool(policy.model.config.fp8))
     set_update_count(policy.optimizer, updates)
     policy.updates = updates
     policy.response = Response.of_state(response)
@@ -45,8 +46,13 @@ def load_policy(policy: Policy, folder: Path, updates: int, response: dict[str, 
 
 
 def sharded_state(policy: Policy) -> dict[str, Any]:
-    """Sharded state dict of the policy: weights and optimizer state, with the offsets of every shard. They share its memory."""
+    """Sharded state dict of the policy: weights and optimizer state, with the offsets of every shard. They share its memory.
+
+    Under FP8 it has the layers' scaling state too; without, all implementations of the layers have the same entries.
+    """
     model = policy.model.sharded_state_dict(metadata={"dp_cp_group": policy.parallel.dp_group})
+    if not policy.model.config.fp8:
+        model = without_scaling_state(model)
     return {"model": model, "optimizer": sharded_optimizer_state(policy.optimizer, model)}
 
 

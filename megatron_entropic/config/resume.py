@@ -13,7 +13,12 @@ ALLOW_CHANGE = "--allow-change"
 
 FREE_TO_CHANGE = ("parallel", "checkpoint", "rollout", "control", "algorithm", "optimizer", "reward", "trainer")
 """Sections whose settings may be others on resume."""
-ALSO_FREE = ("batch.max_tokens_per_micro_batch", "model.recompute", "model.vocab_pad_multiple")
+ALSO_FREE = (
+    "batch.max_tokens_per_micro_batch",
+    "model.layer_spec",
+    "model.recompute",
+    "model.vocab_pad_multiple",
+)
 """Settings of other sections that change how a run computes, and not what: those that cure a lack of memory, among others."""
 UNIMPORTANT = ("run",)
 """Sections that may change without a word: folders are moved."""

@@ -321,7 +321,8 @@ class TrainerConfig:
     export_hf: bool = Field(default=True, description="write the final policy as a Hugging Face directory under hf/")
     tensorboard: bool = Field(default=True, description="write TensorBoard events under logs/tensorboard")
     report: bool = Field(
-        default=True, description="draw report.html and plots/ when training ends; `megatron-entropic report RUN_DIR` draws them at any time"
+        default=True,
+        description="draw report.html and plots/ when training ends; `megatron-entropic report RUN_DIR` draws them at any time",
     )
     trackers: tuple[str, ...] = Field(
         default=(), description=f"further trackers that each step's metrics go to: of installed packages, or {FORMS} of yours"
