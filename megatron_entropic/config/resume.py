@@ -15,6 +15,7 @@ FREE_TO_CHANGE = ("parallel", "checkpoint", "rollout", "control", "algorithm", "
 """Sections whose settings may be others on resume."""
 ALSO_FREE = (
     "batch.max_tokens_per_micro_batch",
+    "model.grouped_experts",
     "model.layer_spec",
     "model.recompute",
     "model.vocab_pad_multiple",

@@ -58,6 +58,10 @@ class ModelConfig:
     layer_spec: Literal["auto", "local", "transformer_engine"] = Field(
         default="auto", description="layer implementation; auto takes Transformer Engine when it can be imported and a GPU is there"
     )
+    grouped_experts: bool = Field(
+        default=True,
+        description="an MoE model's experts of a rank in one grouped product instead of one after another; Transformer Engine's layers only",
+    )
     vocab_pad_multiple: int = Field(
         default=128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor"
     )

@@ -102,7 +102,7 @@ def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
         sequence_parallel=cfg.parallel.sequence,
         # Packed micro-batches differ in length, which the stages must tell each other.
         variable_seq_lengths=cfg.parallel.pipeline > 1,
-        **moe_settings(arch, cfg.parallel.expert),
+        **moe_settings(arch, cfg.parallel.expert, grouped=transformer_engine and cfg.model.grouped_experts),
         calculate_per_token_loss=True,
         # Weights are always loaded, so initial values are never seen. The initialisation must run all the same: it marks
         # which parameters are tensor-parallel, and without the marks the gradient norm misses the other ranks' shards.
@@ -147,7 +147,7 @@ def uses_transformer_engine(model: ModelConfig) -> bool:
 def _layer_spec(config: TransformerConfig, model: ModelConfig) -> ModuleSpec | TransformerBlockSubmodules:
     if uses_transformer_engine(model):
         layer = get_gpt_layer_with_transformer_engine_spec(
-            num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
+            num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm, qk_layernorm=config.qk_layernorm
         )
         if config.num_moe_experts is not None:
             use_router(layer)

@@ -1,6 +1,6 @@
 """Calls functions in a process of their own in which Transformer Engine is installed, its compiled part stubbed.
 
-`python -m tests.transformer_engine.running PACKAGES CALL` is that process: it reads (module, function, arguments) from the file CALL
+`python -m tests.transformer_engine.running PACKAGES CALL` is that process: it reads (module, function, layout, arguments) from the file CALL
 and leaves the result in CALL.result, pickled both.
 """
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from megatron_entropic.config import ParallelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements" / "transformer_engine.lock"
@@ -37,12 +39,17 @@ def installed() -> Path:
     return FOLDER
 
 
-def with_transformer_engine(function: Callable[..., Any], *arguments: Any, timeout: float = 300.0) -> Any:
-    """`function(parallel, *arguments)` on one rank, in a process that has Transformer Engine and believes it has an H100."""
+def with_transformer_engine(
+    function: Callable[..., Any], *arguments: Any, layout: ParallelConfig = ParallelConfig(), timeout: float = 300.0
+) -> list[Any]:
+    """`function(parallel, *arguments)` on every rank of `layout`, where there is Transformer Engine and, seemingly, an H100.
+
+    Returns the ranks' results.
+    """
     packages = installed()
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder) / "call"
-        call.write_bytes(pickle.dumps((function.__module__, function.__name__, arguments)))
+        call.write_bytes(pickle.dumps((function.__module__, function.__name__, layout, arguments)))
         done = subprocess.run(
             [sys.executable, "-m", "tests.transformer_engine.running", packages, call],
             cwd=ROOT,
@@ -70,19 +77,25 @@ def _believe_in_a_gpu() -> None:
 def main() -> None:
     """The process that has Transformer Engine."""
     packages, call = map(Path, sys.argv[1:])
-    module, function, arguments = pickle.loads(call.read_bytes())
+    module, function, layout, arguments = pickle.loads(call.read_bytes())
     from tests.transformer_engine import stub
 
     stub.install(packages)
-    from megatron_entropic.config import ParallelConfig
-    from megatron_entropic.distributed.parallel import initialize_parallel
+    from tests.run_ranks import run_ranks
 
-    parallel = initialize_parallel(ParallelConfig(), seed=0)  # over gloo, before the process believes in a GPU
-    importlib.import_module("megatron.core.extensions.transformer_engine").apply_rotary_pos_emb = stub.rotate
+    call_it = getattr(importlib.import_module(module), function)
+    results = run_ranks(_run_rank, layout.world_size, call_it, layout, arguments, timeout=300)
+    call.with_suffix(".result").write_bytes(pickle.dumps(results))
+
+
+def _run_rank(function: Callable[..., Any], layout: ParallelConfig, arguments: tuple[Any, ...]) -> Any:
+    from megatron_entropic.distributed.parallel import initialize_parallel
+    from tests.transformer_engine.stub import rotate
+
+    parallel = initialize_parallel(layout, seed=0)  # over gloo, before the process believes in a GPU
+    importlib.import_module("megatron.core.extensions.transformer_engine").apply_rotary_pos_emb = rotate
     _believe_in_a_gpu()
-    result = getattr(importlib.import_module(module), function)(parallel, *arguments)
-    call.with_suffix(".result").write_bytes(pickle.dumps(result))
-    os._exit(0)  # gloo's destructors and Transformer Engine's wait for what is not there
+    return function(parallel, *arguments)
 
 
 if __name__ == "__main__":

@@ -83,12 +83,18 @@ def _rms(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x_TH.float(), (x_TH.shape[-1],), weight_H.float(), eps).to(x_TH.dtype)
 
 
-def _with_bias(layer: Any, out_TF: Tensor) -> Any:
-    return (out_TF, layer.bias) if layer.return_bias else out_TF
-
-
 def _linear(self: Any, inp: Tensor, is_first_microbatch: bool | None = None, **_: Any) -> Any:
-    return _with_bias(self, F.linear(inp, self.weight, self.bias if self.use_bias else None))
+    """Over several tensor ranks with the layer's own collectives, by Megatron-Core's functions for them."""
+    from megatron.core.tensor_parallel import mappings
+
+    if self.tp_size > 1 and self.parallel_mode == "column":
+        gather = mappings.gather_from_sequence_parallel_region
+        inp = gather(inp) if self.sequence_parallel else mappings.copy_to_tensor_model_parallel_region(inp)
+    out = F.linear(inp, self.weight, self.bias if self.use_bias else None)
+    if self.tp_size > 1 and self.parallel_mode == "row":
+        scatter = mappings.reduce_scatter_to_sequence_parallel_region
+        out = scatter(out) if self.sequence_parallel else mappings.reduce_from_tensor_model_parallel_region(out)
+    return (out, self.bias) if self.return_bias else out
 
 
 def _norm_linear(self: Any, inp: Tensor, is_first_microbatch: bool | None = None, **_: Any) -> Any:

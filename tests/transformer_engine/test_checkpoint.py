@@ -98,7 +98,8 @@ def update_counts(policy: Policy) -> set[float]:
 def test_local_to_transformer_engine_and_back(tmp_path: Path) -> None:
     for kind in KINDS:
         tiny_models.save(kind, tmp_path / kind)
-    for kind, (differing, keys, layers) in with_transformer_engine(round_trips, tmp_path).items():
+    (results,) = with_transformer_engine(round_trips, tmp_path)
+    for kind, (differing, keys, layers) in results.items():
         assert layers == ["TELayerNormColumnParallelLinear", "ColumnParallelLinear"]
         assert keys[0] == keys[1] == keys[2], kind
         assert not differing, kind
