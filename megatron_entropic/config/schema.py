@@ -60,7 +60,7 @@ class ModelConfig:
     )
     grouped_experts: bool = Field(
         default=True,
-        description="an MoE model's experts of a rank in one grouped product instead of one after another; Transformer Engine's layers only",
+        description="an MoE model's experts of a rank in one grouped product instead of one by one; Transformer Engine's layers only",
     )
     vocab_pad_multiple: int = Field(
         default=128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor"

@@ -1,7 +1,7 @@
 """Calls functions in a process of their own in which Transformer Engine is installed, its compiled part stubbed.
 
-`python -m tests.transformer_engine.running PACKAGES CALL` is that process: it reads (module, function, layout, arguments) from the file CALL
-and leaves the result in CALL.result, pickled both.
+`python -m tests.transformer_engine.running PACKAGES CALL` is that process: it reads (module, function, layout, arguments) from the
+file CALL and leaves the results of all ranks in CALL.result, pickled both.
 """
 
 import importlib

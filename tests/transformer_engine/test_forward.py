@@ -15,7 +15,7 @@ from megatron_entropic.policy.batching import Batch, Sample, build_micro_batch
 from megatron_entropic.policy.engine import _packed
 from megatron_entropic.policy.model import PolicyModel, build_model
 from megatron_entropic.policy.weights import hf_weights, load_hf_weights, named_parameters
-from megatron_entropic.rollout.weight_sync.buckets import weights_checksum
+from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
 from tests import tiny_models
 from tests.transformer_engine.running import with_transformer_engine
 
