@@ -5,6 +5,7 @@ import warnings
 import torch
 
 from megatron_entropic.platform.cpu import applied_patches, install
+from megatron_entropic.platform.determinism import make_deterministic
 
 # Said on every import of Megatron-Core without them; `megatron-entropic doctor` reports what is installed instead.
 warnings.filterwarnings("ignore", message=".*(Transformer Engine and Apex are|Apex is) not installed", category=UserWarning)
@@ -13,6 +14,11 @@ warnings.filterwarnings("ignore", message=".*(Transformer Engine and Apex are|Ap
 def accelerated() -> bool:
     """Whether kernels can be fused and compiled for a GPU."""
     return torch.cuda.is_available()
+
+
+def compute_capability() -> tuple[int, int] | None:
+    """Generation of the current GPU, as (9, 0) for an H100; None where there is none."""
+    return torch.cuda.get_device_capability() if accelerated() else None
 
 
 def communication_backend() -> str:
@@ -28,4 +34,12 @@ def select_device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-__all__ = ["accelerated", "applied_patches", "communication_backend", "install", "select_device"]
+__all__ = [
+    "accelerated",
+    "applied_patches",
+    "communication_backend",
+    "compute_capability",
+    "install",
+    "make_deterministic",
+    "select_device",
+]

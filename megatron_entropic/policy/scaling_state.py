@@ -1,16 +1,23 @@
-"""The state of Transformer Engine's layers beside their parameters: under FP8 how it scales, else nothing.
+"""The state of Transformer Engine's layers beside their parameters: how FP8 scales, where that is learnt from earlier steps.
 
-Every layer has an entry `..._extra_state`, also where FP8 is off and it says nothing. Layers of the local spec have none, so a
-checkpoint that asked for the empty ones could only be read by the layers that wrote it.
+Every layer has an entry `..._extra_state`, also where it says nothing: without FP8, and with recipes that scale by what they are
+about to multiply. Layers of the local spec have none, so a checkpoint that asked for the empty ones could only be read by the
+layers that wrote it.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
 _ENTRY = "._extra_state"
 """Also of `..._extra_state1`: grouped experts have one for each."""
+
+
+def has_scaling_state(config: TransformerConfig) -> bool:
+    """Whether the layers' scaling state says something, and is needed to go on."""
+    return bool(config.fp8) and config.fp8_recipe == "delayed"
 
 
 def without_scaling_state(state: Mapping[str, Any]) -> dict[str, Any]:

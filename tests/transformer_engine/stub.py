@@ -51,6 +51,10 @@ class _Extension(types.ModuleType):
         self.DType = enum.IntEnum(
             "DType", {name: index for index, name in enumerate(re.findall(r"^    (k\w+) = int", text, re.MULTILINE))}
         )
+        products = [f"GEMM{number}_{part}" for number in (1, 2, 3) for part in ("INPUT", "WEIGHT", "OUTPUT")]
+        gradients = [f"GRAD_{part}{number}" for number in (1, 2, 3) for part in ("OUTPUT", "INPUT")]
+        self.FP8FwdTensors = enum.IntEnum("FP8FwdTensors", products, start=0)
+        self.FP8BwdTensors = enum.IntEnum("FP8BwdTensors", gradients, start=0)
         text = (package / "pytorch" / "cpp_extensions" / "fused_attn.py").read_text()
         backends = dict.fromkeys(re.findall(r"NVTE_Fused_Attn_Backend\.(NVTE_\w+)", text))
         self.NVTE_Fused_Attn_Backend = enum.IntEnum("NVTE_Fused_Attn_Backend", {name: index for index, name in enumerate(backends)})
