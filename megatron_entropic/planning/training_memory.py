@@ -93,8 +93,8 @@ def _stage_memory(size: ModelSize, passes: PassMemory, stage: int, *, on_cpu: bo
 
 
 def sync_bytes(arch: Architecture, model: ModelConfig, rollout: RolloutConfig) -> float:
-    """Bytes rank 0 holds of a weight update: a bucket of whole tensors and its packed copy; one larger tensor is a bucket."""
+    """Bytes rank 0 holds of a weight update: a bucket of whole tensors, its packed copy, the next; one larger tensor is a bucket."""
     if rollout.engine != "vllm":
         return 0.0
     largest = element_bytes(model) * arch.hidden_size * max(arch.vocab_size, 2 * arch.ffn_hidden_size)
-    return 2.0 * max(BUCKET_BYTES, largest)
+    return 3.0 * max(BUCKET_BYTES, largest)
