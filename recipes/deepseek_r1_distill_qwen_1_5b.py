@@ -1,6 +1,6 @@
 """DeepSeek-R1-Distill-Qwen-1.5B under AEnt (arXiv 2509.03493): the authors' example run (40k problems of OpenR1-Math), and baselines.
 
-8 x 80 GB: 4 train, 4 serve; the fullest training GPU needs 55 GB, and a step takes about 84 s on H100s.
+8 x 80 GB: 4 train, 4 serve; the fullest training GPU needs 56 GB, and a step takes about 84 s on H100s.
 
 | setting | source |
 |---|---|

@@ -1,6 +1,6 @@
 """Qwen2.5-Math-1.5B under AEnt (arXiv 2509.03493), and baselines. The model's context is 4096 tokens.
 
-8 x 80 GB: 4 train, 4 serve; the fullest training GPU needs 53 GB, and a step takes about 27 s on H100s.
+8 x 80 GB: 4 train, 4 serve; the fullest training GPU needs 54 GB, and a step takes about 27 s on H100s.
 
 | setting | source |
 |---|---|

@@ -1,6 +1,6 @@
 """Qwen3-235B-A22B, an MoE model of 128 experts, on sixteen nodes.
 
-128 x 80 GB: 64 train, 64 serve; the fullest training GPU needs 73 GB, and a step takes about 529 s on H100s.
+128 x 80 GB: 64 train, 64 serve; the fullest training GPU needs 74 GB, and a step takes about 530 s on H100s.
 
 | setting | source |
 |---|---|

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_entropic.checkpoint.optimizer_state import make_state, set_update_count, sharded_optimizer_state
 from megatron_entropic.conversion.pickles import read_metadata
@@ -18,6 +19,7 @@ from megatron_entropic.distributed.patient_reading import patient_reading
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.response import Response
+from megatron_entropic.policy.scaling_state import has_scaling_state, load_state, without_scaling_state
 
 
 class PolicyCheckpointError(ReportedError, RuntimeError):
@@ -37,7 +39,7 @@ def load_policy(policy: Policy, folder: Path, updates: int, response: dict[str, 
         read_metadata(folder)  # refuses what is not a checkpoint's description before Megatron unpickles it
         make_state(policy.optimizer)
         state = dist_checkpointing.load(sharded_state(policy), str(folder))
-        policy.model.load_state_dict(state["model"])
+        load_state(policy.model, state["model"], scaling=has_scaling_state(policy.model.config))
     set_update_count(policy.optimizer, updates)
     policy.updates = updates
     policy.response = Response.of_state(response)
@@ -45,8 +47,13 @@ def load_policy(policy: Policy, folder: Path, updates: int, response: dict[str, 
 
 
 def sharded_state(policy: Policy) -> dict[str, Any]:
-    """Sharded state dict of the policy: weights and optimizer state, with the offsets of every shard. They share its memory."""
+    """Sharded state dict of the policy: weights and optimizer state, with the offsets of every shard. They share its memory.
+
+    Where FP8 scales by earlier steps it has the layers' scaling state too. Else it is the same for all implementations of the layers.
+    """
     model = policy.model.sharded_state_dict(metadata={"dp_cp_group": policy.parallel.dp_group})
+    if not has_scaling_state(policy.model.config):
+        model = without_scaling_state(model)
     return {"model": model, "optimizer": sharded_optimizer_state(policy.optimizer, model)}
 
 
@@ -55,6 +62,9 @@ def named_errors(folder: Path, what: str) -> Iterator[None]:
     """Raises PolicyCheckpointError, naming the folder, for what goes wrong with a checkpoint in the block."""
     try:
         yield
+    except CheckpointException as error:  # torch's, of all ranks together, and no Exception
+        rank, (cause, _) = min(error.failures.items())
+        raise PolicyCheckpointError(f"{folder}: the policy cannot be {what}: rank {rank}: {type(cause).__name__}: {cause}") from error
     except (CheckpointingException, OSError, RuntimeError, KeyError, ValueError) as error:
         raise PolicyCheckpointError(f"{folder}: the policy cannot be {what}: {type(error).__name__}: {error}") from error
 

@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
+from megatron_entropic import platform
 from megatron_entropic.checkpoint.policy_state import named_errors, quiet, sharded_state
 from megatron_entropic.checkpoint_files.manifest import Fingerprint, fingerprint
 from megatron_entropic.policy.engine import Policy
@@ -113,10 +114,18 @@ class _PlanningStrategy(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 
 
 def copy_to_host(buckets: list[Any]) -> None:
-    """Replaces every tensor by a copy in host memory. On a CPU Megatron hands out the live ones, which the next update changes."""
+    """Replaces every tensor by a copy in host memory. On a CPU Megatron hands out the live ones, which the next update changes.
+
+    From a GPU all are copied at one time, into pinned memory: several times as fast as one by one into pages that may move. The
+    pages stay with the process, for the next checkpoint.
+    """
+    pinned = platform.accelerated()
     for _, _, (_, tensors) in buckets:
         for index, (item, tensor) in enumerate(tensors):
-            tensors[index] = (item, tensor.detach().to("cpu", copy=True))
+            copy = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format, pin_memory=pinned)
+            tensors[index] = (item, copy.copy_(tensor.detach(), non_blocking=pinned))
+    if pinned:
+        torch.cuda.synchronize()
 
 
 def _write_bucket(planned: FileSystemWriterAsync, number: int, bucket: Any) -> list[Any]:

@@ -13,7 +13,14 @@ ALLOW_CHANGE = "--allow-change"
 
 FREE_TO_CHANGE = ("parallel", "checkpoint", "rollout", "control", "algorithm", "optimizer", "reward", "trainer")
 """Sections whose settings may be others on resume."""
-ALSO_FREE = ("batch.max_tokens_per_micro_batch", "model.recompute", "model.vocab_pad_multiple")
+ALSO_FREE = (
+    "batch.max_tokens_per_micro_batch",
+    "model.gradient_accumulation_fusion",
+    "model.grouped_experts",
+    "model.layer_spec",
+    "model.recompute",
+    "model.vocab_pad_multiple",
+)
 """Settings of other sections that change how a run computes, and not what: those that cure a lack of memory, among others."""
 UNIMPORTANT = ("run",)
 """Sections that may change without a word: folders are moved."""
@@ -25,6 +32,7 @@ METHOD: Mapping[str, str] = {
     "batch.samples_per_prompt": "advantages are taken over groups of another size",
     "batch.mini_batches": "another number of updates in a step; schedules count updates",
     "task": "other prompts or rewards from here on",
+    "model.fp8": "products round otherwise from here on",
     "control.kind": "a controller without a past takes over",
     "trainer.seed": "other prompts and samples from here on",
 }

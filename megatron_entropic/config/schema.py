@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.control import ControlConfig as ControlConfig
+from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
 from megatron_entropic.system.named_functions import FORMS, check_name
@@ -54,6 +55,19 @@ class ModelConfig:
     layer_spec: Literal["auto", "local", "transformer_engine"] = Field(
         default="auto", description="layer implementation; auto takes Transformer Engine when it can be imported and a GPU is there"
     )
+    grouped_experts: bool = Field(
+        default=True,
+        description="an MoE model's experts of a rank in one grouped product instead of one by one; Transformer Engine's layers only",
+    )
+    gradient_accumulation_fusion: bool = Field(
+        default=True,
+        description="weight gradients are added to their fp32 buffer by the product that makes them; Transformer Engine's layers only",
+    )
+    fp8: Literal["none", "tensorwise", "blockwise", "mxfp8"] = Field(
+        default="none",
+        description="products of the layers in 8 bits, with a scale for each tensor, each block of 128, or each 32 values; weights "
+        "stay bfloat16. Transformer Engine's layers, on GPUs that have it",
+    )
     vocab_pad_multiple: int = Field(
         default=128, ge=1, description="the embedding is padded to a multiple of this times parallel.tensor"
     )
@@ -67,57 +81,6 @@ class ModelConfig:
     @classmethod
     def _in_the_home(cls, path: Path) -> Path:
         return expanded(path) or path
-
-
-@dataclass(frozen=True, config=STRICT)
-class ParallelConfig:
-    """Parallel layout of the policy; tensor x pipeline x context x data is the world size.
-
-    Expert-parallel ranks are not counted: they are tensor x data ranks of a pipeline stage that hold different experts.
-    """
-
-    tensor: int = Field(default=1, ge=1, description="tensor-parallel ranks")
-    pipeline: int = Field(default=1, ge=1, description="pipeline stages")
-    context: int = Field(default=1, ge=1, le=1, description="context-parallel ranks; only 1 is available")
-    expert: int = Field(
-        default=1,
-        ge=1,
-        description="ranks among which the experts of an MoE model are split; taken out of the tensor x data ranks, so it divides "
-        "those and the number of experts; 1 for dense models",
-    )
-    data: int = Field(default=1, ge=1, description="data-parallel replicas")
-    sequence: bool = Field(default=False, description="sequence parallelism: shard norms and dropout over the tensor ranks")
-    timeout_s: float = Field(
-        default=600.0,
-        gt=0,
-        description="a collective that takes longer, or a rank silent for so long, ends the run; generation and such do not count",
-    )
-
-    device: Literal["auto", "cpu"] = Field(
-        default="auto",
-        description="auto: GPUs where the machine has any, and an error where torch cannot use them; cpu: the CPU, whatever there is",
-    )
-
-    @property
-    def world_size(self) -> int:
-        return self.tensor * self.pipeline * self.context * self.data
-
-    @model_validator(mode="after")
-    def _sequence_needs_tensor(self) -> "ParallelConfig":
-        if self.sequence and self.tensor == 1:
-            raise ValueError("parallel.sequence=true needs parallel.tensor >= 2: it shards activations over the tensor ranks")
-        return self
-
-    @model_validator(mode="after")
-    def _expert_ranks_are_among_the_others(self) -> "ParallelConfig":
-        ranks = self.tensor * self.context * self.data
-        if ranks % self.expert:
-            legal = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
-            raise ValueError(
-                f"parallel.expert={self.expert} does not divide parallel.tensor={self.tensor} x parallel.context={self.context} x "
-                f"parallel.data={self.data}: expert-parallel ranks are taken out of those; legal values: {legal}"
-            )
-        return self
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -263,6 +226,10 @@ class TrainerConfig:
 
     steps: int = Field(default=100, ge=0, description="steps of the loop: generate, score, update, sync")
     seed: int = Field(default=0, ge=0, description="seeds prompts, sampling and dropout")
+    deterministic: bool = Field(
+        default=False,
+        description="the same bits from the same work on GPUs, which bit-for-bit resume needs there; slower. CPUs need no setting",
+    )
     export_hf: bool = Field(default=True, description="write the final policy as a Hugging Face directory under hf/")
     tensorboard: bool = Field(default=True, description="write TensorBoard events under logs/tensorboard")
     report: bool = Field(

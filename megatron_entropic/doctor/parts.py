@@ -10,7 +10,7 @@ from megatron_entropic import platform
 from megatron_entropic.config import Config
 from megatron_entropic.doctor.versions import version
 from megatron_entropic.entropy.device_path import has_kernels
-from megatron_entropic.policy.layer_choice import uses_transformer_engine
+from megatron_entropic.policy.transformer_engine import uses_transformer_engine
 from megatron_entropic.rollout.weight_sync.transports import weight_backend
 
 _ADAMS = {

@@ -6,12 +6,14 @@ Shapes: I inner size of a product, H hidden size.
 import torch
 from torch import Tensor
 
-from megatron_entropic.entropy.device_path import multiplies_into_float32
+from megatron_entropic.entropy.device_path import adds_into_float32, multiplies_into_float32
 from megatron_entropic.entropy.shard import statistics_dtype
 
 BLOCK_ROWS, BLOCK_INNER = 256, 128
 """Where no product of half-precision matrices comes in float32, so much of them is made float32 at a time: small beside the operands,
 and large enough for the products to lose no speed."""
+PIECE_BYTES = 64 * 2**20
+"""Where they come in float32, but cannot be added to a matrix in the same pass, so much of a product exists at a time."""
 
 
 class ProductSum:
@@ -55,8 +57,13 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
     """
     if out.dtype == left.dtype:
         out.addmm_(left, right)
+    elif adds_into_float32(left):  # reads and writes `out` once, and holds nothing beside it
+        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
     elif multiplies_into_float32(left):
-        out.add_(torch.mm(left, right, out_dtype=out.dtype))
+        step = max(1, PIECE_BYTES // (out.element_size() * out.shape[1]))
+        for top in range(0, len(out), step):
+            rows = slice(top, top + step)
+            out[rows].add_(torch.mm(left[rows], right, out_dtype=out.dtype))
     else:
         for inner in range(0, left.shape[1], BLOCK_INNER):
             inside = slice(inner, inner + BLOCK_INNER)
@@ -85,7 +92,21 @@ def added_to_main_grad(weight: Tensor) -> Tensor:
     """Tells Megatron's hook that weight.main_grad has the gradient already; what autograd is then given in its place.
 
     The convention of Megatron's linear layers: the hook wants a gradient but does not read it, unless `zero_out_wgrad` says
-    that others (the embedding that is tied to this weight) add theirs to it.
+    that others (the embedding that is tied to this weight) add theirs to it. No memory is spent on it: the zeros are one number
+    in the weight's shape, and what nobody reads lies in main_grad itself.
+
+    Raises:
+        RuntimeError: weight.grad is set, so nothing takes what comes here: autograd would add to it, in main_grad.
     """
     weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-    return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
+    if getattr(weight, "zero_out_wgrad", False):
+        return weight.new_zeros(()).expand_as(weight)
+    if weight.grad is not None:
+        raise RuntimeError(
+            f"accumulate_main_grad: weight {tuple(weight.shape)} has a .grad already; the hook of Megatron's DistributedDataParallel "
+            "takes it away after each backward pass"
+        )
+    buffer = main_grad(weight).detach()
+    if not (weight.is_contiguous() and buffer.is_contiguous() and buffer.nbytes >= weight.nbytes):
+        return torch.empty_like(weight)
+    return buffer.view(-1).view(weight.dtype)[: weight.numel()].view(weight.shape)

@@ -47,11 +47,12 @@ def linear_token_statistics(
         weight: [V_local, H], of hidden's dtype: this rank's rows of the output layer (or of a tied embedding).
         targets, mask: as in `token_statistics`, [...] of the *whole* sequence.
         sequence_parallel: hidden is sharded along dimension 0 over tp_group.
-        chunk_tokens: tokens whose logits, all of this rank's columns, exist at a time. Default: with 0 < clamp as many as fill
-            256 MiB in float32; else all tokens and about 1/160 of the columns, at most 256 MiB.
+        chunk_tokens: tokens whose logits, all of this rank's columns, exist at a time. Default: with 0 < clamp as many as fill a
+            budget, else all tokens and so many columns. The budget is the device's (system/logits_tiles.py): on a CPU 256 MiB in
+            float32, and 1/160 of the columns; on a GPU with 80 GB 1 GiB, and 256 MiB (8,192 columns of 16,384 tokens).
         accumulate_main_grad: Megatron's gradient accumulation fusion: backward adds weight's gradient to `weight.main_grad` (made
-            by Megatron's DistributedDataParallel), sets `weight.grad_added_to_main_grad` and gives autograd a placeholder: zeros
-            where `weight.zero_out_wgrad` says that an embedding adds its own gradient through autograd.
+            by Megatron's DistributedDataParallel), sets `weight.grad_added_to_main_grad` and gives autograd a placeholder without
+            memory of its own: zeros where `weight.zero_out_wgrad` says that an embedding adds its own gradient through autograd.
         tp_group, vocab_size, temperature, clamp, mean_lowering, validate: as in `token_statistics`.
 
     Returns:

@@ -3,12 +3,12 @@
 A tile is a rectangle of the logits, tokens by columns, and the only part of them that exists. Its memory is reused for the next
 one, and in backward for its own gradient. Where nothing is selected from the rows a tile spans all tokens and few columns: the
 weight, the largest operand, is then read once, and the gradient of a tile's weight rows is complete, written once in the
-weight's dtype, never added up. A selection needs whole rows, so tiles then span all columns and few tokens.
+weight's dtype, never added up. A selection needs whole rows, so tiles then span all columns and few tokens. How many, system/
+logits_tiles.py says for the device.
 
 Shapes: N rows of the whole sequence, T unmasked tokens, R rows and C columns of a tile, J tiles of a chunk, H hidden size.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megatron_entropic.entropy.device_path import memory_of_gpu
 from megatron_entropic.entropy.gradient_accumulation import ProductSum, added_to_main_grad, main_grad
 from megatron_entropic.entropy.moments import merge_moments
 from megatron_entropic.entropy.records import Moments, Threshold, TokenScalars, UpstreamGradients
@@ -24,20 +25,19 @@ from megatron_entropic.entropy.selection import select_largest
 from megatron_entropic.entropy.sequence_chunks import HiddenGradient, HiddenRows
 from megatron_entropic.entropy.shard import ShardRows, statistics_dtype
 from megatron_entropic.entropy.token_statistics import Measured, Request, conclude
-
-CHUNK_BYTES = 256 * 2**20
-"""A tile has at most this much float32 logits, unless `chunk_tokens` says otherwise."""
-
-TILES, MIN_COLUMNS, MIN_ELEMENTS, ALIGNMENT = 160, 1024, 2**19, 64
-"""Tiles of all tokens: about so many, but none so narrow, so small or so oddly wide that the products lose speed. What a
-CPU's matrix library holds beside the tile grows with it: with tiles of 2,376 columns the process held up to 12% of float32 logits."""
+from megatron_entropic.system.logits_tiles import LogitsShape, TileShape, tile_shape
 
 BUFFER_BYTES = 2**18
 """Size of the float32 buffers that a tile is worked on in: small beside the tile, since the products take nearly all the time."""
 
 
 class Tile(NamedTuple):
-    """`rows` x `columns` of the logits; `target_R`: the column of the tile with the row's target, or -1."""
+    """`rows` x `columns` of the logits.
+
+    Attributes:
+        logits: [R, row stride]; the columns behind the tile's are there to align its rows, and hold anything.
+        target_R: the column of the tile with the row's target, or -1.
+    """
 
     rows: slice
     columns: slice
@@ -59,32 +59,29 @@ class Head:
         """Tiles are some tokens by all columns if asked for, or if rows are selected from, which takes them whole."""
         return self.chunk_tokens is not None or self.request.selects
 
-    def tile_shape(self, tokens: int) -> tuple[int, int]:
-        """(tokens, columns) of a tile; those at the end may have fewer."""
-        columns = self.request.shard.columns
-        if self.splits_tokens:
-            height, width = self.chunk_tokens or max(1, CHUNK_BYTES // (4 * self.request.shard.width)), columns
-        else:
-            height, width = tokens, max(-(-columns // TILES), MIN_COLUMNS, MIN_ELEMENTS // tokens)
-            width = min(-(-width // ALIGNMENT) * ALIGNMENT, max(1, CHUNK_BYTES // (4 * tokens)))
-        return min(height, tokens), max(1, min(width, columns))
+    def tile_shape(self, hidden_TH: Tensor) -> TileShape:
+        """Of the tiles of a chunk's logits."""
+        shard = self.request.shard
+        logits = LogitsShape(len(hidden_TH), shard.columns, shard.width, hidden_TH.element_size())
+        memory = memory_of_gpu(hidden_TH.device)
+        return tile_shape(memory, logits, selects=self.request.selects, chunk_tokens=self.chunk_tokens)
 
     def tiles(self, hidden_TH: Tensor, weight: Tensor, targets_T: Tensor) -> Iterator[Tile]:
         """All tiles of the logits, computed one at a time into the same memory; the same bits each time."""
         tokens, columns = len(hidden_TH), self.request.shard.columns
-        height, width = self.tile_shape(tokens)
+        shape = self.tile_shape(hidden_TH)
         column_T = self.request.shard.local_columns(targets_T)
-        memory = hidden_TH.new_empty(height * width)
-        for top in range(0, tokens, height):
-            rows = slice(top, min(top + height, tokens))
-            for left in range(0, max(columns, 1), width):
-                span = slice(left, min(left + width, columns))
-                shape = (rows.stop - rows.start, span.stop - span.start)
-                logits_RC = torch.mm(hidden_TH[rows], weight[span].T, out=memory[: math.prod(shape)].view(shape))
+        memory_M = hidden_TH.new_empty(shape.elements)
+        for top in range(0, tokens, shape.tokens):
+            rows = slice(top, min(top + shape.tokens, tokens))
+            for left in range(0, max(columns, 1), shape.columns):
+                span = slice(left, min(left + shape.columns, columns))
+                height, width = rows.stop - rows.start, span.stop - span.start
+                stride = shape.row_stride(width)
+                logits = ShardRows(memory_M[: height * stride].view(height, stride), None, width, BUFFER_BYTES)
+                torch.mm(hidden_TH[rows], weight[span].T, out=logits.logits[:, :width])
                 here_R = (column_T[rows] >= span.start) & (column_T[rows] < span.stop)
-                yield Tile(
-                    rows, span, ShardRows(logits_RC, None, shape[1], BUFFER_BYTES), torch.where(here_R, column_T[rows] - span.start, -1)
-                )
+                yield Tile(rows, span, logits, torch.where(here_R, column_T[rows] - span.start, -1))
 
     def measure(self, hidden: Tensor, weight: Tensor, targets_T: Tensor) -> Measured:
         """Forward: one rank's moments of every tile, then the ranks' in one go."""
@@ -107,7 +104,7 @@ class Head:
     def _measure_chunk(self, hidden_TH: Tensor, weight: Tensor, targets_T: Tensor, thresholds: list[Threshold]) -> Moments:
         """One rank's moments of a chunk; the thresholds of its tiles are appended to `thresholds`."""
         request, tokens = self.request, len(hidden_TH)
-        tiles = 1 if self.splits_tokens else max(1, -(-request.shard.columns // self.tile_shape(tokens)[1]))
+        tiles = 1 if self.splits_tokens else max(1, -(-request.shard.columns // self.tile_shape(hidden_TH).columns))
         dtype = statistics_dtype(hidden_TH.dtype)
         # Made at once: small tensors left behind tile by tile would lie where the tiles' buffers were, and these then go elsewhere.
         max_JT = torch.empty(tiles, tokens, dtype=dtype, device=hidden_TH.device)
@@ -174,7 +171,6 @@ class Head:
 
     def _differentiate(self, tile: Tile, scalars: TokenScalars, threshold: Threshold | None, upstream: UpstreamGradients) -> Tensor:
         """The gradient of a tile's logits, in place; the other arguments are those of the tile's chunk."""
-        grad_RC = tile.logits.logits
         write_logits_gradient(
             tile.logits,
             tile.target_R,
@@ -182,6 +178,7 @@ class Head:
             scalars.at(tile.rows),
             None if threshold is None else threshold.at(tile.rows),
             upstream.at(tile.rows),
-            grad_RC,
+            tile.logits.logits,
         )
+        grad_RC: Tensor = tile.logits.logits[:, : tile.logits.columns]
         return grad_RC

@@ -5,6 +5,7 @@ merges in mapping.py. No tensors in this file: a checkpoint can be checked witho
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -94,12 +95,16 @@ FUSED_NORMS = {
 }
 
 
+# Its grouped experts are one layer with a weight for each expert of the rank.
+_GROUPED_EXPERT = re.compile(r"(?<=\.mlp\.experts\.)(linear_fc[12])\.weight(\d+)$")
+
+
 def canonical_name(parameter: str) -> str:
-    """The table's name of a parameter that may carry Transformer Engine's fused-norm name."""
+    """The table's name of a parameter that may carry a name of Transformer Engine's: of a fused norm, or of a grouped expert."""
     for fused, plain in FUSED_NORMS.items():
         if parameter.endswith(fused):
             return parameter.removesuffix(fused) + plain
-    return parameter
+    return _GROUPED_EXPERT.sub(r"local_experts.\2.\1.weight", parameter)
 
 
 def checkpoint_rows(arch: Architecture) -> tuple[Row, ...]:

@@ -54,11 +54,14 @@ def run_rank(cfg: Config, flags: Sequence[str] = ()) -> int:
     _prepare_devices(cfg.parallel)
 
     # Only now: whoever loads the settings reports a bad one before seconds go into these imports.
+    from megatron_entropic import platform
     from megatron_entropic.distributed.parallel import initialize_parallel, shutdown
     from megatron_entropic.distributed.rank_zero import PeerEndedError
     from megatron_entropic.trainer import train
 
     try:
+        if cfg.trainer.deterministic:
+            platform.make_deterministic()
         parallel = initialize_parallel(cfg.parallel, cfg.trainer.seed, cfg.run_dir)
         train(cfg, parallel, allow_fallback=ALLOW_FALLBACK in flags, allow_change=ALLOW_CHANGE in flags)
     except StopRequested as request:

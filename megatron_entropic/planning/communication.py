@@ -17,6 +17,8 @@ CONTROL_BYTES = 64
 """One all-reduce over all ranks for each pass: seven sums and a requested target, 8 bytes each (distributed/reductions.py)."""
 STATISTICS_BYTES = 8 * 9
 """The further sums and maxima that a pass reports; sums, maxima, then one broadcast."""
+CHECKSUM_READS = 2
+"""Of every byte of an update, by each end (rollout/weight_sync/checksum.py)."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,11 @@ def step_traffic(
 def sync_traffic(
     size: ModelSize, model: ModelConfig, layout: ParallelConfig, rollout: RolloutConfig, cluster: Cluster
 ) -> list[Traffic]:
-    """Of one weight update: to rank 0 from its tensor ranks and the other stages, then to all workers of all servers."""
+    """Of one weight update: to rank 0 from its tensor ranks and the other stages, then to all workers of all servers.
+
+    And out of every worker's memory, for the checksum (rank 0 reads for its own while it sends). The kinds are counted one after
+    the other, although the next bucket is gathered while one is sent: an upper bound.
+    """
     if rollout.engine != "vllm":
         return []
     whole = element_bytes(model) * size.total
@@ -132,5 +138,6 @@ def sync_traffic(
             whole,
             cluster.link_gb_s(layout.world_size + rollout.servers * rollout.tensor),
         ),
+        Traffic("weight sync: checksum, from memory", CHECKSUM_READS * whole, cluster.gpu.hbm_gb_s),
     ]
     return [traffic for traffic in found if traffic.bytes > 0]

@@ -45,6 +45,7 @@ class Site:
             implementation=implementation(cfg.model),
             micro_batches=work.micro_batches,
             uneven=Unevenness(self.assumed.packing_padding, self.assumed.expert_imbalance),
+            gpu_bytes=int(self.gpu_bytes),
             stages=None if all_stages else ends,
         )
         server = server_memory(self.arch, cfg, self.cluster, self.assumed, work) if cfg.rollout.engine == "vllm" else None

@@ -22,6 +22,8 @@ class PassMemory:
     """Of the fullest micro-batch."""
     micro_batches: int
     """Of one update."""
+    gpu_bytes: int | None
+    """Memory of the GPU; None on a CPU."""
 
     @property
     def _widths(self) -> Widths:
@@ -67,7 +69,7 @@ class PassMemory:
         layout = self.cfg.parallel
         if stage < layout.pipeline - 1:
             return 0.0
-        return head_working_bytes(self.arch, self.cfg.model, layout, self.cfg.control, self.tokens)
+        return head_working_bytes(self.arch, self.cfg.model, layout, self.cfg.control, self.tokens, self.gpu_bytes)
 
     def layer_working(self) -> float:
         """Working memory of a layer's backward pass: recomputed activations, gradients, one weight's gradient."""

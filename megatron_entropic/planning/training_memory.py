@@ -57,25 +57,27 @@ def training_memory(
     implementation: Implementation,
     micro_batches: int,
     uneven: Unevenness = Unevenness(),
-    on_cpu: bool = False,
+    gpu_bytes: int | None,
     stages: Iterable[int] | None = None,
 ) -> list[StageMemory]:
     """The memory of one rank of each of `stages` (default: all), in an update of `micro_batches` full micro-batches.
 
+    `gpu_bytes`: memory of the GPU it runs on; None for a CPU.
+
     The most is on the first stage, which has most micro-batches in flight, or on the last, which has the output head.
     """
     size = ModelSize.of(arch)
-    passes = PassMemory(arch, cfg, implementation, uneven, cfg.batch.max_tokens_per_micro_batch, micro_batches)
-    return [_stage_memory(size, passes, stage, on_cpu=on_cpu) for stage in stages or range(cfg.parallel.pipeline)]
+    passes = PassMemory(arch, cfg, implementation, uneven, cfg.batch.max_tokens_per_micro_batch, micro_batches, gpu_bytes)
+    return [_stage_memory(size, passes, stage) for stage in stages or range(cfg.parallel.pipeline)]
 
 
-def _stage_memory(size: ModelSize, passes: PassMemory, stage: int, *, on_cpu: bool) -> StageMemory:
+def _stage_memory(size: ModelSize, passes: PassMemory, stage: int) -> StageMemory:
     arch, cfg = passes.arch, passes.cfg
     parameters = stage_parameters(arch, size, cfg.model, cfg.parallel, stage)
     model = model_memory(parameters, cfg.model, cfg.parallel)
     flights = passes.in_flight(stage)
     optimizer = 2 * 4 * largest_parameter(arch, cfg.model, cfg.parallel, stage) if passes.implementation == "local" else 0
-    if on_cpu and cfg.parallel.data > 1:
+    if passes.gpu_bytes is None and cfg.parallel.data > 1:
         optimizer = max(optimizer, int(model.gradients))
     return StageMemory(
         stage=stage,
@@ -93,8 +95,8 @@ def _stage_memory(size: ModelSize, passes: PassMemory, stage: int, *, on_cpu: bo
 
 
 def sync_bytes(arch: Architecture, model: ModelConfig, rollout: RolloutConfig) -> float:
-    """Bytes rank 0 holds of a weight update: a bucket of whole tensors and its packed copy; one larger tensor is a bucket."""
+    """Bytes rank 0 holds of a weight update: a bucket of whole tensors, its packed copy, the next; one larger tensor is a bucket."""
     if rollout.engine != "vllm":
         return 0.0
     largest = element_bytes(model) * arch.hidden_size * max(arch.vocab_size, 2 * arch.ffn_hidden_size)
-    return 2.0 * max(BUCKET_BYTES, largest)
+    return 3.0 * max(BUCKET_BYTES, largest)

@@ -3,10 +3,12 @@
 import warnings
 
 from megatron_entropic.platform.cpu import applied_patches, install
+from megatron_entropic.platform.determinism import make_deterministic
 from megatron_entropic.platform.devices import (
     accelerated,
     check_gpus_are_seen,
     communication_backend,
+    compute_capability,
     device_failure,
     first_line,
     select_device,
@@ -21,9 +23,11 @@ __all__ = [
     "applied_patches",
     "check_gpus_are_seen",
     "communication_backend",
+    "compute_capability",
     "device_failure",
     "first_line",
     "install",
+    "make_deterministic",
     "select_device",
     "unseen_gpus",
 ]

@@ -13,6 +13,11 @@ def accelerated() -> bool:
     return torch.cuda.is_available()
 
 
+def compute_capability() -> tuple[int, int] | None:
+    """Generation of the current GPU, as (9, 0) for an H100; None where there is none."""
+    return torch.cuda.get_device_capability() if accelerated() else None
+
+
 def communication_backend() -> str:
     """The torch.distributed backend for model-parallel groups: "nccl" or "gloo"."""
     return "nccl" if accelerated() else "gloo"

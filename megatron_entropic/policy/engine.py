@@ -12,15 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_entropic import platform
 from megatron_entropic.algorithms.actuators import find_actuator
 from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
@@ -34,11 +30,13 @@ from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.tables import hf_shapes
 from megatron_entropic.policy.batching import Batch, MicroBatch, build_micro_batch, plan_micro_batches
 from megatron_entropic.policy.covariance_selection import choose_tokens
+from megatron_entropic.policy.gradients import shared_gradients
 from megatron_entropic.policy.initial_weights import clear_weights, load_start_weights
 from megatron_entropic.policy.model import build_model
 from megatron_entropic.policy.objective import CONTROL_SUMS, MAXIMA, SUMS, Objective
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.response import Response, SteeredEntropy, measured_temperature, reduce_response, response_samples
+from megatron_entropic.policy.transformer_engine import position_multiple
 from megatron_entropic.policy.update_stats import Totals, UpdateStats, measurement, update_stats
 from megatron_entropic.policy.weights import hf_weights
 
@@ -56,6 +54,8 @@ class Policy:
 
         When `blank` all weights are 0 instead, for a checkpoint to be read into: the base model's are not needed, and may be gone.
         """
+        if cfg.trainer.deterministic:
+            platform.make_deterministic()  # for those who call this without a worker
         self.cfg = cfg
         self.parallel = parallel
         self.arch = Architecture.from_hf(model_folder(cfg.model.hf_path).hf_dir)
@@ -66,13 +66,7 @@ class Policy:
             load_start_weights(self.model, model_folder(cfg.model.hf_path).weights, parallel)
         meet(parallel, "every rank to read its weights")
         self.model_config = self.model.config
-        ddp_config = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=True,
-            overlap_grad_reduce=False,
-        )
-        self.ddp = DistributedDataParallel(self.model_config, ddp_config, self.model)
-        self.model_config.finalize_model_grads_func = finalize_model_grads
+        self.ddp = shared_gradients(self.model, cfg.parallel)
         self.optimizer = make_optimizer(cfg.optimizer, self.ddp, dtype=cfg.model.dtype)
         self.scheduler = make_scheduler(cfg.optimizer, self.optimizer, updates=cfg.trainer.steps * cfg.batch.mini_batches)
         self.updates = 0
@@ -292,7 +286,7 @@ class Policy:
             data_parallel=self.parallel.dp_size,
             max_tokens=self.cfg.batch.max_tokens_per_micro_batch,
         )
-        pad_multiple = self.parallel.tp_size if self.cfg.parallel.sequence else 1
+        pad_multiple = position_multiple(self.cfg)
         mine = plan[self.parallel.dp_rank]
         device = self.parallel.device
         return len(mine), (build_micro_batch(batch, indices, device=device, pad_multiple=pad_multiple) for indices in mine)

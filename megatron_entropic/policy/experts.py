@@ -10,11 +10,13 @@ import re
 from typing import Any
 
 import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor, nn
 
 from megatron_entropic.hf.architectures import Architecture
+from megatron_entropic.hf.tables import canonical_name
 
 _LOCAL_EXPERT = re.compile(r"(?<=\.mlp\.experts\.local_experts\.)\d+(?=\.)")
 
@@ -31,8 +33,11 @@ class Router(TopKRouter):  # type: ignore[misc]  # Megatron-Core is untyped
         return F.linear(input, self.weight).float()
 
 
-def moe_settings(arch: Architecture, expert_ranks: int) -> dict[str, Any]:
-    """Megatron-Core's settings of the architecture's experts over `expert_ranks` ranks; those of no experts for a dense model."""
+def moe_settings(arch: Architecture, expert_ranks: int, *, grouped: bool) -> dict[str, Any]:
+    """Megatron-Core's settings of the architecture's experts over `expert_ranks` ranks; those of no experts for a dense model.
+
+    `grouped`: a rank's experts are one layer of Transformer Engine's, which multiplies all their tokens at once.
+    """
     # The dispatcher is unused without experts, but the default is refused beside variable sequence lengths.
     settings: dict[str, Any] = {"moe_token_dispatcher_type": "alltoall"}
     if arch.num_experts is None:
@@ -46,7 +51,7 @@ def moe_settings(arch: Architecture, expert_ranks: int) -> dict[str, Any]:
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
-        "moe_grouped_gemm": False,
+        "moe_grouped_gemm": grouped,
         "expert_model_parallel_size": expert_ranks,
         "expert_tensor_parallel_size": 1,
     }
@@ -64,10 +69,15 @@ def mark_experts(model: nn.Module) -> None:
     those routes its own tokens to its own copy of every expert, and their gradients would never be added.
     """
     for name, parameter in model.named_parameters():
-        if _LOCAL_EXPERT.search(name):
-            parameter.allreduce = False  # type: ignore[attr-defined]  # Megatron-Core's protocol
+        if not _LOCAL_EXPERT.search(canonical_name(name)):
+            continue
+        parameter.allreduce = False  # type: ignore[attr-defined]  # Megatron-Core's protocol
+        if not hasattr(parameter, "tensor_model_parallel"):
+            # Transformer Engine 2.20 forgets it for grouped experts, and the gradient norm would leave out those of all tensor
+            # ranks but the first.
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0 if "linear_fc1" in name else 1, stride=1)
 
 
 def global_expert_name(parameter: str, first_expert: int) -> str:
-    """The parameter's name with its expert counted over all ranks; `first_expert`: the global number of this rank's first."""
+    """The canonical name `parameter` with its expert counted over all ranks; `first_expert`: the global number of this rank's first."""
     return _LOCAL_EXPERT.sub(lambda found: str(first_expert + int(found.group())), parameter)

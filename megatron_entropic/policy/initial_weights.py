@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_entropic.checkpoint_files.kind import holds_distributed_weights
 from megatron_entropic.conversion.view import DistributedView
@@ -15,6 +14,7 @@ from megatron_entropic.hf.headers import CheckpointError
 from megatron_entropic.hf.tables import model_rows
 from megatron_entropic.hf.values import is_finite
 from megatron_entropic.policy.model import PolicyModel
+from megatron_entropic.policy.scaling_state import load_state, without_scaling_state
 from megatron_entropic.policy.weights import load_hf_weights, named_parameters
 
 
@@ -45,13 +45,14 @@ def _load_distributed(model: PolicyModel, folder: Path, parallel: Parallel) -> N
     # What is wrong with the checkpoint is said by us, all at once and before Megatron unpickles its description.
     DistributedView(folder, model.arch).close()
     clear_weights(model)
-    wanted = {name: entry for name, entry in model.sharded_state_dict().items() if not isinstance(entry, ShardedObject)}
+    wanted = without_scaling_state(model.sharded_state_dict())
     with warnings.catch_warnings(), patient_reading(parallel):
         warnings.simplefilter("ignore")  # Megatron warns of torch interfaces that it uses itself
         try:
             state = dist_checkpointing.load({"model": wanted}, str(folder))
         except (RuntimeError, OSError, KeyError, ValueError) as error:
             raise CheckpointError(f"{folder}: the weights cannot be read: {type(error).__name__}: {error}") from error
-    missing, _ = model.load_state_dict(state["model"], strict=False)
-    if missing := [name for name in missing if not name.endswith("_extra_state")]:
-        raise CheckpointError(f"{folder}: no weights for {', '.join(missing)}")
+    try:
+        load_state(model, state["model"], scaling=False)
+    except KeyError as error:
+        raise CheckpointError(f"{folder}: other weights than the model's: {error}") from error

@@ -18,9 +18,15 @@ from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.layout import check_layout
 from megatron_entropic.hf.tables import padded_vocab_size
 from megatron_entropic.policy.experts import mark_experts, moe_settings, use_router
-from megatron_entropic.policy.layer_choice import uses_transformer_engine
 from megatron_entropic.policy.layers import local_block_spec
 from megatron_entropic.policy.rope import describe_yarn, rope_settings
+from megatron_entropic.policy.transformer_engine import (
+    feature_problems,
+    feature_settings,
+    fuse_gradient_accumulation,
+    start_tensor_overlap,
+    uses_transformer_engine,
+)
 
 
 class PolicyModel(GPTModel):  # type: ignore[misc]  # Megatron-Core is untyped
@@ -49,10 +55,12 @@ def build_model(arch: Architecture, cfg: Config, parallel: Parallel) -> PolicyMo
     """This rank's part of the policy on its device, with uninitialised weights: load them before use.
 
     Collective over the first and last stage's ranks when embeddings are tied. Raises ValueError naming the setting when the
-    layout does not divide the architecture.
+    layout does not divide the architecture, or this machine lacks what they ask for.
     """
     config = transformer_config(arch, cfg)
     describe_yarn(config, arch.rope.yarn)
+    if cfg.parallel.tensor_overlap:
+        start_tensor_overlap(arch, cfg)
     model = PolicyModel(
         config=config,
         transformer_layer_spec=_layer_spec(config, cfg.model),
@@ -66,13 +74,15 @@ def build_model(arch: Architecture, cfg: Config, parallel: Parallel) -> PolicyMo
     )
     model.arch = arch
     mark_experts(model)
+    if cfg.model.gradient_accumulation_fusion:
+        fuse_gradient_accumulation(model)
     model.to(parallel.device)
     return model
 
 
 def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
     """Megatron-Core's configuration of the architecture in the run's layout and dtype; dropout is off."""
-    if problems := check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout):
+    if problems := check_layout(arch, cfg.parallel, cfg.batch, cfg.rollout) + feature_problems(arch, cfg):
         raise ValueError("; ".join(problems))
     dtype = getattr(torch, cfg.model.dtype)
     fused = platform.accelerated()
@@ -102,7 +112,7 @@ def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
         sequence_parallel=cfg.parallel.sequence,
         # Packed micro-batches differ in length, which the stages must tell each other.
         variable_seq_lengths=cfg.parallel.pipeline > 1,
-        **moe_settings(arch, cfg.parallel.expert),
+        **moe_settings(arch, cfg.parallel.expert, grouped=transformer_engine and cfg.model.grouped_experts),
         calculate_per_token_loss=True,
         # Weights are always loaded, so initial values are never seen. The initialisation must run all the same: it marks
         # which parameters are tensor-parallel, and without the marks the gradient norm misses the other ranks' shards.
@@ -116,7 +126,9 @@ def transformer_config(arch: Architecture, cfg: Config) -> TransformerConfig:
         apply_rope_fusion=transformer_engine and arch.rope.yarn is None,  # the fused kernel knows no attention factor
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=False,  # Transformer Engine's layers: fuse_gradient_accumulation
+        deterministic_mode=cfg.trainer.deterministic,
+        **feature_settings(cfg),
         **_recomputation(arch, cfg.model),
         cuda_graph_scope=[],  # the default is deprecated, and says so on every rank
     )
@@ -140,7 +152,7 @@ def _leave_as_is(weight: Tensor) -> Tensor:
 def _layer_spec(config: TransformerConfig, model: ModelConfig) -> ModuleSpec | TransformerBlockSubmodules:
     if uses_transformer_engine(model):
         layer = get_gpt_layer_with_transformer_engine_spec(
-            num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
+            num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm, qk_layernorm=config.qk_layernorm
         )
         if config.num_moe_experts is not None:
             use_router(layer)

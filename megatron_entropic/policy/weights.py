@@ -208,10 +208,11 @@ def named_parameters(model: PolicyModel, parallel: Parallel) -> dict[str, nn.Par
     """This rank's parameters by the tables' names, which count layers and experts globally."""
     first_expert = parallel.ep_rank * ((model.arch.num_experts or 0) // parallel.ep_size)
     named: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
+    for local_name, parameter in model.named_parameters():
+        name = canonical_name(local_name)
         if name.startswith(_LAYER_PREFIX):
             local, rest = name.removeprefix(_LAYER_PREFIX).split(".", 1)
             layer = model.decoder.layers[int(local)].layer_number - 1
             name = global_expert_name(f"{_LAYER_PREFIX}{layer}.{rest}", first_expert)
-        named[canonical_name(name)] = parameter
+        named[name] = parameter
     return named

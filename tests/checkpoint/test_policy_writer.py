@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
 
+from megatron_entropic import platform
 from megatron_entropic.checkpoint.policy_state import load_policy
 from megatron_entropic.checkpoint.policy_writer import PolicyWriter, Written, copy_to_host
 from megatron_entropic.checkpoint_files.manifest import fingerprint
@@ -111,3 +113,29 @@ def test_a_rank_that_cannot_write_says_which_file(tmp_path: Path) -> None:
         assert errors[0] is None
         assert f"{tmp_path / 'checkpoint' / '__1_0.distcp'}: Is a directory; " in errors[1]
         assert errors[1].endswith(" GB free there")
+
+
+class PinnedCopies(TorchFunctionMode):
+    """Stands in for pinned memory, which this build of torch has not: notes what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty_like:
+            self.events.append(f"pinned {kwargs.pop('pin_memory')}")
+        elif func is torch.Tensor.copy_:
+            self.events.append(f"without waiting {kwargs['non_blocking']}")
+        return func(*args, **kwargs)
+
+
+def test_copies_from_a_gpu_are_pinned_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "accelerated", lambda: True)
+    buckets = [("file", "file", ([], [("one", torch.ones(3)), ("two", torch.ones(2, 4).t())]))]
+    with PinnedCopies() as copies:
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: copies.events.append("waited"))
+        copy_to_host(buckets)
+    assert copies.events == ["pinned True", "without waiting True"] * 2 + ["waited"]
+    assert [tuple(tensor.shape) for _, tensor in buckets[0][2][1]] == [(3,), (4, 2)]

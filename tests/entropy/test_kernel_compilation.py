@@ -1,71 +1,87 @@
-"""The Triton kernels compile for a GPU (compute capability 9.0) where there is none: Triton brings the assembler along."""
+"""The Triton kernels compile for a GPU (compute capability 9.0) where there is none, by both versions of triton_versions.py."""
 
-from pathlib import Path
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-triton = pytest.importorskip("triton")
+from tests.entropy.triton_versions import INSTALLED, OF_TORCH_ON_A_GPU, ROOT, environment_with
 
-FLOATS = "max sums squares part_squares log_sum entropy kept_log_sum kept_entropy for_log_prob for_entropy for_kept part_max part_sums"
-INTEGERS = "tie_end counts quota ties local wanted position"
-KEY_TYPES = {"bf16": "*i16", "fp16": "*i16", "fp32": "*i32"}
-ALIGNED = ("row_stride", "span", "width")
-CLAMP_POINTERS = ("key_ptr", "tie_end_ptr", "kept_log_sum_ptr", "kept_entropy_ptr", "for_kept_ptr")
+pytestmark = pytest.mark.slow
+REGISTERS = 80
+"""A thread: three programs of 256 threads then share a multiprocessor, with 24 KB in flight in bfloat16 (entropy/triton/common.py)."""
 
-
-def ptx_of(kernel: Any, dtype: str, constants: dict[str, Any], options: dict[str, Any]) -> str:
-    """PTX of a kernel as the launcher would compile it for aligned logits of `dtype`; raises when it does not assemble."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    types = {name + "_ptr": "*fp32" for name in FLOATS.split()} | {name + "_ptr": "*i32" for name in INTEGERS.split()}
-    types |= dict.fromkeys(("logits_ptr", "out_ptr"), "*" + dtype) | dict.fromkeys(("index_ptr", "target_ptr"), "*i64")
-    types |= dict.fromkeys(("key_ptr", "prefix_ptr"), KEY_TYPES[dtype]) | {"inverse_temperature": "fp32"}
-    names = kernel.arg_names
-    given = {name: value for name, value in constants.items() if name in names}
-    signature = {name: "constexpr" if name in given else types.get(name, "i32") for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or (name in ALIGNED and name not in given)]
-    source = ASTSource(
-        kernel,
-        signature,
-        constexprs={(names.index(name),): value for name, value in given.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert compiled.asm["cubin"]
-    ptx: str = compiled.asm["ptx"]
-    return ptx
+INSTRUCTIONS = {
+    "moments": 850,
+    "moments, clamp": 1150,
+    "gradient": 720,
+    "gradient, clamp": 1000,
+    "count, first": 640,
+    "count, later": 720,
+}
+"""Of whole kernels: 16 columns a thread twice, since the last block has a code of its own, and what surrounds them."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", KEY_TYPES)
+@cache
+def compile_all(version: str, dtype: str, block: int, *options: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """(Triton's version, by name of the kernel what tests/entropy/compiled_kernels.py says of it)."""
+    command = [sys.executable, "-m", "tests.entropy.compiled_kernels", dtype, str(block), *options]
+    with TemporaryDirectory() as folder:
+        environment = {**environment_with(version), "TRITON_CACHE_DIR": folder, "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    first, *others = map(json.loads, run.stdout.splitlines())
+    return first["triton"], {kernel["name"]: kernel for kernel in others}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize(("version", "options"), [(OF_TORCH_ON_A_GPU, ()), (INSTALLED, ("--all",))])
+def test_kernels_fit_a_gpu(version: str, options: tuple[str, ...], dtype: str) -> None:
+    """Nothing is spilled, so many programs share a multiprocessor as the bandwidth wants, and no kernel is longer than it should be."""
+    found, kernels = compile_all(version, dtype, 4096, *options)
+    assert found == version or version == INSTALLED
+    assert len(kernels) == (15 if options else 10)
+    for name, kernel in kernels.items():
+        assert (kernel["stack"], kernel["local"], kernel["spills"]) == (0, 0, 0), name
+        assert kernel["registers"] <= REGISTERS, (name, kernel["registers"])
+        assert kernel["instructions"] <= INSTRUCTIONS.get(name, 1400), (name, kernel["instructions"])
+        if name.startswith(("moments", "gradient", "count")):
+            assert "ld.global.v4.b32" in kernel["ptx"], name
+
+
+def test_counts_of_digits_in_assembly() -> None:
+    """Triton 3.7 would count by votes; in their place one addition a column, between zeroing and reading, and barriers between them."""
+    for block, dtype in ((4096, "bf16"), (128, "fp32")):
+        _, kernels = compile_all(OF_TORCH_ON_A_GPU, dtype, block)
+        for name in ("count, first", "count, later"):
+            ptx = kernels[name]["ptx"]
+            assert "vote" not in ptx
+            steps = re.findall(r"st\.shared|bar\.sync|red\.shared|ld\.shared", ptx)
+            threads = max(32, block // 16)
+            each, bins = block // threads, 256 // threads  # whole blocks, and the last one
+            wanted = ["st.shared"] * bins + ["bar.sync"] + ["red.shared"] * 2 * each + ["bar.sync"]
+            assert steps[: len(wanted)] == wanted, (block, dtype, name)
+            assert steps[len(wanted) :] in (["ld.shared"] * bins, ["ld.shared"] * 2 * bins)  # twice, for two layouts
+            assert ptx.count("digit_counts[256]") == 1
+            guarded = len(re.findall(r"@counted red\.shared", ptx))
+            assert guarded == (each if name == "count, first" else 2 * each)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("block", [128, 4096])
-def test_kernels_compile_with_16_byte_accesses(dtype: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from megatron_entropic.entropy.triton import common, selection
-    from megatron_entropic.entropy.triton import gradient as gradients
-    from megatron_entropic.entropy.triton import moments as kernels
-
-    options = common.options(block)
-    shift = 24 if dtype == "fp32" else 8
-    sizes = {"BLOCK": block, "PER": 4 if dtype == "fp32" else 8, "column_stride": 1}
-    plain = {**sizes, **dict.fromkeys(CLAMP_POINTERS), "index_ptr": None, "position_ptr": None}
-    for constants in (plain, sizes):
-        for without in ({"ENTROPY": True}, {"ENTROPY": True, "squares_ptr": None}, {"ENTROPY": False, "squares_ptr": None}):
-            moments = ptx_of(kernels._moments, dtype, {**constants, **without}, options)
-            assert "ex2.approx.ftz.f32" in moments
-            if block == 4096:
-                assert "ld.global.v4.b32" in moments
-        gradient = ptx_of(gradients._gradient, dtype, constants, options)
-        if block == 4096:
-            assert "ld.global.v4.b32" in gradient
-            assert "st.global.v4.b32" in gradient
-    for first in (True, False):
-        count = ptx_of(selection._count_digits, dtype, {**sizes, "SHIFT": shift if first else 0, "FIRST": first}, options)
-        if block == 4096:
-            assert "ld.global.v4.b32" in count
-        ptx_of(selection._walk_down, dtype, {"FIRST": first}, {"num_warps": 1})
-    ptx_of(selection._find_tie_end, dtype, sizes, options)
-    for without in ({}, {"part_squares_ptr": None, "squares_ptr": None}):
-        ptx_of(kernels._join_spans, dtype, {"SUMS": 5, "SPLITS": 8, "ENTROPY": True, **without}, {"num_warps": 1})
+def test_kernels_compile_with_16_byte_accesses(dtype: str, block: int) -> None:
+    _, kernels = compile_all(INSTALLED, dtype, block, "--all")
+    assert len(kernels) == 15
+    for name, kernel in kernels.items():
+        assert (kernel["local"], kernel["spills"]) == (0, 0), name
+        if name.startswith("moments"):
+            assert "ex2.approx.ftz.f32" in kernel["ptx"]
+        if block == 4096 and name.startswith(("moments", "gradient", "count")):
+            assert "ld.global.v4.b32" in kernel["ptx"], name
+        if block == 4096 and name.startswith("gradient"):
+            assert "st.global.v4.b32" in kernel["ptx"], name

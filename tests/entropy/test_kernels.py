@@ -3,12 +3,13 @@
 Both run in a process of their own: Triton decides at its import whether to interpret.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.entropy.triton_versions import VERSIONS, environment_with
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,9 +29,9 @@ print(sorted(foreign - set(sys.stdlib_module_names) - {"torch"}))
 
 
 @pytest.mark.slow
-def test_kernels_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kernels_in_the_interpreter(version: str) -> None:
+    environment = {**environment_with(version), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.entropy.kernel_checks"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

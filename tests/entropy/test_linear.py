@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_entropic.entropy import linear_head as linear_module
 from megatron_entropic.entropy import linear_token_statistics, sequence_chunks, token_statistics
+from megatron_entropic.system import logits_tiles
 from tests.entropy.oracle import NAMES, assert_close, gradient_rounding, weighted_sum
 from tests.entropy.ranks import counted_collectives, equal_on_all_ranks, shard_of, start_group
 from tests.run_ranks import run_ranks
@@ -77,10 +77,10 @@ def narrow_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_narrow_tiles(set_value: Any) -> None:
-    set_value(linear_module, "TILES", 64)
-    set_value(linear_module, "MIN_COLUMNS", 7)
-    set_value(linear_module, "MIN_ELEMENTS", 1)
-    set_value(linear_module, "ALIGNMENT", 1)
+    set_value(logits_tiles, "TILES", 64)
+    set_value(logits_tiles, "MIN_COLUMNS", 7)
+    set_value(logits_tiles, "MIN_ELEMENTS", 1)
+    set_value(logits_tiles, "ALIGNMENT", 1)
 
 
 @pytest.mark.usefixtures("narrow_tiles")
@@ -191,7 +191,7 @@ class WidestTensor(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def test_default_chunk_follows_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "CHUNK_BYTES", 4 * PADDED * 7)
+    monkeypatch.setattr(logits_tiles, "CHUNK_BYTES", 4 * PADDED * 7)
     case = Case(torch.float32, 0.4, False)
     with WidestTensor() as widest:
         check_results(linear_token_statistics(case.hidden, case.weight, case.targets, **case.arguments), case.reference()[0])

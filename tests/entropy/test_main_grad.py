@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_entropic.entropy import linear_head, linear_token_log_probs, linear_token_statistics
+from megatron_entropic.entropy import linear_token_log_probs, linear_token_statistics
+from megatron_entropic.entropy.gradient_accumulation import added_to_main_grad
+from megatron_entropic.system import logits_tiles
 from tests.entropy.oracle import assert_close, gradient_rounding
 
 TOKENS, HIDDEN, VOCAB, PADDED = 10, 6, 21, 24
@@ -37,9 +39,9 @@ def run(hidden: Tensor, weight: Tensor, clamp: float | None, fused: bool, chunk_
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("clamp", "chunk_tokens"), [(None, None), (None, 3), (0.4, 3)])
 def test_adds_to_the_buffer(dtype: torch.dtype, clamp: float | None, chunk_tokens: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_head, "MIN_COLUMNS", 4)
-    monkeypatch.setattr(linear_head, "MIN_ELEMENTS", 1)
-    monkeypatch.setattr(linear_head, "ALIGNMENT", 1)
+    monkeypatch.setattr(logits_tiles, "MIN_COLUMNS", 4)
+    monkeypatch.setattr(logits_tiles, "MIN_ELEMENTS", 1)
+    monkeypatch.setattr(logits_tiles, "ALIGNMENT", 1)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, HIDDEN, generator=generator).to(dtype)
     weight = torch.randn(PADDED, HIDDEN, generator=generator).to(dtype)
@@ -79,3 +81,33 @@ def test_a_weight_without_a_buffer_is_refused() -> None:
     )
     log_probs.sum().backward()
     assert hidden.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_autograd_is_given_takes_no_memory(dtype: torch.dtype, tied: bool) -> None:
+    """Nothing of the weight's size is allocated: the placeholder is one zero, or lies in main_grad, and reaches the hook as it is."""
+    parameter = torch.nn.Parameter(torch.randn(4096, 64, generator=torch.Generator().manual_seed(0)).to(dtype))
+    parameter.main_grad, parameter.grad_added_to_main_grad = torch.ones(4096, 64), False  # type: ignore[attr-defined]
+    parameter.zero_out_wgrad = tied  # type: ignore[attr-defined]
+    placeholder = added_to_main_grad(parameter)
+    assert (placeholder.shape, placeholder.dtype, placeholder.device) == (parameter.shape, dtype, parameter.device)
+    if tied:
+        assert placeholder.untyped_storage().nbytes() == dtype.itemsize
+        assert (placeholder == 0).all()
+        return
+    hidden = torch.zeros(1, 64, dtype=dtype, requires_grad=True)
+    seen: list[int] = []
+    parameter.register_post_accumulate_grad_hook(lambda weight: seen.append(weight.grad.data_ptr()))  # type: ignore[union-attr]
+    linear_token_log_probs(
+        hidden, parameter, torch.zeros(1, dtype=torch.int64), vocab_size=4096, accumulate_main_grad=True
+    ).sum().backward()
+    assert seen == [placeholder.data_ptr()] == [parameter.main_grad.data_ptr()]  # type: ignore[attr-defined]
+    assert (parameter.main_grad == 1).all()  # type: ignore[attr-defined]
+
+
+def test_a_gradient_that_no_hook_took_away_is_refused() -> None:
+    parameter = wrapped_parameter(torch.randn(PADDED, HIDDEN))
+    run(torch.randn(TOKENS, HIDDEN), parameter, None, True).backward()
+    with pytest.raises(RuntimeError, match=r"weight \(24, 6\) has a .grad already"):
+        run(torch.randn(TOKENS, HIDDEN), parameter, None, True).backward()

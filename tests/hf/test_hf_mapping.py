@@ -92,6 +92,7 @@ def test_transformer_engine_names_mean_the_same_parameters() -> None:
     assert canonical_name(prefix + "self_attention.linear_qkv.layer_norm_weight") == prefix + "input_layernorm.weight"
     assert canonical_name(prefix + "mlp.linear_fc1.layer_norm_weight") == prefix + "pre_mlp_layernorm.weight"
     assert canonical_name(prefix + "mlp.linear_fc1.weight") == prefix + "mlp.linear_fc1.weight"
+    assert canonical_name(prefix + "mlp.experts.linear_fc2.weight13") == prefix + "mlp.experts.local_experts.13.linear_fc2.weight"
 
 
 def test_tied_embeddings_have_no_head_in_the_checkpoint_but_one_on_the_last_stage() -> None:

@@ -55,7 +55,8 @@ def test_traffic_of_an_update_and_of_a_sync() -> None:
     assert by_kind["control: the 64-byte all-reduce"].bytes == pytest.approx(3 * 2 * 64 * 127 / 128)  # two updates, one log-prob pass
     assert by_kind["tensor: all-gather, reduce-scatter"].gb_s == site.cluster.gpu.nvlink_gb_s
     synced = sync_traffic(size, cfg.model, cfg.parallel, cfg.rollout, site.cluster)
-    assert [traffic.bytes for traffic in synced] == [2 * SIZE * 7 / 8, 2 * SIZE * 3 / 4, 2 * SIZE]
+    assert [traffic.bytes for traffic in synced] == [2 * SIZE * 7 / 8, 2 * SIZE * 3 / 4, 2 * SIZE, 2 * 2 * SIZE]
+    assert synced[-1].gb_s == site.cluster.gpu.hbm_gb_s
 
 
 def test_arithmetic_of_a_token() -> None:

@@ -54,7 +54,7 @@ def test_planned_memory_is_measured(case: str, tmp_path: Path) -> None:
         cfg,
         implementation="local",
         micro_batches=micro_batches,
-        on_cpu=True,
+        gpu_bytes=None,
     )
     measured = run_ranks(peak_of_updates, cfg.parallel.world_size, cfg, micro_batches)
     ranks_per_stage = cfg.parallel.world_size // cfg.parallel.pipeline

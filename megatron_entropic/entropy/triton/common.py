@@ -7,9 +7,10 @@ between rows nearly always is); only the last block of a row has one.
 
 Sizes, from the bytes moved. Every kernel reads the logits once, so what matters is to keep enough bytes in flight: on an H200
 about 4.3 TB/s times 0.7 us = 3 MB, 23 KB for each of its 132 multiprocessors. BLOCK = 4096 with 8 warps gives a thread 16
-columns, two 16-byte loads in bfloat16 and four in float32; at up to 64 registers a thread, four such programs share a
-multiprocessor: 32 KB in flight, 64 KB in float32. The other bound is the instructions: at 1.75 GHz a column of bfloat16 has 13
-of them while it is read at that rate, 26 while it is read and written, so the kernels count theirs.
+columns, two 16-byte loads in bfloat16 and four in float32; at up to 80 registers a thread (64), three such programs (four) share a
+multiprocessor: 24 KB in flight (32), twice that in float32. Triton 3.7 and 3.9 keep within it. The other bound is the
+instructions: at 1.75 GHz a column of bfloat16 has 13 of them while it is read at that rate, 26 while it is read and written, so the
+kernels count theirs.
 SPAN = 32,768 cuts a vocabulary of 152k into five programs: 2048 rows make ten waves instead of two, so the last, partly
 filled wave costs little, and 64 rows still reach every multiprocessor. The partial results are at most 32 bytes for each 64 KB read.
 The span depends on the vocabulary alone, never on the number of rows: a row's bits do not depend on the rows beside it.

@@ -5,10 +5,9 @@ Bytes moved for a row of V logits of b bytes: b V a round, b rounds; then at mos
 the quota of ties ends, and none of it for a row whose ties are all kept or all left out (float32 nearly always). So with the
 moments' read and the gradient, a clamp in bfloat16 costs 5.5 passes over the logits where there are 3 without.
 
-A round's histogram lives in shared memory; compiled by Triton 3.9 a column takes 11 instructions in the first round and 15 in
-the others, about what the memory leaves time for (common.py). Triton 3.4 to 3.7 count by votes among the threads, 65
-instructions a column: exact as well, but a round of bfloat16 then takes several times as long as reading does. Each span adds its
-counts, those that are not 0, to the row's in device memory.
+A round's histogram lives in shared memory (digit_counts.py); a column takes 11 instructions in the first round and 15 in the
+others, about what the memory leaves time for (common.py). Each span adds its counts, those that are not 0, to the row's in device
+memory.
 
 Shapes: T unmasked tokens, V this rank's real columns, W tensor ranks.
 """
@@ -23,6 +22,7 @@ from megatron_entropic.entropy.records import DIGITS, KEY_DTYPES, Threshold
 from megatron_entropic.entropy.shard import ShardRows, VocabShard
 from megatron_entropic.entropy.triton import common
 from megatron_entropic.entropy.triton.common import RowSource, number_of_key, order_keys, row_pointer
+from megatron_entropic.entropy.triton.digit_counts import add_to_counts, counts_to_zero, read_counts
 
 
 def select_largest(rows: ShardRows, count: int, shard: VocabShard) -> Threshold:
@@ -88,20 +88,21 @@ def _count_digits(
     row_ptr = row_pointer(logits_ptr, index_ptr, row, row_stride)
     prefix = tl.load(prefix_ptr + row).to(tl.int32)
     lane = tl.arange(0, BLOCK)
-    counts = tl.zeros((256,), tl.int32)
+    counts = counts_to_zero()
     for start in range(first, whole, BLOCK):
         key = order_keys(tl.load(row_ptr + (start + lane).to(tl.int64) * column_stride))
         if FIRST:
-            counts += tl.histogram(_digit(key, SHIFT, FIRST), 256)
+            counts = add_to_counts(counts, _digit(key, SHIFT, FIRST), None)
         else:
-            counts += tl.histogram(_digit(key, SHIFT, FIRST), 256, mask=(key >> (SHIFT + 8)) == prefix)
+            counts = add_to_counts(counts, _digit(key, SHIFT, FIRST), (key >> (SHIFT + 8)) == prefix)
     if whole < end:
         column = whole + lane
         key = order_keys(tl.load(row_ptr + column.to(tl.int64) * column_stride, mask=column < end, other=0.0))
         counted = column < end
         if not FIRST:
             counted = counted & ((key >> (SHIFT + 8)) == prefix)
-        counts += tl.histogram(_digit(key, SHIFT, FIRST), 256, mask=counted)
+        counts = add_to_counts(counts, _digit(key, SHIFT, FIRST), counted)
+    counts = read_counts(counts)
     bin = tl.arange(0, 256)
     tl.atomic_add(counts_ptr + row * 256 + bin, counts, mask=counts > 0, sem="relaxed")
 

@@ -20,7 +20,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from megatron_entropic.rollout.vllm.server_proof import CHALLENGE, PROOF, proof_of
-from megatron_entropic.rollout.weight_sync.buckets import WeightsChecksum, entries_of, unpack
+from megatron_entropic.rollout.weight_sync.buckets import entries_of, unpack
+from megatron_entropic.rollout.weight_sync.checksum import WeightsChecksum
 from megatron_entropic.rollout.weight_sync.gloo_group import WeightGroup, visit_store
 
 OPEN_PATHS = ("/health",)
@@ -86,8 +87,7 @@ class ReceivedModel:
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         received = list(weights)
-        for name, tensor in received:
-            self.checksum.update(name, tensor)
+        self.checksum.update(received)
         self.filled |= self.model.load_weights(received)
 
     def finish(self) -> str:

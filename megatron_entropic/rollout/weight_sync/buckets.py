@@ -1,10 +1,9 @@
-"""Weights on the wire: consecutive tensors share a bucket, a manifest describes it, and both sides compute one checksum.
+"""Weights on the wire: consecutive tensors share a bucket, and a manifest describes it.
 
-Shapes: M bytes of a bucket or tensor, words of a tensor.
+Shapes: M bytes of a bucket or tensor.
 """
 
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,6 @@ from megatron_entropic.rollout.types import NamedWeights
 
 BUCKET_BYTES = 64 * 2**20
 """Default size of a bucket. One larger tensor still travels whole, in a bucket of its own."""
-
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK_WORDS = 2**20
 
 
 @dataclass(frozen=True)
@@ -100,43 +96,3 @@ def _dtype(entry: Entry) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"weight {entry.name!r} has an unknown dtype {entry.dtype!r}")
     return dtype
-
-
-class WeightsChecksum:
-    """Checksum over a stream of named tensors; it depends on order, names, dtypes, shapes and every bit of the values.
-
-    A tensor's words w_i (its bits as integers) give sum_i (2 i + 1) w_i mod 2^64: odd factors make every change of one word
-    count, and integer sums are the same on every device. Header and sum of each tensor are chained by CRC-32.
-    """
-
-    def __init__(self) -> None:
-        self.crc = 0
-        self.tensors = 0
-
-    def update(self, name: str, tensor: Tensor) -> None:
-        entry = entry_of(name, tensor)
-        line = f"{entry.name}|{entry.dtype}|{entry.shape}|{_bit_sum(tensor.detach())}\n"
-        self.crc = zlib.crc32(line.encode(), self.crc)
-        self.tensors += 1
-
-    def hexdigest(self) -> str:
-        return f"{self.crc:08x}-{self.tensors}"
-
-
-def weights_checksum(weights: NamedWeights) -> str:
-    """The checksum that a server which received exactly `weights`, in this order, reports."""
-    checksum = WeightsChecksum()
-    for name, tensor in weights:
-        checksum.update(name, tensor)
-    return checksum.hexdigest()
-
-
-def _bit_sum(tensor: Tensor) -> int:
-    """sum_i (2 i + 1) w_i mod 2^64 of the tensor's bits, in pieces so that int64 copies stay small."""
-    words_M = tensor.contiguous().flatten().view(_WORDS[tensor.dtype.itemsize])
-    total = 0
-    for start in range(0, words_M.numel(), _CHUNK_WORDS):
-        chunk_M = words_M[start : start + _CHUNK_WORDS].long()
-        factors_M = 2 * torch.arange(start, start + chunk_M.numel(), device=tensor.device) + 1
-        total += int((chunk_M * factors_M).sum())
-    return total % 2**64

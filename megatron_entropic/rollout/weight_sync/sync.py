@@ -1,7 +1,8 @@
 """The trainer's end of weight synchronisation: stream the weights to every server, bucket by bucket, and prove what arrived.
 
 One update: pause and open all servers; for each bucket send its manifest (/update_weights) and its bytes (gloo or NCCL) at
-the same time; commit with the version; compare every server's checksum with the sender's; drop prefix caches; resume.
+the same time, and gather the next one meanwhile; commit with the version; compare every server's checksum with the sender's;
+drop prefix caches; resume.
 """
 
 import functools
@@ -13,7 +14,8 @@ from typing import Any, Protocol
 
 from megatron_entropic.rollout.types import NamedWeights, RolloutError
 from megatron_entropic.rollout.vllm.client import ServerClient
-from megatron_entropic.rollout.weight_sync.buckets import Bucket, WeightsChecksum, buckets, manifest
+from megatron_entropic.rollout.weight_sync.buckets import Bucket, buckets, manifest
+from megatron_entropic.rollout.weight_sync.checksum import WeightsChecksum
 
 Call = Callable[[], Any]
 
@@ -60,10 +62,13 @@ class WeightSync:
         self._post("/pause?mode=keep", deadline)
         self._post("/start_weight_update", deadline)
         checksum = WeightsChecksum()
-        for bucket in buckets(weights, self.transport.bucket_bytes):
-            self._send_bucket(bucket, deadline)
-            for name, tensor in bucket:
-                checksum.update(name, tensor)
+        gathered = buckets(weights, self.transport.bucket_bytes)
+        bucket = next(gathered, None)
+        while bucket is not None:
+            sending = self._send_bucket(bucket, deadline)
+            checksum.update(bucket)
+            bucket = next(gathered, None)  # while the one before is on its way
+            self._finish(sending, deadline)
         self._post("/finish_weight_update", deadline, {"weight_version": str(version)})
         self._compare(checksum.hexdigest(), version, deadline)
         answers = self._post("/reset_prefix_cache", deadline)
@@ -73,9 +78,9 @@ class WeightSync:
         self._post("/resume", deadline)
         return checksum.hexdigest()
 
-    def _send_bucket(self, bucket: Bucket, deadline: float) -> None:
+    def _send_bucket(self, bucket: Bucket, deadline: float) -> "CallsUnderWay":
         calls = self._calls("/update_weights", deadline, {"update_info": manifest(bucket)})
-        self._together(calls | self.transport.broadcast(bucket), deadline)
+        return CallsUnderWay(calls | self.transport.broadcast(bucket))
 
     def checksums(self, deadline: float | None = None) -> dict[str, list[str]]:
         """By server name, the checksum of what each of its workers received last."""
@@ -98,7 +103,10 @@ class WeightSync:
         return {server.name: functools.partial(server.call, "POST", path, timeout_s=left, json=json) for server in self.servers}
 
     def _together(self, calls: Mapping[str, Call], deadline: float) -> dict[str, Any]:
-        results = call_together(calls, deadline)
+        return self._finish(CallsUnderWay(calls), deadline)
+
+    def _finish(self, calls: "CallsUnderWay", deadline: float) -> dict[str, Any]:
+        results = calls.finish(deadline)
         if isinstance(results, dict):
             return results
         raise RolloutError(self._diagnosis(results))
@@ -112,28 +120,38 @@ class WeightSync:
         self.transport.close()
 
 
-def call_together(calls: Mapping[str, Call], deadline: float) -> dict[str, Any] | list[str]:
-    """Makes all calls at one time, each in a thread: their results by name, or at `deadline` the names of those still running.
+class CallsUnderWay:
+    """Calls that run at one time, each in a thread. A thread that hangs does not outlive the process."""
 
-    Raises the first error that occurs, without waiting for the others. A thread that hangs does not outlive the process.
-    """
-    done: queue.Queue[tuple[str, Any, BaseException | None]] = queue.Queue()
+    def __init__(self, calls: Mapping[str, Call]) -> None:
+        self._names = list(calls)
+        self._done: queue.Queue[tuple[str, Any, BaseException | None]] = queue.Queue()
+        for name, call in calls.items():
+            threading.Thread(target=self._run, args=(name, call), name=name, daemon=True).start()
 
-    def run(name: str, call: Call) -> None:
+    def _run(self, name: str, call: Call) -> None:
         try:
-            done.put((name, call(), None))
+            self._done.put((name, call(), None))
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-            done.put((name, None, error))
+            self._done.put((name, None, error))
 
-    for name, call in calls.items():
-        threading.Thread(target=run, args=(name, call), name=name, daemon=True).start()
-    results: dict[str, Any] = {}
-    while len(results) < len(calls):
-        try:
-            name, result, error = done.get(timeout=max(deadline - time.monotonic(), 0))
-        except queue.Empty:
-            return sorted(set(calls) - set(results))
-        if error is not None:
-            raise error
-        results[name] = result
-    return {name: results[name] for name in calls}
+    def finish(self, deadline: float) -> dict[str, Any] | list[str]:
+        """All results by name, or at `deadline` the names of those still running.
+
+        Raises the first error that occurs, without waiting for the others.
+        """
+        results: dict[str, Any] = {}
+        while len(results) < len(self._names):
+            try:
+                name, result, error = self._done.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                return sorted(set(self._names) - set(results))
+            if error is not None:
+                raise error
+            results[name] = result
+        return {name: results[name] for name in self._names}
+
+
+def call_together(calls: Mapping[str, Call], deadline: float) -> dict[str, Any] | list[str]:
+    """Makes all calls at one time; returns and raises what `CallsUnderWay.finish` does."""
+    return CallsUnderWay(calls).finish(deadline)

@@ -4,7 +4,7 @@ from megatron_entropic.rollout.vllm.fleet import VLLMFleet
 
 
 def weight_checksums(fleet: VLLMFleet) -> dict[str, str]:
-    """By server name, the checksum of the weights it received last (compare `buckets.weights_checksum`)."""
+    """By server name, the checksum of the weights it received last (compare `checksum.weights_checksum`)."""
     assert fleet._sync is not None
     return {name: "+".join(sorted(set(workers))) for name, workers in fleet._sync.checksums().items()}
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError
 from megatron_entropic.rollout.vllm.fleet import VLLMFleet
-from megatron_entropic.rollout.weight_sync.buckets import weights_checksum
+from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
 from tests.rollout.vllm.served import served_versions, weight_checksums
 from tests.rollout.vllm.vllm_world import (
     EOS,

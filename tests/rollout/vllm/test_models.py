@@ -21,7 +21,7 @@ from megatron_entropic.rollout.logprob_gap import WARN
 from megatron_entropic.rollout.types import Prompt, Rollout
 from megatron_entropic.rollout.vllm.fleet import VLLMFleet, make_fleet
 from megatron_entropic.rollout.vocabulary import NO_TOKEN
-from megatron_entropic.rollout.weight_sync.buckets import weights_checksum
+from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
 from tests.rollout.vllm.model_matrix import MATRIX, Served
 from tests.rollout.vllm.served import weight_checksums
 from tests.rollout.vllm.server_forks import forked_servers

@@ -12,7 +12,7 @@ from megatron_entropic.config.loading import load_config
 from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.observability.metrics import read_metrics
 from megatron_entropic.rollout.types import Prompt
-from megatron_entropic.rollout.weight_sync.buckets import weights_checksum
+from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
 from megatron_entropic.trainer import train
 from tests.rollout.vllm.served import weight_checksums
 from tests.rollout.vllm.vllm_world import CHARACTERS, EOS, fleet_of, load, worst_log_prob_error, write_model

@@ -24,7 +24,7 @@ class FusedModel(nn.Module):
 
 def test_an_update_that_leaves_a_parameter_untouched_is_refused() -> None:
     from megatron_entropic.rollout.vllm.worker_plugin import ReceivedModel
-    from megatron_entropic.rollout.weight_sync.buckets import weights_checksum
+    from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
 
     a, b, c = (("a", torch.ones(1)), ("b", torch.ones(1)), ("c", torch.ones(1)))
     received = ReceivedModel(FusedModel(), tied={})

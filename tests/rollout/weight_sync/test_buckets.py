@@ -1,4 +1,4 @@
-"""Buckets, manifests and checksums: what travels must arrive whole, in order, and every change must show."""
+"""Buckets and manifests: what travels must arrive whole and in order."""
 
 import itertools
 import json
@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from megatron_entropic.rollout.weight_sync.buckets import buckets, entries_of, entry_of, manifest, pack, unpack, weights_checksum
+from megatron_entropic.rollout.weight_sync.buckets import buckets, entries_of, entry_of, manifest, pack, unpack
+from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
 
 
 def some_weights() -> list[tuple[str, torch.Tensor]]:
@@ -73,26 +74,3 @@ def test_a_manifest_of_unequal_lists_or_unknown_dtype_is_refused() -> None:
         entries_of(["a", "b"], ["float32"], [[1], [1]])
     with pytest.raises(ValueError, match=r"'a'.*'nn'"):
         unpack(torch.zeros(4, dtype=torch.uint8), entries_of(["a"], ["nn"], [[1]]))
-
-
-def test_checksum_sees_every_kind_of_change() -> None:
-    weights = some_weights()
-    sums = {weights_checksum(weights), weights_checksum(weights[:-1]), weights_checksum(weights[::-1])}
-    name, tensor = weights[0]
-    flipped = tensor.clone()
-    flipped.view(torch.int32)[3, 1] ^= 1  # the lowest bit of one value
-    swapped = tensor.clone()
-    swapped[[0, 1]] = swapped[[1, 0]]
-    changed = [flipped, swapped, tensor.view(4, 9), tensor.view(torch.int32), tensor.neg()]
-    sums |= {weights_checksum([(name, other), *weights[1:]]) for other in changed}
-    sums.add(weights_checksum([("renamed", tensor), *weights[1:]]))
-    assert len(sums) == 3 + len(changed) + 1
-    assert weights_checksum(weights) in sums
-
-
-def test_checksum_does_not_depend_on_pieces_or_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = some_weights()
-    whole = weights_checksum(weights)
-    monkeypatch.setattr("megatron_entropic.rollout.weight_sync.buckets._CHUNK_WORDS", 5)
-    assert weights_checksum(weights) == whole
-    assert weights_checksum([(name, tensor.contiguous()) for name, tensor in weights]) == whole

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from megatron_entropic.rollout.types import RolloutError
-from megatron_entropic.rollout.weight_sync.buckets import Bucket, weights_checksum
+from megatron_entropic.rollout.weight_sync.buckets import Bucket
+from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
 from megatron_entropic.rollout.weight_sync.sync import Call, WeightSync, call_together
 
 WEIGHTS = [(f"w{i}", torch.full((4,), float(i))) for i in range(5)]
@@ -124,3 +125,24 @@ def test_calls_run_at_one_time_and_report_in_their_own_order() -> None:
     meeting = threading.Barrier(3, timeout=5.0)
     calls = {name: lambda name=name: (meeting.wait(), name)[1] for name in "abc"}
     assert list(call_together(calls, time.monotonic() + 5.0).items()) == [("a", "a"), ("b", "b"), ("c", "c")]  # type: ignore[union-attr]
+
+
+def test_the_next_bucket_is_gathered_while_one_is_sent() -> None:
+    gathered = [threading.Event() for _ in WEIGHTS]
+
+    def stream() -> Iterator[tuple[str, torch.Tensor]]:
+        for event, weight in zip(gathered, WEIGHTS, strict=True):
+            event.set()
+            yield weight
+
+    class Waiting(FakeTransport):
+        """A bucket arrives only when the first weight of the next but one has been asked for, which closes the next."""
+
+        def broadcast(self, bucket: Bucket) -> dict[str, Call]:
+            last = [name for name, _ in WEIGHTS].index(bucket[-1][0])
+            after = gathered[min(last + 3, len(WEIGHTS) - 1)]
+            return super().broadcast(bucket) | {"link": lambda: after.wait(5.0) or pytest.fail("nothing was gathered meanwhile")}
+
+    transport = Waiting()
+    assert WeightSync([FakeServer(0)], transport, 10.0).send(stream(), 1) == weights_checksum(WEIGHTS)  # type: ignore[list-item]
+    assert transport.sent == [name for name, _ in WEIGHTS]
