@@ -1,10 +1,10 @@
-"""token_statistics on a GPU at the sizes of real vocabularies, and on two tensor ranks that share the GPU over gloo.
+"""token_statistics and the output layer on a GPU at the sizes of real vocabularies; and two tensor ranks that share it over gloo.
 
     python -m tests.entropy.gpu_checks          needs PyTorch and Triton alone, and one GPU with 24 GB free
 
 Prints each check's name, its largest errors and time; all are run, and the exit code is 1 when any failed.
 
-Shapes: T rows, V vocabulary columns, C columns with padding.
+Shapes: T rows, V vocabulary columns, C columns with padding, H hidden size.
 """
 
 import multiprocessing
@@ -21,7 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_entropic.entropy import token_statistics
+from megatron_entropic.entropy import TokenStatistics, linear_token_statistics, token_statistics
+from megatron_entropic.entropy.device_path import memory_of_gpu
+from megatron_entropic.system.logits_tiles import LogitsShape, tile_shape
 from tests.entropy import kernel_checks
 from tests.entropy.oracle import NAMES, gradient_rounding
 
@@ -140,6 +142,37 @@ def check_memory() -> None:
     assert backward < 1.03 * logits_bytes
 
 
+def check_the_output_layer(tokens: int = 4096, columns: int = 50_257, hidden_size: int = 1024) -> None:
+    """bfloat16, an odd vocabulary: what whole logits give, added to main_grad, and nothing of the weight's size beside it."""
+    for clamp in (None, 0.4):
+        hidden_TH = torch.randn(tokens, hidden_size, device="cuda").bfloat16().requires_grad_()
+        weight_VH = torch.nn.Parameter((torch.randn(columns, hidden_size, device="cuda") / 32).bfloat16())
+        weight_VH.main_grad = torch.ones(columns, hidden_size, device="cuda")  # type: ignore[attr-defined]
+        weight_VH.grad_added_to_main_grad = False  # type: ignore[attr-defined]
+        targets_T = torch.randint(columns, (tokens,), device="cuda")
+        logits_TV = (hidden_TH @ weight_VH.T).detach().requires_grad_()
+        whole = token_statistics(logits_TV, targets_T, vocab_size=columns, clamp=clamp)
+        (grad_TV,) = torch.autograd.grad(_sum(whole), logits_TV)
+        references = [*whole[:2], grad_TV.float() @ weight_VH.float(), grad_TV.float().T @ hidden_TH.float() + 1]
+        del logits_TV, grad_TV
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        tiled = linear_token_statistics(hidden_TH, weight_VH, targets_T, vocab_size=columns, clamp=clamp, accumulate_main_grad=True)
+        torch.autograd.backward(_sum(tiled))
+        peak = torch.cuda.max_memory_allocated() - before
+        for actual, reference in zip([*tiled[:2], hidden_TH.grad, weight_VH.main_grad], references, strict=True):  # type: ignore[attr-defined]
+            assert actual is not None
+            assert (actual - reference).abs().max() <= 0.02 * reference.abs().max(), clamp  # logits are rounded to bfloat16
+        logits = LogitsShape(tokens, columns, columns, 2)
+        tile = tile_shape(memory_of_gpu(hidden_TH.device), logits, selects=clamp is not None)
+        print(f"    clamp {clamp}: {peak / 2**20:.0f} MiB beside operands and main_grad, {tile.elements / 2**19:.0f} of them a tile")
+        assert peak <= 2 * tile.elements + 16 * tokens * hidden_size + 4096 * tokens
+
+
+def _sum(statistics: TokenStatistics) -> Tensor:
+    return torch.stack([x.sum() for x in statistics if x is not None]).sum()
+
+
 def _compare_on_a_rank(rank: int, ranks: int, port: int, answers: Any) -> None:
     try:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
@@ -192,6 +225,7 @@ CHECKS: tuple[Any, ...] = (
     named("bf16, clamp 0.999, a shard of 16,032", BF16, 16_032, 16_032, 0.999, 1.0, 0.0, False, True),
     check_more_than_2_31_elements,
     check_memory,
+    check_the_output_layer,
     check_two_tensor_ranks,
 )
 

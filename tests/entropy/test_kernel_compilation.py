@@ -8,14 +8,19 @@ from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from megatron_entropic.entropy.records import order_keys
+from tests.entropy.ptx_machine import Machine
 from tests.entropy.triton_versions import INSTALLED, OF_TORCH_ON_A_GPU, ROOT, environment_with
 
 pytestmark = pytest.mark.slow
 REGISTERS = 80
 """A thread: three programs of 256 threads then share a multiprocessor, with 24 KB in flight in bfloat16 (entropy/triton/common.py)."""
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 INSTRUCTIONS = {
     "moments": 850,
     "moments, clamp": 1150,
@@ -70,6 +75,39 @@ def test_counts_of_digits_in_assembly() -> None:
             assert ptx.count("digit_counts[256]") == 1
             guarded = len(re.findall(r"@counted red\.shared", ptx))
             assert guarded == (each if name == "count, first" else 2 * each)
+
+
+@pytest.mark.parametrize(("block", "dtype"), [(4096, "bf16"), (4096, "fp32"), (128, "fp32")])
+def test_counts_of_digits_in_assembly_are_exact(block: int, dtype: str) -> None:
+    """Its PTX on a machine of our own: two rows of an odd number of columns, in two spans each, with -inf, -0.0 and ties."""
+    _, kernels = compile_all(OF_TORCH_ON_A_GPU, dtype, block)
+    columns, width = 2 * block + block // 2 + 3, 2 * block + block // 2 + 16
+    logits_RC = (torch.randn(2, width, generator=torch.Generator().manual_seed(0)) * 3).to(DTYPES[dtype])
+    logits_RC[0, 5], logits_RC[1, :9], logits_RC[:, 100:130] = -0.0, -torch.inf, logits_RC[:, 50:51]
+    keys_RC = order_keys(logits_RC)[:, :columns].numpy().astype(np.int64)
+    top = 8 * logits_RC.element_size() - 8
+    first_R256 = counts_by_assembly(kernels["count, first"]["ptx"], logits_RC, columns, np.zeros(2, dtype=np.int64), 2 * block)
+    assert np.array_equal(first_R256, [np.bincount(keys_C >> top & 255 ^ 128, minlength=256) for keys_C in keys_RC])
+    prefix_R = keys_RC[:, 50] >> 8
+    later_R256 = counts_by_assembly(kernels["count, later"]["ptx"], logits_RC, columns, prefix_R, 2 * block)
+    alike = [keys_C[keys_C >> 8 == prefix] & 255 for keys_C, prefix in zip(keys_RC, prefix_R, strict=True)]
+    assert min(map(len, alike)) >= 30
+    assert np.array_equal(later_R256, [np.bincount(digits, minlength=256) for digits in alike])
+
+
+def counts_by_assembly(ptx: str, logits_RC: torch.Tensor, columns: int, prefix_R: np.ndarray, span: int) -> np.ndarray:
+    """[rows, 256] int32: what the kernel counts, given its arguments in a memory of their own."""
+    rows, width = logits_RC.shape
+    prefixes = prefix_R.astype(np.int16 if logits_RC.element_size() == 2 else np.int32)
+    index_R, counts_R256 = np.arange(rows), np.zeros((rows, 256), dtype=np.int32)
+    parts = [logits_RC.view(torch.uint8).numpy(), *(x.view(np.uint8) for x in (index_R, np.resize(prefixes, 8), counts_R256))]
+    logits_at, index_at, prefixes_at, counts_at, end = np.cumsum([0, *(part.size for part in parts)]).tolist()
+    memory_M = np.concatenate([part.reshape(-1) for part in parts])
+    splits = -(-columns // span)
+    machine = Machine(ptx, memory_M, [logits_at, index_at, width, prefixes_at, counts_at, columns, span, splits])
+    for program in range(rows * splits):
+        machine.run(program)
+    return memory_M[counts_at:end].view(np.int32).reshape(rows, 256)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])

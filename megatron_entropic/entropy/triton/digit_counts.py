@@ -1,13 +1,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """A program's 256 counts of digits: zeroed, added to block by block, read.
 
-Triton 3.9 makes of tl.histogram one atomic addition in shared memory a column. Triton 3.4 to 3.7 make votes of it: for each column 8
-ballots of the warp, one a bit, and 8 population counts (at a quarter of the rate), one for each of the 8 bins that a thread
-keeps: 65 instructions a column, five times what the memory leaves time for. Where Triton would, the counts are kept here by
-the same additions, in assembly: 256 numbers of static shared memory, beside the dynamic one that Triton hands out. The compiler may
-repeat a read, which it wants in two layouts, but no addition: nobody uses what that returns. All threads of a program come by
-each of these functions together. Of the selection kernel (bfloat16, blocks of 4096) Triton 3.7.1 makes 600 instructions so, 2504 with
-tl.histogram; Triton 3.9, with tl.histogram, 576.
+From 3.8 on Triton makes of tl.histogram one atomic addition in shared memory a column. Triton 3.4 to 3.7 make votes of it: for each
+column 8 ballots of the warp, one a bit, and 8 population counts (at a quarter of the rate), one for each of the 8 bins that a
+thread keeps: 65 instructions a column, five times what the memory leaves time for. With those versions the counts are kept
+here by the same additions, in assembly: 256 numbers of static shared memory, beside the dynamic one that Triton hands out. All
+threads of a program come by each of these functions together. The compiler may repeat a read, which it wants in two
+layouts, but no addition: nobody uses what that returns.
+
+The whole kernel that counts (bfloat16, blocks of 4096, first round) has 600 instructions compiled by Triton 3.7.1, 2504 with its
+tl.histogram; 576 compiled by Triton 3.9. tests/entropy/test_kernel_compilation.py runs the assembly on a machine of its own.
 """
 
 import triton
