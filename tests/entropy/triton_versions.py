@@ -1,7 +1,8 @@
 """The versions of Triton that the kernels are tested with: the installed one, and the one that comes with torch on a GPU.
 
-torch's CPU builds bring no Triton, so requirements/cpu.lock names the newest; torch 2.13's CUDA builds pin 3.7.1. That one is put into
-build/, outside the environment, once, and found by processes that have it first in their PYTHONPATH.
+torch's CPU builds bring no Triton, so requirements/cpu.lock names the newest; torch 2.13's CUDA builds pin 3.7.1, as
+requirements/gpu.lock does. That one is put into build/, outside the environment, once, and found by processes that have it first in
+their PYTHONPATH.
 """
 
 import os
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OF_TORCH_ON_A_GPU, INSTALLED = "3.7.1", "installed"
+PINNED = re.search(r"^triton==(\S+)", (ROOT / "requirements" / "gpu.lock").read_text(), re.MULTILINE)
+assert PINNED is not None
+OF_TORCH_ON_A_GPU, INSTALLED = PINNED.group(1), "installed"
 VERSIONS = (OF_TORCH_ON_A_GPU, INSTALLED)
 UNREACHABLE = re.compile(
     r"Retrying \(|Failed to establish|Name or service not known|name resolution|timed out|ProxyError|Network is", re.I
