@@ -67,6 +67,11 @@ class RolloutConfig:
         description="run the servers on the training ranks' GPUs instead of others, for machines with one GPU; weights then go over "
         "gloo, through host memory, because NCCL takes a GPU once",
     )
+    max_sequences: int = Field(
+        default=256,
+        ge=1,
+        description="sequences that a server generates at one time (vLLM's --max-num-seqs); a small model on a large GPU wants more",
+    )
     startup_timeout_s: float = Field(default=600.0, gt=0, description="a server not ready by then ends the run")
     request_timeout_s: float = Field(default=600.0, gt=0, description="a generation request that takes longer ends the run")
     sync_timeout_s: float = Field(default=300.0, gt=0, description="a weight update that takes longer ends the run, naming the server")

@@ -10,8 +10,6 @@ from megatron_entropic.planning.model_memory import ModelSize, element_bytes
 from megatron_entropic.planning.training_memory import BUCKET_BYTES
 from megatron_entropic.planning.workload import Workload, active_layer_parameters, head_flops, layer_flops
 
-MAX_SEQUENCES = 256
-"""Sequences a server runs at a time; as in rollout/vllm/command_line.py, which imports torch; a test holds them equal."""
 CONTEXT_BYTES = 1 * GB
 """CUDA context and NCCL of a server's worker, outside rollout.gpu_memory_utilization."""
 
@@ -32,6 +30,8 @@ class ServerMemory:
     context: int
     """Longest sequence in tokens."""
     mean_length: float
+    most_sequences: int
+    """rollout.max_sequences."""
 
     @property
     def cached_tokens(self) -> int:
@@ -45,7 +45,7 @@ class ServerMemory:
     @property
     def sequences(self) -> int:
         """Sequences of mean length that a server runs at once."""
-        return min(MAX_SEQUENCES, int(self.cached_tokens / self.mean_length))
+        return min(self.most_sequences, int(self.cached_tokens / self.mean_length))
 
     @property
     def problem(self) -> str | None:
@@ -81,6 +81,7 @@ def server_memory(arch: Architecture, cfg: Config, cluster: Cluster, assumed: As
         cache_per_token=2 * arch.num_layers * heads * arch.head_dim * element,
         context=min(cfg.batch.max_tokens_per_micro_batch, arch.max_positions),
         mean_length=work.sample_tokens,
+        most_sequences=cfg.rollout.max_sequences,
     )
 
 

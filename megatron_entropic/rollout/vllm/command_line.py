@@ -15,7 +15,6 @@ from megatron_entropic.system.cuda_variables import of_the_rank
 from megatron_entropic.system.devices import VISIBLE, server_devices, training_ranks_here, visible_devices
 
 MODEL_NAME = "policy"
-MAX_SEQUENCES = 256
 _PLUGIN = "megatron_entropic.rollout.vllm.worker_plugin"
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 # What a launcher of ranks sets, and a server must not take for its own.
@@ -32,7 +31,7 @@ def server_arguments(cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: s
         "--port": str(port),
         "--dtype": dtype,
         "--max-model-len": str(max_model_len),
-        "--max-num-seqs": str(MAX_SEQUENCES),
+        "--max-num-seqs": str(cfg.max_sequences),
         "--tensor-parallel-size": str(cfg.tensor),
         "--seed": str(seed),
         "--logprobs-mode": "processed_logprobs",  # of the distribution that was sampled from, temperature included

@@ -141,6 +141,7 @@ class VLLMFleet:
             max_new_tokens=self.cfg.max_new_tokens,
             timeout_s=self.cfg.request_timeout_s,
             stop_token_ids=self._stop_token_ids,
+            sequences=self.cfg.max_sequences,
         )
 
         def accept(prompt: Prompt, server: ServerClient, samples: Sequence[Sampled]) -> list[Rollout]:

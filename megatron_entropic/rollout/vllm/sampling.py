@@ -14,16 +14,16 @@ import numpy as np
 
 from megatron_entropic.rollout.types import FloatArray, IntArray, Prompt, RolloutError
 from megatron_entropic.rollout.vllm.client import ServerClient
-from megatron_entropic.rollout.vllm.command_line import MAX_SEQUENCES, MODEL_NAME
-
-MAX_CONCURRENT_REQUESTS = 64
-"""Requests in flight per server, at most."""
+from megatron_entropic.rollout.vllm.command_line import MODEL_NAME
 
 _QUEUED_FRACTION = 0.25
 """Samples waiting in a server, of its --max-num-seqs: enough to keep it busy, few enough that a request's time is its own."""
 
 MAX_SAMPLES_PER_REQUEST = 64
 """More samples of one prompt go into several requests; a request may not exceed the server's --max-num-seqs."""
+
+_SEQUENCES_PER_REQUEST = 4
+"""Of --max-num-seqs, for each request in flight at most: every one of them is a connection and a file."""
 
 _LOWEST_LOG_PROB = -9999.0  # what vLLM writes for -inf and NaN
 
@@ -39,6 +39,20 @@ class SamplingRequest:
     timeout_s: float
     stop_token_ids: tuple[int, ...]
     """Those that end a response; the server's own rule is not asked."""
+    sequences: int = 256
+    """Those that a server generates at one time."""
+
+    @property
+    def samples_at_once(self) -> int:
+        """Samples of one request, at most."""
+        return min(MAX_SAMPLES_PER_REQUEST, self.sequences)
+
+    @property
+    def requests_at_once(self) -> int:
+        """Requests in flight to one server: enough for its batch and a short queue."""
+        each = min(self.samples, self.samples_at_once)
+        wanted = math.ceil((1 + _QUEUED_FRACTION) * self.sequences / each)
+        return max(1, min(self.sequences // _SEQUENCES_PER_REQUEST, wanted))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,24 +127,18 @@ async def _sample(servers: Sequence[ServerClient], prompts: Sequence[Prompt], re
     return [answer.result() for answer in answers]
 
 
-def concurrent_requests(samples: int) -> int:
-    """Number of concurrent requests of so many samples each to one server."""
-    each = min(samples, MAX_SAMPLES_PER_REQUEST)
-    return max(1, min(MAX_CONCURRENT_REQUESTS, math.ceil((1 + _QUEUED_FRACTION) * MAX_SEQUENCES / each)))
-
-
 class _Route:
     """The way to one server: its connections, and how many requests may use them at one time."""
 
     def __init__(self, server: ServerClient, request: SamplingRequest) -> None:
         self.server = server
         self.request = request
-        self.slots = asyncio.Semaphore(concurrent_requests(request.samples))
+        self.slots = asyncio.Semaphore(request.requests_at_once)
         self.client = httpx.AsyncClient(
             base_url=server.url,
             headers=server.headers,
             timeout=None,  # of httpx's timeouts none bounds a whole request
-            limits=httpx.Limits(max_connections=MAX_CONCURRENT_REQUESTS),
+            limits=httpx.Limits(max_connections=request.requests_at_once),
             trust_env=False,
         )
 
@@ -142,8 +150,8 @@ class _Route:
 
     async def sample(self, prompt: Prompt, accept: Accept[T]) -> T:
         samples: list[Sampled] = []
-        for first in range(0, self.request.samples, MAX_SAMPLES_PER_REQUEST):
-            count = min(MAX_SAMPLES_PER_REQUEST, self.request.samples - first)
+        for first in range(0, self.request.samples, self.request.samples_at_once):
+            count = min(self.request.samples_at_once, self.request.samples - first)
             samples += await self._request(prompt, first, count)
         return await asyncio.to_thread(accept, prompt, self.server, samples)
 

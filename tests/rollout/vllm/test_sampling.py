@@ -10,7 +10,6 @@ from megatron_entropic.rollout.vllm.sampling import (
     CompletionChoice,
     SamplingRequest,
     assign,
-    concurrent_requests,
     first_seed,
     parse_choice,
     request_body,
@@ -85,6 +84,11 @@ def test_an_answer_that_is_not_whole_is_refused(changes: dict[str, Any], message
         parse_choice(msgspec.convert(choice(**changes), CompletionChoice), "server 1, prompt 9")
 
 
-@pytest.mark.parametrize(("samples", "requests"), [(1, 64), (8, 40), (16, 20), (64, 5), (1000, 5)])
-def test_a_server_is_kept_busy_and_its_queue_short(samples: int, requests: int) -> None:
-    assert concurrent_requests(samples) == requests
+@pytest.mark.parametrize(
+    ("sequences", "samples", "requests"),
+    [(256, 1, 64), (256, 8, 40), (256, 16, 20), (256, 64, 5), (256, 1000, 5), (1024, 8, 160), (32, 1000, 2), (1, 8, 1)],
+)
+def test_a_server_is_kept_busy_and_its_queue_short(sequences: int, samples: int, requests: int) -> None:
+    asked = SamplingRequest(0, samples, 1.0, 16, 1.0, (1,), sequences)
+    assert asked.requests_at_once == requests
+    assert asked.samples_at_once == min(64, sequences)
