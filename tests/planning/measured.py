@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 
 from megatron_entropic.config import Config
@@ -77,7 +78,9 @@ def peak_of_updates(cfg: Config, micro_batches: int) -> tuple[int, int]:
         policy = Policy(cfg, parallel)
         for _ in range(2):
             policy.update(batch, Coefficients(0.1, 0.0))
-    alive = {tensor.untyped_storage().data_ptr() for tensor in gc.get_objects() if isinstance(tensor, torch.Tensor)}
+    # Fake tensors, which other tests of this process may have left behind, have no memory.
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and not isinstance(thing, FakeTensor)]
+    alive = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     assert recorded.profiler is not None
     blocks = sorted(_blocks(recorded.profiler.kineto_results.experimental_event_tree()))
     return _peak(blocks, alive), sum(parameter.numel() for parameter in policy.model.parameters())

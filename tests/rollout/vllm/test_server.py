@@ -112,6 +112,7 @@ def test_a_server_shares_the_ranks_gpu_over_gloo_when_asked_to(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     cfg = RolloutConfig(**settings)
     server = make_server(cfg, tmp_path)
     assert server.environment["CUDA_VISIBLE_DEVICES"] == gpus
