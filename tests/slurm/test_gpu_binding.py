@@ -26,7 +26,12 @@ show = ["sh", "-c", 'echo "SEES $CUDA_VISIBLE_DEVICES"']
 step = Step(StepRequest([group], 4, show), Container("none", "", (), gpus=True), lambda task, line: print(line, flush=True))
 sys.exit(step.wait())
 """
-OF_A_USER = 'import json, os; print("ENVIRON", json.dumps(dict(os.environ)), flush=True)'
+OF_A_USER = """
+import json, os
+names = [name for name in os.environ if name.startswith(("SLURM_", "CUDA_"))]
+with open(f"{os.path.dirname(__file__)}/environ-{os.environ['SLURM_PROCID']}.json", "w") as file:  # srun mixes long lines of tasks
+    json.dump({name: os.environ[name] for name in names}, file)
+"""
 
 
 def output_of(cluster: Cluster, folder: Path, script: str, *flags: str) -> str:
@@ -64,7 +69,7 @@ def test_ranks_of_a_users_srun_get_different_gpus(flags: list[str], idle: Cluste
     program.write_text(OF_A_USER)
     script = f"srun --ntasks=4 {' '.join(flags)} {sys.executable} {program}"
     said = output_of(idle, tmp_path, script, "--ntasks=4", "--gpus-per-node=4")
-    environs = [json.loads(line.removeprefix("ENVIRON ")) for line in said.splitlines() if line.startswith("ENVIRON")]
+    environs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("environ-*.json"))]
     assert len(environs) == 4, said
     taken = set()
     for environ in environs:
@@ -76,8 +81,8 @@ def test_ranks_of_a_users_srun_get_different_gpus(flags: list[str], idle: Cluste
 def test_tasks_that_have_to_share_a_gpu_are_refused(idle: Cluster, tmp_path: Path) -> None:
     program = tmp_path / "environ.py"
     program.write_text(OF_A_USER)
-    said = output_of(idle, tmp_path, f"srun --ntasks=2 {sys.executable} {program}", "--ntasks=2", "--gpus-per-node=1")
-    environs = [json.loads(line.removeprefix("ENVIRON ")) for line in said.splitlines() if line.startswith("ENVIRON")]
+    output_of(idle, tmp_path, f"srun --ntasks=2 {sys.executable} {program}", "--ntasks=2", "--gpus-per-node=1")
+    environs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("environ-*.json"))]
     second = next(environ for environ in environs if environ["SLURM_LOCALID"] == "1")
     with pytest.raises(PlacementError, match="LOCAL_RANK=1 has no GPU of its own: this process sees 1"):
         rank_device(1, len(visible_devices(second["CUDA_VISIBLE_DEVICES"], 4)), second)
