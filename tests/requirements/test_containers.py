@@ -10,7 +10,8 @@ from tests.command_line import ROOT
 
 DOCKERFILE = (ROOT / "containers" / "Dockerfile").read_text()
 APPTAINER = (ROOT / "containers" / "megatron_entropic.def").read_text()
-HOME = "/opt/megatron_entropic"
+HOME = DOCKERFILE.partition("WORKDIR ")[2].splitlines()[0]
+"""Where the checkout lies in both images."""
 
 
 def copied() -> dict[str, set[str]]:

@@ -206,8 +206,9 @@ def test_a_stranger_on_the_port_is_named_and_gets_no_key(tmp_path: Path, answers
 
 def test_a_server_that_has_the_key_is_ready(tmp_path: Path) -> None:
     server = make_server(RolloutConfig(), tmp_path)
-    with stranger_at(server._listener, server.key, server._listener.getsockname()[1]):
+    with stranger_at(server._listener, server.key, server._listener.getsockname()[1]) as seen:
         server.wait_ready(5.0)
+    assert seen
 
 
 def test_a_model_whose_folder_is_a_pattern_is_reached_by_a_link(tmp_path: Path) -> None:
