@@ -14,13 +14,14 @@ from megatron_entropic.rollout.weight_sync.buckets import Bucket, entry_of
 
 COLUMNS = 2**12
 """Words of a row: enough rows and columns to keep a GPU busy, and both vectors small beside the words."""
-_WORD_BYTES = 8
+_WORD_BYTES = 4
+"""Half of what the sums hold: with words as long as those, a flipped sign bit would count 2^63 whatever its place, and two cancel."""
 
 
 class WeightsChecksum:
     """Checksum over a stream of buckets; it depends on order, names, dtypes, shapes and every bit of the values.
 
-    A tensor's words w_i (its bytes as 64-bit integers, zeros behind them) give sum_i (2 i + 1) w_i mod 2^64: odd factors make
+    A tensor's words w_i (its bytes as 32-bit integers, zeros behind them) give sum_i (2 i + 1) w_i mod 2^64: odd factors make
     every change of one word count, and integer sums are the same on every device and in every order. Header and sum of each
     tensor are chained by CRC-32. How tensors are divided into buckets does not matter.
     """
@@ -77,10 +78,10 @@ def _weighted(values_M: Tensor, first: int, step: int) -> Tensor:
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """The tensor's bytes as int64 [M], without a copy where they are contiguous, aligned and whole words."""
+    """The tensor's bytes as int32 [M], without a copy where they are contiguous, aligned and whole words."""
     bytes_M = tensor.contiguous().flatten().view(torch.uint8)
     if missing := -bytes_M.numel() % _WORD_BYTES:
         bytes_M = torch.cat([bytes_M, bytes_M.new_zeros(missing)])
     elif bytes_M.storage_offset() % _WORD_BYTES:
         bytes_M = bytes_M.clone()
-    return bytes_M.view(torch.int64)
+    return bytes_M.view(torch.int32)

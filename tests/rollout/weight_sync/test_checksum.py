@@ -44,7 +44,7 @@ def oracle(weights: list[tuple[str, torch.Tensor]]) -> str:
     for name, tensor in weights:
         entry = entry_of(name, tensor)
         data = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        words = np.frombuffer(data + bytes(-len(data) % 8), dtype=np.int64).tolist()
+        words = np.frombuffer(data + bytes(-len(data) % 4), dtype=np.int32).tolist()
         total = sum((2 * index + 1) * word for index, word in enumerate(words)) % 2**64
         crc = zlib.crc32(f"{entry.name}|{entry.dtype}|{entry.shape}|{total}\n".encode(), crc)
     return f"{crc:08x}-{len(weights)}"
@@ -71,6 +71,16 @@ def test_checksum_sees_every_kind_of_change() -> None:
     sums.add(weights_checksum([("renamed", tensor), *weights[1:]]))
     assert len(sums) == 3 + len(changed) + 1
     assert weights_checksum(weights) in sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checksum_sees_signs_that_change_together(dtype: torch.dtype) -> None:
+    tensor = torch.randn(3 * COLUMNS, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = weights_checksum([("weight", tensor)])
+    for places in ([1, 3], [3, 7], [0, 1, 2, 3], slice(1, None, 2), slice(3, None, 4)):
+        other = tensor.clone()
+        other[places] = -other[places]
+        assert weights_checksum([("weight", other)]) != before, places
 
 
 def test_checksum_does_not_depend_on_pieces_or_layout(monkeypatch: pytest.MonkeyPatch) -> None:
