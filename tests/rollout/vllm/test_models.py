@@ -57,12 +57,13 @@ def test_a_server_follows_the_policy(served: Served, tmp_path: Path) -> None:
         "run.dir": tmp_path / "run",
     }
     cfg = load_config("quickstart", [f"{name}={value}" for name, value in settings.items()])
-    run_ranks(follow, 1, cfg, tmp_path / "exported", timeout=400)
+    assert run_ranks(follow, 1, cfg, tmp_path / "exported", timeout=400) == [[1, 2]]
 
 
-def follow(cfg: Config, exported: Path) -> None:
-    """Two updates of a server by a policy that learns in between; as one rank."""
+def follow(cfg: Config, exported: Path) -> list[int]:
+    """Two updates of a server by a policy that learns in between; as one rank. The versions that it followed."""
     fleet = make_fleet(cfg)
+    followed = []
     try:
         fleet.launch()
         policy = Policy(cfg, initialize_parallel(cfg.parallel, seed=0))
@@ -78,6 +79,8 @@ def follow(cfg: Config, exported: Path) -> None:
             print(f"version {version}: gap {mean:.2g} in the mean, {largest:.2g} at most", flush=True)
             assert stats.applied
             assert not WARN[cfg.model.dtype].exceeded(largest, mean)
+            followed.append(version)
+        return followed
     finally:
         fleet.close()
 
