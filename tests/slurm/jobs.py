@@ -14,7 +14,7 @@ from tests.command_line import ROOT
 from tests.slurm.cluster import Cluster
 
 STEPS = 16
-UNDER_WAY = ("PENDING", "REQUEUED", "CONFIGURING", "RUNNING", "COMPLETING")
+UNDER_WAY = ("PENDING", "REQUEUED", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING")
 REAL_RUN = (
     "quickstart",
     "--ranks-per-node=2",
