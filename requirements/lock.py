@@ -1,8 +1,8 @@
 """Resolves the GPU environment: `python requirements/lock.py` writes requirements/gpu.lock anew, which `make gpu-lock` does.
 
-What it needs are setup.py's requirements with its extras gpu, test and gguf. Packages that the CPU environment has too keep the version
-of requirements/cpu.lock, where that can be; all others keep theirs. uv resolves, from metadata alone: no package is downloaded whole.
-It asks the index that pip is configured for.
+What it needs are setup.py's requirements with its extras gpu, test, gguf, wandb and mlflow. Packages that the CPU environment has too
+keep the version of requirements/cpu.lock, where that can be; all others keep theirs. uv resolves, from metadata alone: no package is
+downloaded whole. It asks the index that pip is configured for.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CPU_LOCK = ROOT / "requirements" / "cpu.lock"
 GPU_LOCK = ROOT / "requirements" / "gpu.lock"
-EXTRAS = ("gpu", "test", "gguf")
+EXTRAS = ("gpu", "test", "gguf", "wandb", "mlflow")
 HEADER = """\
 # The GPU environment: Python 3.11, Linux on x86-64, CUDA 13, a driver of 580 or newer. Made by `make gpu-lock`, installed by
 # `make env-gpu`: transformer_engine_torch is a source package, which is built last, against the torch that is named here.
