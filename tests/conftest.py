@@ -1,10 +1,14 @@
 """For all tests: no example of a property has a deadline, because a busy machine would fail it; random faults repeat by their seed."""
 
+import atexit
+import gc
 import os
 import random
 
 import pytest
 from hypothesis import settings
+
+from megatron_entropic.platform import import_megatron
 
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
@@ -15,6 +19,12 @@ SEED = os.environ.setdefault("MEGATRON_ENTROPIC_SEED", str(random.randrange(10**
 def pytest_report_header() -> str:
     """Shown by every run, also by those that pass."""
     return f"fault campaign: MEGATRON_ENTROPIC_SEED={SEED} repeats its draws"
+
+
+def pytest_sessionstart() -> None:
+    """Collecting imports everything: the garbage collector rests meanwhile (system/many_imports.py)."""
+    gc.disable()
+    import_megatron()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -32,7 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuses to continue where pytest-xdist does not group: servers and clusters would run side by side, on the same ports."""
+    """Ends what pytest_sessionstart began, and refuses to continue where pytest-xdist does not group.
+
+    Servers and clusters would run side by side then, on the same ports.
+    """
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+    gc.enable()
     grouped = all("@" in item.nodeid for item in session.items)
     if "PYTEST_XDIST_WORKER" in os.environ and session.config.getoption("loadgroup") and not grouped:
         raise pytest.UsageError(f"pytest-xdist does not group tests with pytest {pytest.__version__}; see requirements/cpu.lock")

@@ -11,7 +11,9 @@
 Started by torchrun or srun, SIGINT (Ctrl-C) asks it to stop like the others.
 """
 
+import atexit
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -27,6 +29,7 @@ from megatron_entropic.distributed.collective_errors import peer_is_gone, peer_i
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.system.cuda_variables import set_cuda_variables
 from megatron_entropic.system.devices import ask_for_cpu
+from megatron_entropic.system.many_imports import end_process, many_imports
 from megatron_entropic.system.stop_signal import EXIT_STOPPED, StopRequested, handle_stop_signals
 
 EXIT_FAILED = 1
@@ -42,7 +45,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Joins the other ranks and trains. An error is printed as one line; the exit code is not 0."""
-    sys.exit(run_rank(load_config(Path(sys.argv[1])), sys.argv[2:]))
+    end_process(run_rank(load_config(Path(sys.argv[1])), sys.argv[2:]))
 
 
 def run_rank(cfg: Config, flags: Sequence[str] = ()) -> int:
@@ -54,10 +57,15 @@ def run_rank(cfg: Config, flags: Sequence[str] = ()) -> int:
     _prepare_devices(cfg.parallel)
 
     # Only now: whoever loads the settings reports a bad one before seconds go into these imports.
-    from megatron_entropic import platform
-    from megatron_entropic.distributed.parallel import initialize_parallel, shutdown
-    from megatron_entropic.distributed.rank_zero import PeerEndedError
-    from megatron_entropic.trainer import train
+    with many_imports():
+        from megatron_entropic import platform
+
+        platform.import_megatron()
+        from megatron_entropic.distributed.parallel import initialize_parallel, shutdown
+        from megatron_entropic.distributed.rank_zero import PeerEndedError
+        from megatron_entropic.trainer import train
+    gc.freeze()  # it is there to stay: no later collection looks at it again
+    atexit.register(gc.unfreeze)  # before Python takes its modules apart: extensions complain of what is kept then
 
     try:
         if cfg.trainer.deterministic:

@@ -14,6 +14,7 @@ from megatron_entropic.platform.devices import (
     select_device,
     unseen_gpus,
 )
+from megatron_entropic.platform.megatron_imports import import_megatron
 
 # Said on every import of Megatron-Core without them; `megatron-entropic doctor` reports what is installed instead.
 warnings.filterwarnings("ignore", message=".*(Transformer Engine and Apex are|Apex is) not installed", category=UserWarning)
@@ -26,6 +27,7 @@ __all__ = [
     "compute_capability",
     "device_failure",
     "first_line",
+    "import_megatron",
     "install",
     "make_deterministic",
     "select_device",

@@ -21,6 +21,7 @@ from megatron_entropic.rollout.scoring import Scorer
 from megatron_entropic.rollout.types import ENGINE_PARTS, NamedWeights, Rollout, RolloutEngine, RolloutError
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.system.folder_lock import Fence
+from megatron_entropic.system.many_imports import many_imports
 from megatron_entropic.system.named_functions import named_function
 from megatron_entropic.system.outsider import made_outside
 from megatron_entropic.system.stop_signal import stop_requested
@@ -188,7 +189,8 @@ class RolloutSource:
 def make_engine(cfg: Config) -> RolloutEngine:
     """The engine that `rollout.engine` names; servers are launched, not waited for. Raises RolloutError, ValueError."""
     name = cfg.rollout.engine
-    make: Callable[[Config], RolloutEngine] = named_function("rollout.engine", name, ENGINES, ENGINE_ENTRY_POINTS)
+    with many_imports():
+        make: Callable[[Config], RolloutEngine] = named_function("rollout.engine", name, ENGINES, ENGINE_ENTRY_POINTS)
     if name in ENGINES:
         return make(cfg)
     engine: RolloutEngine = made_outside(f"rollout.engine={name}", make, cfg, needs=ENGINE_PARTS)

@@ -12,6 +12,8 @@
 """
 
 import ctypes
+import gc
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -21,7 +23,9 @@ import signal
 import socket
 import threading
 import time
+import warnings
 
+from megatron_entropic.system.many_imports import many_imports
 from megatron_entropic.system.orphans import SCRATCH_VARIABLE
 
 FORK_ENGINE = "MEGATRON_ENTROPIC_FORK_ENGINE"
@@ -88,6 +92,10 @@ def listen_on(descriptor: int) -> None:
 def main() -> None:
     end_group_with_owner()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning, module="runpy")
+    with many_imports():
+        importlib.import_module(SERVER_MODULE)
+    gc.freeze()
     os.register_at_fork(after_in_child=die_with_parent)
     if os.environ.get(FORK_ENGINE) == "1":
         fork_engine_core()
