@@ -5,9 +5,13 @@ M <= 0 <= log S, so nothing cancels, whatever the offset of the logits: moments 
 before the division, so float32 logits of 1e4 lose nothing to it. On request also Q = sum exp(2d), N = sum d exp(2d):
     E_{v~p}[p_v (log p_v + H)] = sum p_v^2 (log p_v + H) = (N - Q M / S) / S^2.
 
+On a CPU distances are in bits while they are exponentiated, u = d / log 2: exp(d) = 2^u, which torch computes four to nine times as
+fast as exp there. The scale that makes them so is the temperature's, and its rounding is like one of the temperature by 3e-8.
+
 Shapes: T unmasked tokens, B rows of a block, V this rank's real columns, K = 3 sums (5 with a clamp).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +21,9 @@ from megatron_entropic.entropy.device_path import runs_kernels
 from megatron_entropic.entropy.records import LOWEST, Moments, Threshold, TokenScalars, UpstreamGradients, keys_below, numbers_of_keys
 from megatron_entropic.entropy.shard import ShardRows, statistics_dtype
 from megatron_entropic.entropy.thread_pool import for_each_block
+
+LN_2 = math.log(2)
+"""Nats of a bit."""
 
 
 def local_moments(
@@ -46,34 +53,31 @@ def local_moments(
     cut = None if threshold is None else Cut.of(threshold, rows)
 
     def measure(block: slice, raw_BV: Tensor, buffers_BV: list[Tensor]) -> None:
-        d_BV, exp_BV, *spare = buffers_BV
-        x_BV = raw_BV if raw_BV.dtype == dtype else d_BV.copy_(raw_BV)
+        bits_BV, exp_BV, *spare = buffers_BV
+        x_BV = raw_BV if raw_BV.dtype == dtype else bits_BV.copy_(raw_BV)
         max_T[block] = x_BV.amax(1)
         origin_B1 = torch.where(max_T[block] == -torch.inf, 0, max_T[block])[:, None]
         target_B1 = (x_BV.gather(1, column_T[block, None].clamp(min=0)) - origin_B1) / temperature
         sums_KT[2, block] = torch.where(column_T[block] >= 0, target_B1.squeeze(1), 0)
         kept_BV = None if cut is None else cut.at(block).write_membership(x_BV, *spare)
-        _scaled_distance(x_BV, origin_B1, temperature, d_BV)
-        sums_KT[0, block] = torch.exp(d_BV, out=exp_BV).sum(1)
+        _distance_in_bits(x_BV, origin_B1, temperature, bits_BV)
+        sums_KT[0, block] = torch.exp2(bits_BV, out=exp_BV).sum(1)
         if kept_BV is not None:
             sums_KT[3, block] = kept_BV.mul_(exp_BV).sum(1)
-            sums_KT[4, block] = kept_BV.mul_(d_BV).sum(1)
+            sums_KT[4, block] = kept_BV.mul_(bits_BV).sum(1) * LN_2
         if entropy:
-            sums_KT[1, block] = d_BV.mul_(exp_BV).sum(1)
+            sums_KT[1, block] = bits_BV.mul_(exp_BV).sum(1) * LN_2
         if squares_2T is not None:
-            squares_2T[1, block] = d_BV.mul_(exp_BV).sum(1)
+            squares_2T[1, block] = bits_BV.mul_(exp_BV).sum(1) * LN_2
             squares_2T[0, block] = exp_BV.mul_(exp_BV).sum(1)
 
     for_each_block(rows, 2 if cut is None else 4, measure)
     return Moments(max_T, sums_KT, squares_2T)
 
 
-def _scaled_distance(x_BV: Tensor, origin_B1: Tensor, temperature: float, out_BV: Tensor) -> None:
-    """d = (x - origin) / temperature into `out_BV`, which may be x_BV."""
-    torch.sub(x_BV, origin_B1, out=out_BV)
-    if temperature != 1:
-        out_BV.div_(temperature)
-    out_BV.clamp_(min=LOWEST)
+def _distance_in_bits(x_BV: Tensor, origin_B1: Tensor, temperature: float, out_BV: Tensor) -> None:
+    """(x - origin) / (temperature log 2) into `out_BV`, which may be x_BV."""
+    torch.sub(x_BV, origin_B1, out=out_BV).mul_(1 / (temperature * LN_2)).clamp_(min=LOWEST)
 
 
 class Cut(NamedTuple):
@@ -148,13 +152,13 @@ def write_logits_gradient(
     dtype = statistics_dtype(rows.logits.dtype)
 
     def differentiate(block: slice, raw_BV: Tensor, buffers_BV: list[Tensor]) -> None:
-        d_BV, exp_BV, *spare = buffers_BV
-        x_BV = raw_BV if raw_BV.dtype == dtype else d_BV.copy_(raw_BV)
+        bits_BV, exp_BV, *spare = buffers_BV
+        x_BV = raw_BV if raw_BV.dtype == dtype else bits_BV.copy_(raw_BV)
         kept_BV = None if cut is None else cut.at(block).write_membership(x_BV, *spare)
-        _scaled_distance(x_BV, scalars.max_T[block, None], temperature, d_BV)
-        torch.exp(d_BV, out=exp_BV)
-        _write_slope(factors.at(block), d_BV, kept_BV, spare)
-        grad_BV = torch.mul(d_BV, exp_BV, out=rows.destination(out_NV, block, d_BV))
+        _distance_in_bits(x_BV, scalars.max_T[block, None], temperature, bits_BV)
+        torch.exp2(bits_BV, out=exp_BV)
+        slope_BV = _write_slope(factors.at(block), bits_BV, kept_BV, spare)
+        grad_BV = torch.mul(exp_BV, slope_BV, out=rows.destination(out_NV, block, bits_BV))
         if upstream.log_prob_T is not None:
             at_target_B = torch.where(column_T[block] >= 0, upstream.log_prob_T[block] / temperature, 0)
             grad_BV.scatter_add_(1, column_T[block, None].clamp(min=0), at_target_B[:, None])
@@ -164,7 +168,7 @@ def write_logits_gradient(
 
 
 class _Factors(NamedTuple):
-    """The gradient is exp(d) times base + slope d, and kept_base + kept_slope d more for the kept columns; [T, 1] each."""
+    """The gradient is 2^u times base + slope u, and kept_base + kept_slope u more for the kept columns; [T, 1] each."""
 
     base_T1: Tensor | None
     slope_T1: Tensor | None
@@ -185,22 +189,23 @@ def _factors(scalars: TokenScalars, upstream: UpstreamGradients, temperature: fl
         slope_T = scale_T * upstream.entropy_T
         from_entropy_T = slope_T * (scalars.entropy_T - scalars.log_sum_T)
         base_T = from_entropy_T if base_T is None else base_T + from_entropy_T
+        slope_T = slope_T * LN_2
     if upstream.kept_entropy_T is not None:
         assert scalars.kept_log_sum_T is not None
         assert scalars.kept_entropy_T is not None
         kept_T = -(-scalars.kept_log_sum_T).exp() / temperature * upstream.kept_entropy_T
         kept_base_T = kept_T * (scalars.kept_entropy_T - scalars.kept_log_sum_T)
+        kept_T = kept_T * LN_2
     return _Factors(*(None if x_T is None else x_T[:, None] for x_T in (base_T, slope_T, kept_base_T, kept_T)))
 
 
-def _write_slope(factors: _Factors, d_BV: Tensor, kept_BV: Tensor | None, spare: list[Tensor]) -> None:
-    """Overwrites d with what exp(d) is multiplied by."""
+def _write_slope(factors: _Factors, bits_BV: Tensor, kept_BV: Tensor | None, spare: list[Tensor]) -> Tensor:
+    """What 2^u is multiplied by: u overwritten, or a column [B, 1] where it does not depend on u."""
     base_B1, slope_B1, kept_base_B1, kept_B1 = factors
     if kept_BV is not None and kept_base_B1 is not None and kept_B1 is not None:
-        kept_BV.mul_(torch.mul(d_BV, kept_B1, out=spare[1]).add_(kept_base_B1))
-    if slope_B1 is None or base_B1 is None:
-        d_BV.copy_(torch.zeros(()) if base_B1 is None else base_B1)
-    else:
-        d_BV.mul_(slope_B1).add_(base_B1)
-    if kept_BV is not None:
-        d_BV.add_(kept_BV)
+        kept_BV.mul_(torch.mul(bits_BV, kept_B1, out=spare[1]).add_(kept_base_B1))
+    if slope_B1 is not None and base_B1 is not None:
+        bits_BV.mul_(slope_B1).add_(base_B1)
+        return bits_BV if kept_BV is None else bits_BV.add_(kept_BV)
+    column_B1 = torch.zeros_like(bits_BV[:, :1]) if base_B1 is None else base_B1
+    return column_B1 if kept_BV is None else kept_BV.add_(column_B1)
