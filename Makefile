@@ -86,7 +86,7 @@ test-fast: env ## the part that needs no servers and no patience
 	$(PYTEST) tests $(PARALLEL) -m "not slow and not vllm"
 
 bench: $(BENCH)/.installed ## token statistics beside verl, Liger-Kernel and Megatron-Core
-	PYTHONPATH=$(BENCH) $(BIN)/python -m benchmarks.token_statistics --repeats 3 --json $(BENCH)/token_statistics.json
+	PYTHONPATH=$(BENCH) $(BIN)/python -m benchmarks.token_statistics --repeats 5 --json $(BENCH)/token_statistics.json
 
 $(BENCH)/.installed: requirements/benchmarks.lock $(STAMP)
 	@echo "installing the pinned competitors into $(BENCH), outside the environment (300 MB)"

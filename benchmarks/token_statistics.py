@@ -2,7 +2,7 @@
 
     python -m benchmarks.token_statistics --help
 
-Each time is the best of --repeats runs that take turns. "of copy": the bytes that any implementation must move (forward: the
+Each time is the median of --repeats runs that take turns. "of copy": the bytes that any implementation must move (forward: the
 logits once; backward: logits and gradient once) per second, against a copy's in the same run. "of GEMMs": the time of the four
 products of an output layer alone, in the same run, against this case's. Peak memory is that of forward and backward beyond the
 inputs, gradients included (doctor/speed/measure.py); "without gradients" leaves out the inputs' gradients, which every
@@ -24,7 +24,7 @@ import torch
 
 from megatron_entropic.doctor.speed.cases import KernelCase, cases, four_gemms, is_linear, loss
 from megatron_entropic.doctor.speed.float64 import float64_errors
-from megatron_entropic.doctor.speed.measure import Device, best_in_turn, copy_bandwidth
+from megatron_entropic.doctor.speed.measure import Device, copy_bandwidth, median_in_turn
 from megatron_entropic.doctor.speed.problem import KernelProblem
 from megatron_entropic.doctor.speed.timing import steps_of, warm_up
 
@@ -112,7 +112,7 @@ def measure_group(args: argparse.Namespace, device: Device, dtype: str, group: s
             steps |= steps_of(case, problem)
     if linear:
         steps |= {f"GEMMs/{name}": step for name, step in four_gemms(problem).items()}
-    best = best_in_turn(steps, device, args.repeats)
+    median = median_in_turn(steps, device, args.repeats)
     bandwidth = copy_bandwidth(device, args.repeats)
     logits_bytes = args.tokens * args.vocab * DTYPES[dtype].itemsize
     gradient_bytes = sum(x.numel() * x.element_size() for x in problem.leaves)
@@ -120,11 +120,11 @@ def measure_group(args: argparse.Namespace, device: Device, dtype: str, group: s
     for row, case in zip(rows, members, strict=True):
         if row["missing"]:
             continue
-        forward, backward = best[f"{case.name}/forward"], best[f"{case.name}/backward"]
+        forward, backward = median[f"{case.name}/forward"], median[f"{case.name}/backward"]
         row |= {"forward_s": forward, "backward_s": backward, "total_s": forward + backward}
         if linear:
-            row["of_gemms"] = (best["GEMMs/forward"] + best["GEMMs/backward"]) / (forward + backward)
-            row["gemm_flops_per_s"] = 8 * args.tokens * args.vocab * args.hidden / (best["GEMMs/forward"] + best["GEMMs/backward"])
+            row["of_gemms"] = (median["GEMMs/forward"] + median["GEMMs/backward"]) / (forward + backward)
+            row["gemm_flops_per_s"] = 8 * args.tokens * args.vocab * args.hidden / (median["GEMMs/forward"] + median["GEMMs/backward"])
         else:
             row["of_copy_forward"] = logits_bytes / forward / bandwidth
             row["of_copy_backward"] = 2 * logits_bytes / backward / bandwidth
@@ -132,7 +132,7 @@ def measure_group(args: argparse.Namespace, device: Device, dtype: str, group: s
         row["peak_without_gradients_of_logits"] = (row["peak_bytes"] - gradient_bytes) / logits_bytes
         row |= errors(args, case, dtype)
     if linear:
-        seconds = {"forward_s": best["GEMMs/forward"], "backward_s": best["GEMMs/backward"]}
+        seconds = {"forward_s": median["GEMMs/forward"], "backward_s": median["GEMMs/backward"]}
         rows.append({"dtype": dtype, "group": group, "case": "the four GEMMs alone", **seconds, "total_s": sum(seconds.values())})
     for row in rows:
         print(json.dumps(row), file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import torch
 from megatron_entropic.doctor.smoke.findings import Findings, Value
 from megatron_entropic.doctor.speed.cases import KernelCase, cases, four_gemms, is_linear
 from megatron_entropic.doctor.speed.float64 import float64_errors
-from megatron_entropic.doctor.speed.measure import Device, Timed, best_in_turn, copy_bandwidth
+from megatron_entropic.doctor.speed.measure import Device, Timed, copy_bandwidth, median_in_turn
 from megatron_entropic.doctor.speed.problem import KernelProblem
 from megatron_entropic.doctor.speed.timing import steps_of, warm_up
 
@@ -102,10 +102,10 @@ def _measure_group(
             steps |= steps_of(case, problem)
     if linear:
         steps |= {f"the four GEMMs alone/{name}": step for name, step in four_gemms(problem).items()}
-    best = best_in_turn(steps, device, size.repeats)
+    median = median_in_turn(steps, device, size.repeats)
     logits_bytes = size.tokens * size.vocab * size.timed_dtype.itemsize
-    for name in dict.fromkeys(step.rpartition("/")[0] for step in best):
-        forward, backward = best[f"{name}/forward"], best[f"{name}/backward"]
+    for name in dict.fromkeys(step.rpartition("/")[0] for step in median):
+        forward, backward = median[f"{name}/forward"], median[f"{name}/backward"]
         numbers: dict[str, Value] = {"forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward}
         if linear:
             numbers["TFLOP_per_s"] = 8 * size.tokens * size.vocab * size.hidden / (forward + backward) / 1e12

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -61,20 +62,20 @@ def _status_bytes(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}: peak memory can be measured on Linux only")
 
 
-def best_in_turn(steps: dict[str, Timed], device: Device, repeats: int) -> dict[str, float]:
-    """Best of `repeats` runs of each step, the steps taking turns, so that a busy moment of the machine hits all alike."""
-    best: dict[str, float] = {}
+def median_in_turn(steps: dict[str, Timed], device: Device, repeats: int) -> dict[str, float]:
+    """Median of `repeats` runs of each step, the steps taking turns, so that a busy moment of the machine hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            best[name] = min(best.get(name, float("inf")), device.seconds(step))
-    return best
+            seconds[name].append(device.seconds(step))
+    return {name: median(taken) for name, taken in seconds.items()}
 
 
 def copy_bandwidth(device: Device, repeats: int) -> float:
     """Bytes per second, read plus written, of a copy of 512 MiB."""
     source = torch.ones(2**27, device=device.name)
     target = torch.empty_like(source).copy_(source)
-    seconds = best_in_turn({"copy": lambda: _discard(target.copy_(source))}, device, max(repeats, 5))["copy"]
+    seconds = median_in_turn({"copy": lambda: _discard(target.copy_(source))}, device, max(repeats, 5))["copy"]
     return 2 * source.numel() * source.element_size() / seconds
 
 
