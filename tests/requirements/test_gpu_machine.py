@@ -16,6 +16,7 @@ from requirements.gpu_machine import (
     checked_driver,
     checked_toolkit,
     driver_version,
+    driver_versions,
     missing_headers,
     nvcc_release,
     torch_problem,
@@ -55,6 +56,26 @@ def test_a_driver_that_is_new_enough() -> None:
 def test_any_other_is_refused(said: str | None, message: str) -> None:
     with pytest.raises(MachineError, match=message) as raised:
         checked_driver(said)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exec sleep 60", "nvidia-smi: no answer within 0.5 s; needed: a driver of 580 or newer"),
+        ("exit 9", "nvidia-smi: exit code 9; needed"),
+        ("echo 'No devices were found'; exit 6", r"found no GPU \(nvidia-smi says 'No devices were found'\); .*WITHOUT_GPU=1"),
+        (r"printf 'no \377 version\n'", "found no GPU"),
+        (None, "nvidia-smi: .*Exec format error.*; needed"),
+    ],
+)
+def test_an_nvidia_smi_that_says_no_version(script: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n" if script else "\x7fELF")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(MachineError, match=message) as raised:
+        checked_driver(driver_versions(within_s=0.5))
     assert "\n" not in str(raised.value)
 
 
