@@ -134,6 +134,16 @@ def make_env_gpu(folder: Path, smi: str, *variables: str) -> subprocess.Complete
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
 
 
+def test_another_python_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    other = tmp_path / "python3.12"
+    other.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 12, 1); $2"\n')
+    other.chmod(0o755)
+    refused = make_env_gpu(tmp_path, "echo 580.65.06", f"PYTHON={other}")
+    assert refused.returncode
+    assert f"error: {other} is not Python 3.11, which the pins are for" in refused.stderr
+    assert "1/5" not in refused.stdout
+
+
 def test_make_env_gpu_looks_at_the_driver_before_anything_is_made(tmp_path: Path) -> None:
     old = make_env_gpu(tmp_path, "echo 535.183.01")
     assert old.returncode
