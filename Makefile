@@ -12,7 +12,9 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # 1 to make the GPU environment on a machine without GPUs, as where a container's image is built.
 WITHOUT_GPU ?=
 GPU_MACHINE := requirements/gpu_machine.py $(if $(WITHOUT_GPU),--without-gpu)
-FIND_PYTHON := command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or call make PYTHON=/path/to/python3.11" >&2; exit 1; }
+FIND_PYTHON := command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or call make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null || \
+	{ echo "error: $(PYTHON) is not Python 3.11, which the pins are for; call make PYTHON=/path/to/python3.11" >&2; exit 1; }
 PYTEST := $(BIN)/python -m pytest
 # Workers that share the tests; 0 runs them in one process. Groups that must not run side by side: tests/conftest.py.
 WORKERS ?= 2

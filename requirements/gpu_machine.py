@@ -23,6 +23,8 @@ DRIVER = 580
 GO_ON = "on a machine without GPUs, such as one that builds an image: make env-gpu WITHOUT_GPU=1"
 HEADERS = ("cuda_runtime.h", "cublasLt.h", "nvrtc.h", "cudnn.h", "nccl.h", "nvtx3/nvToolsExt.h")
 """What transformer_engine_torch includes; the lock file's packages bring them, so no CUDA toolkit of the machine is needed."""
+NONE = "No devices were found"
+ANSWERS_WITHIN_S = 60.0
 QUERY = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
@@ -53,14 +55,20 @@ def before(without_gpu: bool) -> str:
     return ", ".join([*found, "a C++ compiler"])
 
 
-def driver_versions() -> str | None:
+def driver_versions(within_s: float = ANSWERS_WITHIN_S) -> str | None:
     """nvidia-smi's words, a line a GPU; None where there is none. Raises MachineError when it fails."""
     if shutil.which(QUERY[0]) is None:
         return None
-    done = subprocess.run(QUERY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stdout + done.stderr).strip().partition("\n")[0]
-        raise MachineError(f"nvidia-smi: {reason}; needed: a driver of {DRIVER} or newer")
+    needed = f"needed: a driver of {DRIVER} or newer"
+    try:
+        done = subprocess.run(QUERY, capture_output=True, text=True, errors="replace", timeout=within_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise MachineError(f"nvidia-smi: no answer within {within_s:g} s; {needed}") from error
+    except OSError as error:
+        raise MachineError(f"nvidia-smi: {error}; {needed}") from error
+    if done.returncode and driver_version(done.stdout) is None and NONE not in done.stdout:
+        reason = (done.stdout + done.stderr).strip().partition("\n")[0] or f"exit code {done.returncode}"
+        raise MachineError(f"nvidia-smi: {reason}; {needed}")
     return done.stdout
 
 

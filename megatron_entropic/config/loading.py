@@ -5,7 +5,8 @@ Every problem is reported at once, by dotted field name, with the nearest existi
 
 import difflib
 import importlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -71,8 +72,7 @@ def from_dict(settings: dict[str, Any], *, origin: str) -> Config:
     try:
         return _ADAPTER.validate_python(settings)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors(include_url=False)]
-        raise ConfigError(f"{origin}: " + "; ".join(problems)) from None
+        raise ConfigError(f"{origin}: " + "; ".join(_explanations(error))) from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -200,8 +200,19 @@ def _quoting(text: str) -> str:
     )
 
 
-def _explain(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
+def _explanations(error: ValidationError) -> Iterator[str]:
+    """A sentence for each setting; one that takes several types has a problem for each, with the type after its name."""
+    problems = error.errors(include_url=False)
+    for name, same in itertools.groupby(problems, lambda problem: ".".join(_name_parts(problem["loc"]))):
+        first, *others = [_explain(name, problem) for problem in same]
+        yield " or ".join([first, *(other.rpartition("input should be ")[2] for other in others)])
+
+
+def _name_parts(loc: Sequence[str | int]) -> Iterator[str]:
+    return (str(part) for at, part in enumerate(loc) if at < len(("section", "field")) or isinstance(part, int))
+
+
+def _explain(name: str, problem: Any) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         return f"unknown setting {name!r}{_nearest(name, field_names())}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -57,7 +57,7 @@ def _layout(site: Site, shown: Candidate, why: str) -> Iterator[str]:
         if shown.server
         else f"rollout.engine={rollout.engine}"
     )
-    idle = f"{site.cluster.gpus - gpus_used(layout, rollout)} of {site.cluster.gpus} idle"
+    idle = f"{max(site.cluster.gpus - gpus_used(layout, rollout), 0)} of {site.cluster.gpus} idle"
     yield (
         f"  {_count(layout.world_size, 'GPU')} train{'s' if layout.world_size == 1 else ''}, {servers}, {idle}; "
         f"{implementation(cfg.model).replace('_', ' ')} layers, micro-batches of up to {cfg.batch.max_tokens_per_micro_batch} tokens"

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from megatron_entropic.system.devices import PlacementError, cpu_is_asked_for, rank_device, refuse_slice
+from megatron_entropic.system.devices import VISIBLE, PlacementError, cpu_is_asked_for, rank_device, refuse_slice
 from megatron_entropic.system.gpus import GPUQueryError, find_gpus
 
 
@@ -64,11 +64,12 @@ def unseen_gpus() -> str | None:
 def _why_none() -> str:
     if torch.version.cuda is None:
         return "it is a build for CPUs; install the one for CUDA (`make env-gpu`)"
+    listed = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
-        return f"it is a build for CUDA {torch.version.cuda}, and CUDA says: {first_line(error)}"
-    return f"it is a build for CUDA {torch.version.cuda}, which finds no device"
+        return f"it is a build for CUDA {torch.version.cuda}, and CUDA says: {first_line(error)}{listed}"
+    return f"it is a build for CUDA {torch.version.cuda}, which finds no device{listed}"
 
 
 def device_failure(error: RuntimeError) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, MutableMapping
 from megatron_entropic.errors import ReportedError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+_NO_DEVICE = ("", "-1", "none", "nodevfiles")
 _RANKS = "LOCAL_WORLD_SIZE"
 _SHOW_ALL = "an srun without --gpus-per-task, --ntasks-per-gpu and --gpu-bind shows all of the job's GPUs to every task"
 
@@ -48,9 +49,9 @@ def refuse_slice(name: str) -> None:
 
 
 def cpu_is_asked_for(environ: Mapping[str, str]) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES is there and names no device: set empty, or to SLURM's word for a job without GPUs."""
-    listed = environ.get(VISIBLE)
-    return listed is not None and not listed.startswith("MIG-") and not visible_devices(listed.split(",")[0], 1)
+    """Whether CUDA_VISIBLE_DEVICES is set to no device: empty, -1, or SLURM's word for a job without GPUs; not where it is misspelt."""
+    first = environ.get(VISIBLE, "0").partition(",")[0].strip()
+    return first.lower() in _NO_DEVICE
 
 
 def ask_for_cpu(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -9,6 +9,8 @@ from megatron_entropic.errors import ReportedError
 
 _FIELDS = ("name", "driver_version", "memory.total", "memory.used", "ecc.errors.uncorrected.volatile.total", "mig.mode.current")
 _NONE = "No devices were found"
+_SMALL_FAULT = 14
+"""nvidia-smi's exit code where a GPU works but its infoROM is corrupted, which it says in a line of its own after the table."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,27 @@ def find_gpus(timeout_s: float = 30.0) -> list[GPU]:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise GPUQueryError(f"nvidia-smi: no answer within {timeout_s:g} s") from error
+    except OSError as error:
         raise GPUQueryError(f"nvidia-smi: {error}") from error
     if _NONE in done.stdout:
         return []
-    if done.returncode:
-        said = (done.stdout or done.stderr).strip().splitlines()
-        raise GPUQueryError(f"nvidia-smi: {said[0] if said else f'exit code {done.returncode}'}")
-    return parse_gpus(done.stdout)
+    gpus = parse_gpus(done.stdout) if done.returncode in (0, _SMALL_FAULT) else []
+    if not gpus:
+        said = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip() and not parse_gpus(line)]
+        raise GPUQueryError(f"nvidia-smi: {said[0] if said else f'no words, exit code {done.returncode}'}")
+    return gpus
 
 
 def parse_gpus(text: str) -> list[GPU]:
-    """The GPUs in nvidia-smi's CSV of the fields above; numbers it does not know ("[N/A]") are 0."""
+    """The GPUs in nvidia-smi's CSV of the fields above, among lines of other words; numbers it does not know ("[N/A]") are 0."""
 
     def number(word: str) -> int:
         return int(word) if word.isdigit() else 0
 
-    rows = csv.reader(text.strip().splitlines(), skipinitialspace=True)
+    rows = [row for row in csv.reader(text.strip().splitlines(), skipinitialspace=True) if len(row) == len(_FIELDS)]
     return [
         GPU(name, driver, number(memory), number(used), number(errors), sliced=mig.strip() == "Enabled")
         for name, driver, memory, used, errors, mig in rows

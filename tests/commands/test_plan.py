@@ -44,6 +44,12 @@ def test_a_70b_plan_takes_seconds_and_neither_torch_nor_a_model() -> None:
         assert word in done.stdout
 
 
+def test_a_recipe_for_more_gpus_than_there_are_leaves_none_idle() -> None:
+    outcome = megatron_entropic("plan", "llama3.3_70b", "--gpus", "8")
+    assert "the recipe's own, which takes 64 of 8 GPUs" in outcome.output
+    assert ", 0 of 8 idle;" in outcome.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

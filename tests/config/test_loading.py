@@ -33,8 +33,15 @@ def test_overrides_change_only_what_they_name() -> None:
         ("rollout.engine=replay", "needs rollout.replay_path"),
         ("run.name=../x", "run.name='../x'"),
         ("trainer.steps=[", "not valid YAML"),
-        ("rollout.gpu_memory_utilization=1.5", r"rollout.gpu_memory_utilization"),
         ("parallel.device=gpu", r"parallel.device='gpu': .*'auto' or 'cpu'"),
+        (
+            "parallel.gradient_overlap=maybe",
+            "^quickstart: parallel.gradient_overlap='maybe': input should be 'auto' or a valid boolean, unable to interpret input$",
+        ),
+        (
+            "rollout.gpu_memory_utilization=1.5",
+            "^quickstart: rollout.gpu_memory_utilization=1.5: input should be 'auto' or less than or equal to 1$",
+        ),
     ],
 )
 def test_a_bad_override_is_one_clear_error(override: str, message: str) -> None:

@@ -77,6 +77,32 @@ def test_a_driver_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: 
         find_gpus()
 
 
+def test_lines_beside_nvidia_smis_table_are_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corrupted infoROM is a line after the table, and exit code 14; the GPU works."""
+    row, warning = "NVIDIA H100 80GB HBM3, 550.54, 81559, 3, 0, Disabled", "WARNING: infoROM is corrupted at gpu 0000:1B:00.0"
+    fake_nvidia_smi(tmp_path, monkeypatch, f"{row}\n{warning}", 14)
+    assert find_gpus() == [H100]
+    fake_nvidia_smi(tmp_path, monkeypatch, f"{row}\nUnable to determine the device handle for GPU1", 15)
+    with pytest.raises(GPUQueryError, match="nvidia-smi: Unable to determine"):
+        find_gpus()
+
+
+@pytest.mark.parametrize(
+    ("says", "named"), [("NVIDIA-SMI is not for you", "is not for you"), ("", "no words, exit code 0"), ("\xff", "\ufffd")]
+)
+def test_an_answer_that_is_no_table_is_an_error(says: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvidia_smi(tmp_path, monkeypatch, "", 0)
+    (tmp_path / "nvidia-smi").write_bytes(f"#!/bin/sh\necho '{says}'\n".encode("latin-1"))
+    with pytest.raises(GPUQueryError, match=f"nvidia-smi: .*{named}"):
+        find_gpus()
+
+
+def test_an_nvidia_smi_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvidia_smi(tmp_path, monkeypatch, "'; exec sleep 60; '", 0)
+    with pytest.raises(GPUQueryError, match=r"^nvidia-smi: no answer within 0\.5 s$"):
+        find_gpus(timeout_s=0.5)
+
+
 def test_a_machine_without_devices_has_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvidia_smi(tmp_path, monkeypatch, "No devices were found", 6)
     assert find_gpus() == []

@@ -1,5 +1,6 @@
 """The smoke test's runner: parts that pass, fail, hang, die or lie; its table, its JSON, and what it leaves behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from megatron_entropic.doctor.smoke.command import smoke
 from megatron_entropic.doctor.smoke.table import PARTS, SmokePart, UnknownPartError, chosen_parts
 from tests.command_line import MARK, ROOT, marked_processes, megatron_entropic
 
@@ -184,6 +186,27 @@ def test_a_report_that_cannot_be_written_is_an_error_before_anything_runs(tmp_pa
     outcome = megatron_entropic("doctor", "--gpu-smoke", "--only", "versions", "--json", str(tmp_path / "file" / "found.json"))
     assert outcome.code == 2
     assert "[1/1]" not in outcome.output
+
+
+@pytest.mark.parametrize("name", ["folder", "found.logs", ".."])
+def test_a_report_whose_name_is_no_files_is_an_error_before_anything_runs(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    outcome = megatron_entropic("doctor", "--gpu-smoke", "--only", "versions", "--json", str(tmp_path / name))
+    assert outcome.code == 2
+    assert f"error: --json={tmp_path / name}: the name of a file is needed" in outcome.output
+    assert "[1/1]" not in outcome.output
+
+
+def test_a_report_for_which_no_room_is_left_costs_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("megatron_entropic.doctor.smoke.command.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        smoke(["versions"], tmp_path / "found.json")
+    assert "every part that could be tried passed" in capsys.readouterr().out
 
 
 def test_help_lists_the_parts() -> None:

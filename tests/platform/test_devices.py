@@ -51,6 +51,15 @@ def test_gpus_that_torch_does_not_see_are_an_error(
     assert "\n" not in str(refused.value)
 
 
+def test_a_list_that_names_no_gpu_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
+    monkeypatch.setattr(devices, "find_gpus", lambda: [H100])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", raising(RuntimeError("No CUDA GPUs are available")))
+    with pytest.raises(PlacementError, match=r"CUDA says: No CUDA GPUs are available \(CUDA_VISIBLE_DEVICES=all\); parallel"):
+        check_gpus_are_seen()
+
+
 @pytest.mark.usefixtures("unlisted")
 def test_a_broken_driver_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "find_gpus", raising(GPUQueryError("nvidia-smi: Driver/library version mismatch")))

@@ -16,6 +16,7 @@ from requirements.gpu_machine import (
     checked_driver,
     checked_toolkit,
     driver_version,
+    driver_versions,
     missing_headers,
     nvcc_release,
     torch_problem,
@@ -55,6 +56,26 @@ def test_a_driver_that_is_new_enough() -> None:
 def test_any_other_is_refused(said: str | None, message: str) -> None:
     with pytest.raises(MachineError, match=message) as raised:
         checked_driver(said)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exec sleep 60", "nvidia-smi: no answer within 0.5 s; needed: a driver of 580 or newer"),
+        ("exit 9", "nvidia-smi: exit code 9; needed"),
+        ("echo 'No devices were found'; exit 6", r"found no GPU \(nvidia-smi says 'No devices were found'\); .*WITHOUT_GPU=1"),
+        (r"printf 'no \377 version\n'", "found no GPU"),
+        (None, "nvidia-smi: .*Exec format error.*; needed"),
+    ],
+)
+def test_an_nvidia_smi_that_says_no_version(script: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n" if script else "\x7fELF")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(MachineError, match=message) as raised:
+        checked_driver(driver_versions(within_s=0.5))
     assert "\n" not in str(raised.value)
 
 
@@ -111,6 +132,16 @@ def make_env_gpu(folder: Path, smi: str, *variables: str) -> subprocess.Complete
     environ = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
     command = ["make", "--silent", "env-gpu", f"GPU={folder / 'venv'}", *variables]
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+
+
+def test_another_python_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    other = tmp_path / "python3.12"
+    other.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 12, 1); $2"\n')
+    other.chmod(0o755)
+    refused = make_env_gpu(tmp_path, "echo 580.65.06", f"PYTHON={other}")
+    assert refused.returncode
+    assert f"error: {other} is not Python 3.11, which the pins are for" in refused.stderr
+    assert "1/5" not in refused.stdout
 
 
 def test_make_env_gpu_looks_at_the_driver_before_anything_is_made(tmp_path: Path) -> None:

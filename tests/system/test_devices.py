@@ -137,9 +137,13 @@ def test_a_rank_without_a_gpu_of_its_own_is_refused(local_rank: int, seen: int, 
 
 @pytest.mark.parametrize(
     ("listed", "asked"),
-    [(None, False), ("", True), ("-1", True), ("NoDevFiles", True), ("0", False), ("3,1", False), ("GPU-aa", False), ("MIG-1", False)],
+    [
+        *((listed, True) for listed in ("", " ", "-1", "-1,0", "NoDevFiles", "none")),
+        *((listed, False) for listed in (None, "0", "3,1", "GPU-aa", "MIG-1")),
+        *((listed, False) for listed in ("all", "cuda:0", "[0,1]", "gpu0")),
+    ],
 )
-def test_the_cpu_is_asked_for_by_a_list_without_devices(listed: str | None, asked: bool) -> None:
+def test_the_cpu_is_asked_for_by_a_list_without_devices_and_not_by_one_that_is_misspelt(listed: str | None, asked: bool) -> None:
     assert cpu_is_asked_for({} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}) == asked
     environ: dict[str, str] = {}
     ask_for_cpu(environ)
