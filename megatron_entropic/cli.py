@@ -220,7 +220,7 @@ def _check_start(cfg: Config, *, weights: bool = True) -> None:
 
 def _prepare_run_dir(cfg: Config, lock: FolderLock, *, overwrite: bool) -> None:
     run_dir = cfg.run_dir
-    if (run_dir / "config.yaml").exists():
+    if (run_dir / "config.yaml").exists() and (overwrite or _has_begun(run_dir)):
         if not overwrite:
             raise ConfigError(
                 f"{run_dir} holds an earlier run; resume it by `megatron-entropic train {quote(str(run_dir))} --resume`, "
@@ -228,6 +228,13 @@ def _prepare_run_dir(cfg: Config, lock: FolderLock, *, overwrite: bool) -> None:
             )
         empty_folder(run_dir, keep=lock.files)
     save_config(cfg, run_dir / "config.yaml")
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether a run came as far as to leave something: one that was refused by its ranks may be started again with other settings."""
+    metrics = run_dir / "metrics.jsonl"
+    trained = metrics.exists() and metrics.stat().st_size > 0
+    return trained or any(any(run_dir.glob(pattern)) for pattern in ("rollouts/step-*", "checkpoints/*"))
 
 
 def _summarise(run_dir: Path, trainer: TrainerConfig) -> None:

@@ -12,12 +12,14 @@ import pytest
 
 from megatron_entropic import platform
 from megatron_entropic.config import Config, ModelConfig, RolloutConfig
+from megatron_entropic.config.loading import load_config
 from megatron_entropic.doctor import gpus, parts
 from megatron_entropic.doctor.machine import existing, free_bytes, write_problem
 from megatron_entropic.doctor.model import model_fingerprint, model_problem
 from megatron_entropic.doctor.node import node_facts
 from megatron_entropic.doctor.parts import chosen_paths, missing_parts
 from megatron_entropic.doctor.reach import Answering, reach_all
+from megatron_entropic.doctor.run import run_problems
 from megatron_entropic.system.gpus import GPU, GPUQueryError, find_gpus, parse_gpus
 from megatron_entropic.system.network import address_of, address_toward, interface_of, interfaces
 from tests.command_line import ROOT, megatron_entropic
@@ -58,6 +60,12 @@ def test_doctor_names_what_is_wrong_and_fails(tmp_path: Path) -> None:
     problems = [line for line in outcome.output.splitlines() if line.startswith("problem: ")]
     assert any("cannot write in /proc" in problem for problem in problems), problems
     assert any(str(tmp_path / "none") in problem for problem in problems), problems
+
+
+def test_a_feature_that_this_machine_lacks_is_a_problem_of_the_run() -> None:
+    _, problems = run_problems(load_config("quickstart", ["model.fp8=mxfp8"]))
+    assert [problem for problem in problems if problem.startswith("model.fp8=mxfp8")], problems
+    assert not run_problems(load_config("quickstart"))[1]
 
 
 # GPUs

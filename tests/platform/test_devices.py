@@ -105,7 +105,7 @@ def test_a_run_says_in_one_line_that_its_gpus_are_not_seen(tmp_path: Path) -> No
     doctor = megatron_entropic("doctor", environ=environ)
     assert doctor.code == 1
     assert "problem: nvidia-smi lists 1 GPU" in doctor.output
-    asked_for = megatron_entropic("train", "quickstart", *settings, "--overwrite", "parallel.device=cpu", environ=environ)
+    asked_for = megatron_entropic("train", "quickstart", *settings, "parallel.device=cpu", environ=environ)  # nothing to overwrite
     assert asked_for.code == 0, asked_for.output
 
 

@@ -25,9 +25,11 @@ def copied() -> dict[str, set[str]]:
 def test_all_that_is_installed_is_taken_along() -> None:
     packages = re.search(r"find_packages\(include=\[(.*?)\]\)", (ROOT / "setup.py").read_text())
     assert packages is not None
-    needed = {"Makefile", "setup.py", "README.md", "requirements", "models", *re.findall(r'"(\w+)\*"', packages.group(1))}
+    needed = {"Makefile", "setup.py", "README.md", "requirements", *re.findall(r'"(\w+)\*"', packages.group(1))}
+    needed |= {f"models/{folder.name}" for folder in (ROOT / "models").glob("tiny-*")}
     for tool, names in copied().items():
         assert needed <= names, tool
+        assert not [name for name in names if name.startswith("models") and name not in needed], "a model that users keep there"
         assert all((ROOT / name).exists() for name in names), tool
 
 
