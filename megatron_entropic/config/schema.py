@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.control import ControlConfig as ControlConfig
+from megatron_entropic.config.data import DATA_TASK
 from megatron_entropic.config.data import DataConfig as DataConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
@@ -290,4 +291,10 @@ class Config:
     def _replay_has_a_path(self) -> "Config":
         if self.rollout.engine == "replay" and self.rollout.replay_path is None:
             raise ValueError("rollout.engine=replay needs rollout.replay_path=RUN_DIR/rollouts")
+        return self
+
+    @model_validator(mode="after")
+    def _data_is_read(self) -> "Config":
+        if self.data.train and self.task.name != DATA_TASK:
+            raise ValueError(f"data.train is given, but task.name={self.task.name} does not read it; say task.name={DATA_TASK}")
         return self
