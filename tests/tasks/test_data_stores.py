@@ -49,6 +49,11 @@ def _mixed(path: Path) -> None:
     (path / "b.jsonl.gz").write_bytes(gzip.compress(_jsonl(ROWS[150:])))
 
 
+def _rows_but_one() -> datasets.Dataset:
+    """With indices into a table that has one row more."""
+    return datasets.Dataset.from_list([{**ROWS[0], "question": ""}, *ROWS]).filter(bool, input_columns="question")
+
+
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "rows #1.jsonl": lambda path: path.write_bytes(_jsonl(ROWS)),
     "windows.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + _jsonl(ROWS).replace(b"\n", b"\r\n\r\n   \r\n").rstrip()),
@@ -57,13 +62,13 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "stream.arrow": _arrow_stream,
     "file.arrow": _arrow_file,
     "saved": lambda path: datasets.Dataset.from_list(ROWS).save_to_disk(path, num_shards=3),
-    "filtered": lambda path: datasets.Dataset.from_list([{**ROWS[0], "question": ""}, *ROWS]).filter(bool, input_columns="question").save_to_disk(path),
+    "filtered": lambda path: _rows_but_one().save_to_disk(path),
     "splits": lambda path: datasets.DatasetDict(
         {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:2])}
     ).save_to_disk(path),
     "shards": _shards,
     "mixed": _mixed,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -110,7 +115,7 @@ def test_what_is_no_data_file_is_named_for_what_it_is(tmp_path: Path, name: str,
 def test_paths_that_hold_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"nothere\.jsonl: no such file or folder"):
         open_store(str(tmp_path / "nothere.jsonl"))
-    with pytest.raises(ValueError, match="a folder without data files; taken are .jsonl"):
+    with pytest.raises(ValueError, match="a folder without data files; taken are "):
         open_store(str(tmp_path))
     pq.write_table(pa.Table.from_pylist([]), tmp_path / "none.parquet")
     with pytest.raises(ValueError, match=r"none\.parquet: holds no rows"):
