@@ -3,6 +3,7 @@
 schema.py     every setting: typed, bounded, documented dataclasses; one Config describes one run
 control.py    those of entropy control, and the presets of released code
 rollout.py    those of rollouts: engine, servers, sampling
+data.py       those of data: sources, what of them is asked, curriculum
 values.py     what a text means for a field of a type
 loading.py    how a Config is read from a recipe or a file, overridden and saved
 resume.py     what a resumed run may change of the settings it was saved with
@@ -10,6 +11,7 @@ reference.py  the reference page of all settings
 """
 
 from megatron_entropic.config.control import ControlConfig
+from megatron_entropic.config.data import DataConfig, DataSource
 from megatron_entropic.config.schema import (
     AlgorithmConfig,
     BatchConfig,
@@ -31,6 +33,8 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "ControlConfig",
+    "DataConfig",
+    "DataSource",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",

@@ -12,6 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.control import ControlConfig as ControlConfig
+from megatron_entropic.config.data import DATA_TASK
+from megatron_entropic.config.data import DataConfig as DataConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
@@ -167,6 +169,7 @@ TASKS = {
     "addition": "megatron_entropic.tasks.addition:make_addition",
     "reasoning_gym": "megatron_entropic.tasks.reasoning_gym:make_reasoning_gym",
     "math": "megatron_entropic.tasks.math:make_math",
+    "data": "megatron_entropic.tasks.data:make_data",
 }
 """The tasks that come with the project: by name the function that makes one of (options, seed); imported when it is used."""
 TASK_ENTRY_POINTS = "megatron_entropic.tasks"
@@ -275,6 +278,7 @@ class Config:
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -287,4 +291,10 @@ class Config:
     def _replay_has_a_path(self) -> "Config":
         if self.rollout.engine == "replay" and self.rollout.replay_path is None:
             raise ValueError("rollout.engine=replay needs rollout.replay_path=RUN_DIR/rollouts")
+        return self
+
+    @model_validator(mode="after")
+    def _data_is_read(self) -> "Config":
+        if self.data.train and self.task.name != DATA_TASK:
+            raise ValueError(f"data.train is given, but task.name={self.task.name} does not read it; say task.name={DATA_TASK}")
         return self

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 from megatron_entropic.config import Config
 from megatron_entropic.config.rollout import ENGINE_ENTRY_POINTS, ENGINES
@@ -26,7 +27,9 @@ from megatron_entropic.system.named_functions import named_function
 from megatron_entropic.system.outsider import made_outside
 from megatron_entropic.system.stop_signal import stop_requested
 from megatron_entropic.tasks import make_task
-from megatron_entropic.tasks.task import Problem
+from megatron_entropic.tasks.data import DataTask
+from megatron_entropic.tasks.data.curriculum import Curriculum
+from megatron_entropic.tasks.task import Problem, Task
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +42,14 @@ class RolloutSource:
 
     def __init__(self, cfg: Config, parallel: Parallel) -> None:
         self.cfg = cfg
+        self.task: Task | None = None
         self.parallel = parallel
         self._pipeline: GenerationPipeline | None = None
         self._scorer: Scorer | None = None
         self._writer: RolloutWriter | None = None
         self._score_metrics: dict[int, dict[str, float]] = {}
         self._problems: dict[int, Mapping[int, Problem]] = {}
+        self._curriculum: Curriculum | None = None
         self._experience: dict[int, tuple[list[Rollout], list[float]]] = {}
 
     def __enter__(self) -> "RolloutSource":
@@ -77,8 +82,9 @@ class RolloutSource:
         engine = make_engine(self.cfg)  # first: servers start while the rest is read
         background = engine.in_background and self.cfg.rollout.max_staleness > 0
         self._pipeline = GenerationPipeline(engine, self.cfg.batch.samples_per_prompt, background=background)
-        self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
-        self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step)
+        self.task = make_task(self.cfg.task, self.cfg.trainer.seed, self.cfg.data)
+        self._curriculum = Curriculum(self.cfg.data, self.cfg.trainer.seed) if self.cfg.data.curriculum else None
+        self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step, curriculum=self._curriculum)
         vocabulary = Vocabulary(self.prompts.encoder.tokenizer)
         self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary)
         self._writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
@@ -113,15 +119,47 @@ class RolloutSource:
         """
         return self._score_metrics.pop(step, {})
 
-    def start(self, policy: Policy, first_step: int = 0) -> None:
+    def data_state(self) -> dict[str, Any]:
+        """What a resumed run needs of the data beside its step, on rank 0: the curriculum's state, and each source's rows, to compare.
+
+        It is that of the last `sync_weights`, before the prompts were chosen that came after: a resumed run chooses them again.
+        """
+        if self._curriculum is None and not self._rows():
+            return {}
+        return {"rows": self._rows(), "curriculum": self._curriculum and self._curriculum.state_dict()}
+
+    def _rows(self) -> list[int]:
+        """Rows of each source of the data task; empty for other tasks, and on other ranks."""
+        return [len(rows) for rows in self.task.sources] if isinstance(self.task, DataTask) else []
+
+    def _restore_data(self, state: Mapping[str, Any], first_step: int) -> None:
+        if state.get("rows") and self._rows() and state["rows"] != self._rows():
+            logger.warning(
+                "WARNING: the sources of data.train had %s rows at the checkpoint, and have %s now: other prompts from here on",
+                state["rows"],
+                self._rows(),
+            )
+        if self._curriculum is not None:
+            self._curriculum.load_state_dict(dict(state.get("curriculum") or self._fresh_state(first_step)))
+
+    def start(self, policy: Policy, first_step: int = 0, data_state: Mapping[str, Any] | None = None) -> None:
         """Waits until the engine can generate, and gives it the policy's weights, version `first_step`. Collective over all ranks.
+
+        `data_state` is what `data_state` gave when the checkpoint was saved.
 
         Apart from opening the source so that servers start while the policy is read. A resumed run starts with the step
         after its checkpoint; what was generated ahead of that is read back from its record, not generated again. Raises
         StopRequested on every rank when rank 0 is asked to stop.
         """
+        if first_step:
+            self._restore_data(data_state or {}, first_step)
         from_rank_zero_unless_stopped(self.parallel, self._wait_for_servers, first_step, doing="the engine to be ready")
         self.sync_weights(policy, version=first_step)
+
+    def _fresh_state(self, first_step: int) -> dict[str, Any]:
+        """That of a curriculum which begins with a resumed run: nothing is known, and draws go on where they were."""
+        fresh = Curriculum(self.cfg.data, self.cfg.trainer.seed).state_dict()
+        return {**fresh, "drawn": (first_step + self.cfg.rollout.max_staleness) * self.cfg.batch.prompts_per_step}
 
     def _wait_for_servers(self, first_step: int) -> None:
         record_sampling(self.cfg.run_dir, self.cfg.model, self.cfg.rollout, first_step)
@@ -160,6 +198,8 @@ class RolloutSource:
         def send(weights: NamedWeights) -> None:
             for step in self.pipeline.requested:
                 self._finish(step)
+            if self._curriculum is not None:
+                self._curriculum.settle()
             logger.debug("weights of version %d: sync begins", version)
             try:
                 self.pipeline.engine.sync_weights(weights, version)
@@ -184,6 +224,10 @@ class RolloutSource:
         self.writer.begin(step, rollouts, problems, scores.rewards, scores.counts)
         self._experience[step] = (rollouts, scores.rewards)
         self._score_metrics[step] = scores.metrics
+        if self._curriculum is not None:
+            samples = self.cfg.batch.samples_per_prompt
+            for number, problem in enumerate(problems.values()):  # rollouts are ordered by prompt, then sample
+                self._curriculum.measured(problem, scores.rewards[number * samples : (number + 1) * samples])
 
 
 def make_engine(cfg: Config) -> RolloutEngine:
