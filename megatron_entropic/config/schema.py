@@ -15,6 +15,7 @@ from megatron_entropic.config.control import ControlConfig as ControlConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
+from megatron_entropic.config.validation import ValidationConfig as ValidationConfig
 from megatron_entropic.system.named_functions import FORMS, check_name
 
 LONGEST_NAME = 80
@@ -278,6 +279,7 @@ class Config:
     reward: RewardConfig = Field(default_factory=RewardConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -287,4 +289,10 @@ class Config:
     def _replay_has_a_path(self) -> "Config":
         if self.rollout.engine == "replay" and self.rollout.replay_path is None:
             raise ValueError("rollout.engine=replay needs rollout.replay_path=RUN_DIR/rollouts")
+        return self
+
+    @model_validator(mode="after")
+    def _recorded_rollouts_cannot_be_validated(self) -> "Config":
+        if self.rollout.engine == "replay" and self.validation.every:
+            raise ValueError("rollout.engine=replay samples nothing, so nothing can be validated; set validation.every=0")
         return self
