@@ -3,6 +3,7 @@
 schema.py     every setting: typed, bounded, documented dataclasses; one Config describes one run
 control.py    those of entropy control, and the presets of released code
 rollout.py    those of rollouts: engine, servers, sampling
+data.py       those of data: sources, what of them is asked, curriculum
 validation.py those of validation: sets of problems, their presets
 values.py     what a text means for a field of a type
 loading.py    how a Config is read from a recipe or a file, overridden and saved
@@ -11,6 +12,7 @@ reference.py  the reference page of all settings
 """
 
 from megatron_entropic.config.control import ControlConfig
+from megatron_entropic.config.data import DataConfig, DataSource
 from megatron_entropic.config.schema import (
     AlgorithmConfig,
     BatchConfig,
@@ -33,6 +35,8 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "ControlConfig",
+    "DataConfig",
+    "DataSource",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",

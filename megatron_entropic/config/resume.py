@@ -32,12 +32,13 @@ METHOD: Mapping[str, str] = {
     "batch.samples_per_prompt": "advantages are taken over groups of another size",
     "batch.mini_batches": "another number of updates in a step; schedules count updates",
     "task": "other prompts or rewards from here on",
+    "data": "other prompts or rewards from here on",
     "model.fp8": "products round otherwise from here on",
     "control.kind": "a controller without a past takes over",
     "trainer.seed": "other prompts and samples from here on",
 }
 """Settings, or whole sections, that may be others when the user says so, and what then happens."""
-_OF_PROMPTS = ("batch.prompts_per_step", "batch.samples_per_prompt", "task", "trainer.seed")
+_OF_PROMPTS = ("batch.prompts_per_step", "batch.samples_per_prompt", "task", "data", "trainer.seed")
 """Those of METHOD that rollouts generated ahead have been made with already."""
 
 

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.control import ControlConfig as ControlConfig
+from megatron_entropic.config.data import DataConfig as DataConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
@@ -168,6 +169,7 @@ TASKS = {
     "addition": "megatron_entropic.tasks.addition:make_addition",
     "reasoning_gym": "megatron_entropic.tasks.reasoning_gym:make_reasoning_gym",
     "math": "megatron_entropic.tasks.math:make_math",
+    "data": "megatron_entropic.tasks.data:make_data",
 }
 """The tasks that come with the project: by name the function that makes one of (options, seed); imported when it is used."""
 TASK_ENTRY_POINTS = "megatron_entropic.tasks"
@@ -276,6 +278,7 @@ class Config:
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

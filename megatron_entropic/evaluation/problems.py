@@ -38,7 +38,7 @@ def choose_problems(cfg: Config, wanted: int | None, trained: Config | None) -> 
     Raises ValueError as make_task does, and for prompts that leave no room for a response.
     """
     seed = cfg.trainer.seed + SEED_OFFSET
-    task = make_task(cfg.task, seed)
+    task = make_task(cfg.task, seed, cfg.data)
     stream = make_stream(cfg, task, prompts_per_step=1)
     notes, count = check_data(cfg, seed), wanted or PROMPTS
     if isinstance(task, RowTask) and len(task.rows) < count:
@@ -60,7 +60,7 @@ def _seen(task: Task, problems: Mapping[int, Problem], trained: Config | None) -
     if not isinstance(task, RowTask):
         return None, "another stream than the run was trained on; where few problems are possible, some are the same"
     try:
-        learned = make_task(trained.task, trained.trainer.seed)
+        learned = make_task(trained.task, trained.trainer.seed, trained.data)
     except (ValueError, OSError) as error:
         return None, f"whether the run was trained on these problems is not known: {error}"
     known = {row.prompt for row in learned.rows} if isinstance(learned, RowTask) else set()

@@ -76,7 +76,7 @@ class RolloutSource:
         engine = make_engine(self.cfg)  # first: servers start while the rest is read
         background = engine.in_background and self.cfg.rollout.max_staleness > 0
         self._pipeline = GenerationPipeline(engine, self.cfg.batch.samples_per_prompt, background=background)
-        self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
+        self.task = make_task(self.cfg.task, self.cfg.trainer.seed, self.cfg.data)
         self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step)
         vocabulary = Vocabulary(self.prompts.encoder.tokenizer)
         self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary)

@@ -24,7 +24,7 @@ def check_data(cfg: Config, seed: int | None = None) -> list[str]:
     Raises ValueError naming the file and lines, or the problems, that cannot be used.
     """
     seed = cfg.trainer.seed if seed is None else seed
-    task = make_task(cfg.task, seed)
+    task = make_task(cfg.task, seed, cfg.data)
     stream = make_stream(cfg, task, prompts_per_step=1)
     if not isinstance(task, RowTask):
         _check_sample(stream)

@@ -17,8 +17,8 @@ from megatron_entropic.tasks.row_values import BadRowError
 _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OTHERS = {
-    b"PAR1": "a Parquet file, which is not read yet; convert it: pandas.read_parquet(FILE).to_json(OUT, orient='records', lines=True)",
-    b"ARROW1": "an Arrow file; convert it: datasets.Dataset.from_file(FILE).to_json(OUT)",
+    b"PAR1": "a Parquet file, which task.name=data reads; or: pandas.read_parquet(FILE).to_json(OUT, orient='records', lines=True)",
+    b"ARROW1": "an Arrow file, which task.name=data reads; or: datasets.Dataset.from_file(FILE).to_json(OUT)",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; only gzip is read: zstd -d FILE",
     b"BZh": "compressed by bzip2; only gzip is read: bunzip2 FILE",
     b"\xfd7zXZ": "compressed by xz; only gzip is read: unxz FILE",
@@ -78,13 +78,18 @@ def json_lines(path: Path) -> Iterator[JsonLine]:
             yield from _lines(path, file)
 
 
+def refuse_other_format(path: Path, first_line: bytes) -> None:
+    """Raises ValueError naming what a file is whose first line is that of no JSON Lines."""
+    for beginning, kind in _OTHERS.items():
+        if first_line.startswith(beginning):
+            raise ValueError(f"{path}: {kind}")
+
+
 def _lines(path: Path, file: Any) -> Iterator[JsonLine]:
     for number, content in enumerate(file, start=1):
         if number == 1:
             content = content.removeprefix(_BYTE_ORDER_MARK)
-            for beginning, kind in _OTHERS.items():
-                if content.startswith(beginning):
-                    raise ValueError(f"{path}: {kind}")
+            refuse_other_format(path, content)
         if content.strip():
             yield JsonLine(number, content)
 

@@ -15,7 +15,7 @@ class BadRowError(ValueError):
 def recognised(fields: Mapping[str, Any], known: Sequence[str], what: str) -> str:
     """The first of the `known` fields that a row has. Raises BadRowError listing those it has."""
     for name in known:
-        if name in fields or _find(fields, name) is not None:
+        if name in fields or find(fields, name) is not None:
             return name
     raise BadRowError(
         f"no field for the {what}; found: {', '.join(fields) or 'none'}; known: {', '.join(known)}; "
@@ -25,7 +25,7 @@ def recognised(fields: Mapping[str, Any], known: Sequence[str], what: str) -> st
 
 def value_at(fields: Mapping[str, Any], name: str) -> Any:
     """The value of a field, or of a field of a field (`a.b`). Raises BadRowError when it is missing or null."""
-    value = _find(fields, name)
+    value = find(fields, name)
     if value is None:
         raise BadRowError(f"field {name} is missing or null; found: {', '.join(fields) or 'none'}")
     return value
@@ -38,7 +38,7 @@ def prompt_text(value: Any, field: str) -> str:
         if roles != ["user"]:
             raise BadRowError(f"field {field} is a chat of {roles}; only one message of the user can be asked")
         value = value[0].get("content")
-    return _sound(value, field)
+    return sound_text(value, field)
 
 
 def answer_text(value: Any, field: str) -> str:
@@ -53,10 +53,11 @@ def answer_text(value: Any, field: str) -> str:
         return format(value, "f")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return _sound(value, field).strip()
+    return sound_text(value, field).strip()
 
 
-def _find(fields: Mapping[str, Any], name: str) -> Any:
+def find(fields: Mapping[str, Any], name: str) -> Any:
+    """The value of a field, or of a field of a field (`a.b`); None when it is missing."""
     if name in fields:
         return fields[name]
     value: Any = fields
@@ -65,8 +66,8 @@ def _find(fields: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _sound(value: Any, field: str) -> str:
-    """`value` when it is text that can be shown to a model. Raises BadRowError."""
+def sound_text(value: Any, field: str) -> str:
+    """`value` of a field when it is text that can be shown to a model. Raises BadRowError."""
     if not isinstance(value, str):
         raise BadRowError(f"field {field} must be text, not {type(value).__name__}")
     if not value.strip():

@@ -1,16 +1,22 @@
 """The contract of a task: an endless, seeded stream of problems and an exact, total verifier."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. `data` is what the verifier needs, JSON-able, so that it can be recorded with the rollouts."""
+    """One problem. `data` is what the verifier needs, JSON-able, so that it can be recorded with the rollouts.
+
+    Where more is asked than one message of the user, `messages` are the chat (role and content each) and `prompt` is what the user
+    asks; `template_options` are arguments of the chat template, such as enable_thinking.
+    """
 
     prompt: str
     data: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, str]] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Verifier(Protocol):

@@ -87,7 +87,7 @@ def test_what_data_sets_look_like_is_read(tmp_path: Path, content: bytes, answer
         (line(prompt="café", answer="1").decode().encode("latin-1"), "line 1: not UTF-8 (byte 0xe9 at column 16)"),
         (GOOD.decode().encode("utf-16"), "UTF-16; convert it: iconv"),
         (GOOD.decode().encode("utf-16-le"), "UTF-16; convert it: iconv"),
-        (b"PAR1\x15\x04\x15", "a Parquet file, which is not read yet"),
+        (b"PAR1\x15\x04\x15", "a Parquet file, which task.name=data reads"),
         (gzip.compress(GOOD * 999, mtime=0)[:-20], "a damaged gzip file"),
     ],
 )
