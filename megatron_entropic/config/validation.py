@@ -3,17 +3,18 @@
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config.control import STRICT
+from megatron_entropic.config.data import DataSource, VerifierPart
 from megatron_entropic.system.named_functions import check_name
 
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
-_BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
-_REPORTED = {"temperature": 0.6, "max_new_tokens": 8192, "verifier": "math", "suffix": _BOXED}
+_BOXED = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
+_REPORTED = {"temperature": 0.6, "max_new_tokens": 8192, "verifier": "math", "prompt_template": _BOXED, "bad_rows": "leave_out"}
 _FEW = {**_REPORTED, "samples": 32}
 """Sets of some ten problems: 32 answers to each, as the papers report avg@32."""
 _MANY = {**_REPORTED, "samples": 4, "greedy": True}
@@ -42,6 +43,30 @@ recognised unless named, and `split` is the user's too."""
 _OF_THE_HUB = ("split", "prompt_field", "answer_field")
 """Settings of a preset that describe the hub's files, not a user's."""
 
+_OF_SOURCES = (
+    "split",
+    "subset",
+    "prompt_field",
+    "answer_field",
+    "prompt_template",
+    "system",
+    "template_options",
+    "filter",
+    "verifier",
+    "verifier_options",
+    "limit",
+)
+"""Settings of a set that a source of data.train has too, with the same meaning."""
+_OF_FILES: Mapping[str, Any] = {
+    **dict.fromkeys(("subset", "prompt_field", "answer_field", "system", "filter", "verifier"), ""),
+    "split": "train",
+    "part": "all",
+    "prompt_template": "{prompt}",
+    "verifier_options": {},
+    "template_options": {},
+}
+"""Settings of a set that only a file's rows have, and their defaults."""
+
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     "avg": True,
     "pass": True,
@@ -64,19 +89,24 @@ def _check_task(name: str) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class ValidationSet:
-    """One set of problems: of a file (`path`), made by a task (`task`), or with neither the run's own task, held out where it can be."""
+    """One set of problems: of a file (`path`), made by a task (`task`), or with neither what the run's own task holds out."""
 
     name: str = Field(description="of its metrics, validation/NAME/..., and its folder: letters, digits, _ . -")
-    path: str = Field(default="", description="file or folder of problems, as data.train has them; or a name on the Hugging Face hub")
-    split: str = Field(default="", description="split of a data set with several")
-    prompt_field: str = Field(default="", description="field of the prompt; empty: recognised")
-    answer_field: str = Field(default="", description="field of the known answer; empty: recognised")
-    system: str = Field(default="", description="system message in front of each prompt")
-    suffix: str = Field(default="", description="text put after each prompt")
-    template_options: dict[str, Any] = Field(default_factory=dict, description="arguments of the chat template, such as enable_thinking")
-    filter: str = Field(default="", description="expression on the fields of a row: others are left out")
-    verifier: Any = Field(default="", description="verifier of the answers, as data.train has it; empty: recognised from the row")
+    path: str = Field(default="", description="file, folder or hub name of problems, as a source of data.train")
+    split: str = Field(default="train", description="split of a data set that has several")
+    subset: str = Field(default="", description="configuration of a data set on the hub")
+    part: Literal["train", "held_out", "all"] = Field(default="all", description="which rows, by data.held_out and the hash of prompts")
+    prompt_field: str = Field(default="", description="field of the prompt; '' recognises it")
+    answer_field: str = Field(default="", description="field of the known answer; '' recognises it")
+    prompt_template: str = Field(default="{prompt}", description="text of the user's message; {prompt} is the row's")
+    system: str = Field(default="", description="system prompt, in place of the row's own")
+    template_options: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template, such as enable_thinking"
+    )
+    filter: str = Field(default="", description="expression on the row's fields; rows for which it is false are left out")
+    verifier: str | tuple[VerifierPart, ...] = Field(default="", description="judges the answers, as that of a source of data.train")
     verifier_options: dict[str, Any] = Field(default_factory=dict, description="options of the verifier")
+    bad_rows: Literal["refuse", "leave_out"] = Field(default="refuse", description="rows whose answer no verifier can compare")
     task: Annotated[str, AfterValidator(_check_task)] = Field(default="", description="task that makes the problems, as task.name")
     options: dict[str, Any] = Field(default_factory=dict, description="its options, as task.options")
     limit: int = Field(default=0, ge=0, description="problems, the first of the file; 0: all of a file, 64 of a task that makes them")
@@ -86,6 +116,11 @@ class ValidationSet:
     temperature: float | None = Field(default=None, ge=0, description="of sampling; null: rollout.temperature; 0: one greedy answer")
     top_p: float = Field(default=1.0, gt=0, le=1, description="sample from the likeliest tokens that hold this much probability")
     max_new_tokens: int | None = Field(default=None, ge=1, description="longest answer in tokens; null: rollout.max_new_tokens")
+
+    @property
+    def source(self) -> DataSource:
+        """The file's rows, as a source of data.train."""
+        return DataSource(path=self.path, part="", **{name: getattr(self, name) for name in _OF_SOURCES})
 
     @field_validator("name")
     @classmethod
@@ -99,8 +134,9 @@ class ValidationSet:
         where = f"validation.sets, set {self.name}"
         if self.path and self.task:
             raise ValueError(f"{where}: path={self.path} and task={self.task}; name a file or a task")
-        of_files = ("split", "prompt_field", "answer_field", "system", "filter", "verifier", "verifier_options")
-        if not self.path and (unread := [name for name in of_files if getattr(self, name)]):
+        if self.path:
+            self.source  # noqa: B018 - its own checks
+        elif unread := [name for name, default in _OF_FILES.items() if getattr(self, name) != default]:
             raise ValueError(f"{where}: {', '.join(unread)} is about a file; name one by path")
         if self.options and not self.task:
             raise ValueError(f"{where}: options are a task's; name it by task")
@@ -119,7 +155,7 @@ class ValidationConfig:
     at_start: bool = Field(default=False, description="also before the first step")
     sets: tuple[ValidationSet, ...] = Field(
         default=(),
-        description=f"sets of problems: names of presets ({', '.join(PRESETS)}), or {{name: NAME, path: FILE, ...}}; docs/validation.md",
+        description=f"sets of problems: presets ({', '.join(PRESETS)}), or {{name: NAME, path: FILE, ...}}; docs/validation.md",
     )
     best: str = Field(
         default="",
@@ -138,7 +174,9 @@ class ValidationConfig:
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"validation.sets: two sets are called {twice}; their metrics would be the same")
         if self.every and not self.sets:
-            raise ValueError(f"validation.every={self.every}, but validation.sets is empty; name a set, such as [{next(iter(PRESETS))}]")
+            raise ValueError(
+                f"validation.every={self.every}, but validation.sets is empty; name a set, such as [{next(iter(PRESETS))}]"
+            )
         if not self.every and (self.at_start or self.best):
             asked = "validation.at_start=true" if self.at_start else f"validation.best={self.best}"
             raise ValueError(f"{asked}, but validation.every=0 validates never; set it")
@@ -164,11 +202,13 @@ def with_preset(given: Any) -> Any:
         if given not in PRESETS:
             close = difflib.get_close_matches(given, PRESETS, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{given!r} is no preset{hint} (there are {', '.join(PRESETS)}); a set of yours: {{name: {given}, path: FILE}}")
+            raise ValueError(
+                f"{given!r} is no preset{hint} (there are {', '.join(PRESETS)}); a set of yours: {{name: {given}, path: FILE}}"
+            )
         return {"name": given, **PRESETS[given]}
     if not isinstance(given, Mapping):
         return given
-    preset = dict(PRESETS.get(given.get("name", ""), {}))
+    preset: dict[str, Any] = dict(PRESETS.get(given.get("name", ""), {}))
     if given.get("path") and given["path"] != preset.get("path"):
         preset = {name: value for name, value in preset.items() if name not in (*_OF_THE_HUB, "task", "options")}
     if given.get("task"):

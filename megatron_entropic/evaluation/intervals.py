@@ -125,4 +125,6 @@ def _sampled_p_value(differing: Values) -> float:
 
 def _as_large(sums: Values, differing: Values) -> npt.NDArray[np.bool_]:
     """Where a sum of flipped differences is as far from 0 as the observed one; what rounding alone tells apart counts as equal."""
-    return np.abs(sums) >= abs(differing.sum()) - 1e-9 * np.abs(differing).sum()
+    observed, total = float(differing.sum()), float(np.abs(differing).sum())
+    large: npt.NDArray[np.bool_] = np.abs(sums) >= abs(observed) - 1e-9 * total
+    return large

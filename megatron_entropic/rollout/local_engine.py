@@ -259,7 +259,7 @@ def _draw(logits_AV: Tensor, uniform_A: Tensor, temperature: float, top_p: float
 
 def _nucleus(log_pi_AV: Tensor, top_p: float) -> Tensor:
     """Log-probabilities among the fewest likeliest tokens that hold at least `top_p`; -inf outside. Equals: the lowest ids first."""
-    ordered_AV, ids_AV = log_pi_AV.sort(-1, descending=True, stable=True)
+    ordered_AV, ids_AV = log_pi_AV.sort(dim=-1, descending=True, stable=True)
     probability_AV = ordered_AV.double().exp()
     outside_AV = (probability_AV.cumsum(-1) - probability_AV) >= top_p
     outside_AV[:, 0] = False  # whatever rounding says

@@ -34,7 +34,7 @@ class Sampling:
     """Sampling that is not the run's own, such as validation's. `seed` is of 63 bits; which random numbers a sample gets depends on
     (seed, prompt index, sample index) alone: not on the weights' version, as in training.
 
-    top_p: sampled from the likeliest tokens that hold this much probability; log-probs are of what is sampled from. temperature 0 is greedy.
+    Tokens come from the likeliest ones that hold `top_p` of the probability, and log-probs are of that; temperature 0 is greedy.
     """
 
     temperature: float

@@ -30,7 +30,7 @@ _LOWEST_LOG_PROB = -9999.0  # what vLLM writes for -inf and NaN
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """Sampling parameters of every prompt. `seed` is the run's or validation's; `timeout_s` bounds one request, from sending it to its whole answer."""
+    """Sampling parameters of every prompt. `timeout_s` bounds one request, from sending it to its whole answer."""
 
     seed: int
     samples: int
