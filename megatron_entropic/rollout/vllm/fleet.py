@@ -134,6 +134,7 @@ class VLLMFleet:
         RolloutError naming a server that fails or is too slow, or a prompt that does not fit.
         """
         self._check_usable()
+        own = sampling is None
         sampling = sampling or Sampling(self.cfg.temperature, 1.0, self.cfg.max_new_tokens, self.seed)
         for prompt in prompts:
             self._check_fits(prompt, sampling.max_new_tokens)
@@ -155,7 +156,10 @@ class VLLMFleet:
                 finished(rollouts)
             return rollouts
 
-        return [rollout for rollouts in sample(self.servers, prompts, request, accept) for rollout in rollouts]
+        answers = sample(self.servers, prompts, request, accept)
+        if not own and self._sync is not None:
+            self._sync.drop_prefix_caches()  # so that training's prompts are computed as if these had never been asked
+        return [rollout for rollouts in answers for rollout in rollouts]
 
     def _check_fits(self, prompt: Prompt, max_new_tokens: int) -> None:
         longest = len(prompt.token_ids) + max_new_tokens
