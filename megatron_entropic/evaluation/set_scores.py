@@ -58,9 +58,12 @@ _ADAPTER = TypeAdapter(SetScores)
 
 
 def set_scores_from(content: Any, where: str) -> SetScores:
-    """What to_json gave. Raises ValueError starting with `where` for anything else."""
+    """What to_json gave, and what stands beside it. Raises ValueError starting with `where` for anything else."""
     try:
-        return _ADAPTER.validate_python(content)
+        known = {field.name for field in dataclasses.fields(SetScores)}
+        return _ADAPTER.validate_python(
+            {name: value for name, value in content.items() if name in known} if isinstance(content, dict) else content
+        )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"{where}: no scores of a set: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
