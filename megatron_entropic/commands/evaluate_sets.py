@@ -43,14 +43,8 @@ def run_sets(options: argparse.Namespace, model: Path, settings_of: SettingsOf) 
 
     results = _evaluated(options, model, settings_of)
     print(results)
-    is_run = (model / "config.yaml").is_file()
-    out = (
-        options.out.expanduser()
-        if options.out
-        else model / RESULTS
-        if is_run
-        else Path("runs/evaluate") / f"{model.resolve().name}.json"
-    )
+    default = model / RESULTS if (model / "config.yaml").is_file() else Path("runs/evaluate") / f"{model.resolve().name}.json"
+    out = options.out.expanduser() if options.out else default
     results.save(out)
     print(f"written to {out}")
     return 0

@@ -63,7 +63,16 @@ def compare(first: Results, second: Results) -> list[SetComparison]:
         raise ValueError(f"no set in common: {first.model} has {names[0]}; {second.model} has {names[1]}")
     adjusted = _holm([test.p_value for _, _, test, _, _ in tested])
     return [
-        SetComparison(one.name, mean, other_mean, test, p_value, len(one.problems) - test.prompts, len(other.problems) - test.prompts)
+        SetComparison(
+            one.name,
+            mean,
+            other_mean,
+            test,
+            p_value,
+            len(one.problems) - test.prompts,
+            len(other.problems) - test.prompts,
+            _unlike(one, other),
+        )
         for (one, other, test, mean, other_mean), p_value in zip(tested, adjusted, strict=True)
     ]
 

@@ -5,9 +5,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from megatron_entropic.evaluation.answering import Answers
 from megatron_entropic.evaluation.answers import votes
@@ -23,7 +23,7 @@ class ProblemScores:
 
     key: str
     prompt: str
-    rewards: tuple[float, ...]
+    rewards: Annotated[tuple[float, ...], Field(min_length=1)]
     lengths: tuple[int, ...]
     majority: float
     greedy: float | None
@@ -60,10 +60,9 @@ _ADAPTER = TypeAdapter(SetScores)
 def set_scores_from(content: Any, where: str) -> SetScores:
     """What to_json gave, and what stands beside it. Raises ValueError starting with `where` for anything else."""
     try:
-        known = {field.name for field in dataclasses.fields(SetScores)}
-        return _ADAPTER.validate_python(
-            {name: value for name, value in content.items() if name in known} if isinstance(content, dict) else content
-        )
+        if isinstance(content, dict):
+            content = {field.name: content[field.name] for field in dataclasses.fields(SetScores) if field.name in content}
+        return _ADAPTER.validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"{where}: no scores of a set: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
