@@ -31,13 +31,20 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
     saved, when a signal asked for it.
     """
     with RolloutSource(cfg, parallel) as source, RunOutput(cfg, parallel) as output:
-        checkpointer = Checkpointer(cfg, parallel, allow_fallback=allow_fallback, allow_change=allow_change, recorded=source.recorded)
+        checkpointer = Checkpointer(
+            cfg,
+            parallel,
+            allow_fallback=allow_fallback,
+            allow_change=allow_change,
+            recorded=source.recorded,
+            data_state=source.data_state,
+        )
         policy = Policy(cfg, parallel, blank=checkpointer.find())
         controller = make_controller(cfg)
         first_step = checkpointer.restore(policy, controller)
         target_file = TargetFile(cfg.run_dir, rank=parallel.rank)
         output.start(first_step, checkpointer.trackers)
-        source.start(policy, first_step)
+        source.start(policy, first_step, checkpointer.data)
         validation = Validation(cfg, parallel, source)
         left_out = validation.start(first_step)
         output.complete(left_out)

@@ -1,8 +1,8 @@
 """Training checkpoints: what a run needs to resume as if nothing had happened, saved while it trains on.
 
 Every random number of a run depends on (seed, step, prompt, sample, weight version) alone, and prompts on (seed, step), so the
-step is the state of all generators and of the dataset. What else there is: weights, optimizer and schedule, the controller,
-and under which names the trackers know the run. How one is found and read again: restore.py.
+step is the state of all generators and of the data, unless a curriculum chooses among them. What else there is: weights, optimizer and
+schedule, the controller, the curriculum, and under which names the trackers know the run. How one is found and read again: restore.py.
 """
 
 import logging
@@ -63,12 +63,16 @@ class Checkpointer:
         allow_fallback: bool = False,
         allow_change: bool = False,
         recorded: Callable[[], None] = lambda: None,
+        data_state: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.cfg = cfg
         self.parallel = parallel
         self.allow_fallback = allow_fallback
         self.allow_change = allow_change
         self._recorded = recorded
+        self._data_state = data_state
+        self.data: dict[str, Any] = {}
+        """State of the data (RolloutSource.data_state) at the checkpoint that was restored."""
         self.store = CheckpointStore(cfg.run_dir / "checkpoints", Fence.of_this_run(cfg.run_dir))
         self.trackers: dict[str, str] = {}
         """The run's id at each tracker; filled by whoever opens them, saved with every checkpoint."""
@@ -103,6 +107,7 @@ class Checkpointer:
         if state["settings"]["control"]["kind"] == self.cfg.control.kind:
             controller.load_state_dict(state["controller"])
         self.trackers.update(state.get("trackers", {}))
+        self.data = state.get("data", {})
         self._saved_step = int(state["step"])
         self._best.restore(self._saved_step)
         logger.info("resumed from %s after %d steps", folder, self._saved_step)
@@ -170,6 +175,7 @@ class Checkpointer:
             "response": policy.response.state(),
             "controller": controller.state_dict(),
             "trackers": self.trackers,
+            "data": self._data_state(),
             "settings": to_dict(self.cfg),
         }
         partial = from_rank_zero(

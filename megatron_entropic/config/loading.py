@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from megatron_entropic.config import Config
 from megatron_entropic.config.control import KINDS, PRESETS, ControlConfig, settings_read_by
-from megatron_entropic.config.values import option_of, sections_of, text_of, value_of
+from megatron_entropic.config.values import option_of, record_of, sections_of, text_of, value_of
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.system.atomic_files import write_atomically
 from megatron_entropic.system.named_functions import run_file
@@ -203,11 +203,18 @@ def _quoting(text: str) -> str:
 def _explain(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
-        return f"unknown setting {name!r}{_nearest(name, field_names())}"
+        return f"unknown setting {name!r}{_nearest(name, _names_beside(problem['loc']))}"
     message = problem["msg"].removeprefix("Value error, ")
     if "." not in name:
         return str(message)
     return f"{name}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _names_beside(loc: Sequence[str | int]) -> list[str]:
+    """Names that the setting at `loc` may have been meant to be: all settings, or those of a record in a list of records."""
+    if len(loc) != 4 or (record := record_of(_FIELDS.get(str(loc[0]), {}).get(str(loc[1])))) is None:
+        return field_names()
+    return [".".join(map(str, (*loc[:3], field))) for field in get_type_hints(record)]
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

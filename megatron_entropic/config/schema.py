@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.control import ControlConfig as ControlConfig
+from megatron_entropic.config.data import DATA_TASK
 from megatron_entropic.config.data import DataConfig as DataConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
@@ -298,4 +299,10 @@ class Config:
     def _recorded_rollouts_cannot_be_validated(self) -> "Config":
         if self.rollout.engine == "replay" and self.validation.every:
             raise ValueError("rollout.engine=replay samples nothing, so nothing can be validated; set validation.every=0")
+        return self
+
+    @model_validator(mode="after")
+    def _data_is_read(self) -> "Config":
+        if self.data.train and self.task.name != DATA_TASK:
+            raise ValueError(f"data.train is given, but task.name={self.task.name} does not read it; say task.name={DATA_TASK}")
         return self

@@ -1,16 +1,17 @@
 """Values of settings as text: what a user types after `=`, or a YAML file holds, read by the type of the field it is for.
 
 A text or a path is taken as it stands: `run.name=2024-11-25` is a name, `run.dir=exp #2` a folder. Where nothing may be there too
-(`run.dir`), `null` and an empty value mean nothing; a folder of that name is ./null. Everything else is YAML of the core schema (1.2):
-1e-6 is a number, dates are texts, yes and no are words.
+(`run.dir`), `null` and an empty value mean nothing; a folder of that name is ./null. A list of records (`data.train`)
+may be the path of one. Everything else is YAML of the core schema (1.2): 1e-6 is a number, dates are texts, yes and no are words.
 """
 
+import dataclasses
 import json
 import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -22,6 +23,8 @@ TEXT_OPTIONS = frozenset({"path", "prompt_template", "prompt_field", "answer_fie
 _MAP = "tag:yaml.org,2002:map"
 _NOT_IN_YAML = re.compile("[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 """Characters that a quoted YAML string must escape."""
+_LISTS = re.compile(r"\s*(?:[\[{'\"]|-\s)")
+"""How the text of a list of records begins; any other is one record, named by its text."""
 
 
 class _CoreLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types
@@ -59,6 +62,8 @@ def value_of(text: str, kind: Any) -> Any:
         if kind is Path and not text:
             raise ValueError("a path is needed")
         return text
+    if record_of(kind) is not None and not _LISTS.match(text):
+        return [text] if text else []
     try:
         loader = _CoreLoader(text)
         node = loader.get_single_node()
@@ -108,10 +113,27 @@ def _constructed(loader: _CoreLoader, node: Any, kind: Any) -> Any:
         return None if optional and node.style is None and node.value in (*NOTHING, "~") else node.value
     if isinstance(node, yaml.SequenceNode) and get_origin(kind) is tuple and get_args(kind)[0] is str:
         return [_constructed(loader, item, str) for item in node.value]
+    if (record := record_of(kind)) is not None and isinstance(node, yaml.SequenceNode | yaml.MappingNode):
+        return [_record(loader, item, record) for item in (node.value if isinstance(node, yaml.SequenceNode) else [node])]
     value = loader.construct_document(node)
     if isinstance(value, dict) and get_origin(kind) is dict:
         value |= {key.value: item.value for key, item in node.value if key.value in TEXT_OPTIONS and isinstance(item, yaml.ScalarNode)}
     return value
+
+
+def record_of(kind: Any) -> Any:
+    """The type of the records that a setting lists, such as data.train's DataSource; None for other settings."""
+    first = get_args(kind)[0] if get_origin(kind) is tuple else None
+    return first if dataclasses.is_dataclass(first) else None
+
+
+def _record(loader: _CoreLoader, node: Any, kind: Any) -> Any:
+    """The value of a YAML node that stands for a record of settings: its fields by their types, a text alone as it stands."""
+    if not isinstance(node, yaml.MappingNode):
+        return _constructed(loader, node, str)
+    kinds = get_type_hints(kind)
+    fields: dict[Any, Any] = loader.construct_document(node)
+    return fields | {key.value: _constructed(loader, value, kinds[key.value]) for key, value in node.value if key.value in kinds}
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:

@@ -1,8 +1,13 @@
-"""From a problem's text to the tokens that an engine is given, and how many these are."""
+"""From a problem to the tokens that an engine is given, and how many these are. A text stands for the problem that asks it."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from megatron_entropic.tasks.task import Problem
 
 _UNBOUNDED = 10**9
 _MARGIN = 8
@@ -18,7 +23,9 @@ class Tokenizer(Protocol):
 
     def get_vocab(self) -> dict[str, int]: ...
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str: ...
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool, **options: Any
+    ) -> str: ...
 
 
 def load_tokenizer(hf_dir: Path) -> Tokenizer:
@@ -40,6 +47,7 @@ class PromptEncoder:
     def __init__(self, hf_dir: Path, *, chat_template: bool) -> None:
         self.hf_dir = hf_dir
         self.chat_template = chat_template
+        self._lengths: dict[str, int] = {}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -49,33 +57,88 @@ class PromptEncoder:
             raise ValueError(f"task.chat_template=true, but the tokenizer of {self.hf_dir} has no chat template")
         return tokenizer
 
-    def encode(self, text: str) -> tuple[str, tuple[int, ...]]:
-        """The prompt for `text`: as text, and as token ids."""
-        if self.chat_template:
-            message = {"role": "user", "content": text}
-            text = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    def encode(self, asked: str | Problem) -> tuple[str, tuple[int, ...]]:
+        """The prompt that asks a text or a problem: as text, and as token ids.
+
+        Raises ValueError for a chat where there is no template for it.
+        """
+        problem = _problem(asked)
+        text = self._templated(problem) if self.chat_template else problem.prompt
+        if not self.chat_template and (problem.messages or problem.template_options):
+            raise ValueError(f"{_origin(problem)} is asked by a chat, which needs task.chat_template=true: {problem.prompt[:60]!r}")
         return text, tuple(self.tokenizer.encode(text, add_special_tokens=not self.chat_template))
 
-    def length(self, text: str) -> int:
-        """Tokens of the prompt that asks `text`."""
-        return len(self.encode(text)[1])
+    def length(self, asked: str | Problem) -> int:
+        """Tokens of the prompt."""
+        return len(self.encode(asked)[1])
 
-    def fits(self, text: str, room: int) -> bool:
-        """Whether the prompt that asks `text` has at most `room` tokens. Without the tokenizer where its length alone says so."""
-        return (text.isascii() and len(text) + self._around + _MARGIN <= room) or self.length(text) <= room
+    def fits(self, asked: str | Problem, room: int) -> bool:
+        """Whether the prompt has at most `room` tokens. Without the tokenizer where its length alone says so."""
+        problem = _problem(asked)
+        texts = [message["content"] for message in _chat(problem)]
+        short = all(map(str.isascii, texts)) and sum(map(len, texts)) + self._around(problem) + _MARGIN <= room
+        return short or self.length(problem) <= room
 
     def cut(self, text: str, room: int) -> str:
         """`text` with as few characters as possible taken out of its middle, so that its prompt has at most `room` tokens."""
+        return self.cut_problem(Problem(text), room).prompt
+
+    def cut_problem(self, problem: Problem, room: int) -> Problem:
+        """The same of a problem: out of the last message of its chat."""
+        text = _chat(problem)[-1]["content"]
         kept, too_many = 0, len(text)
         while too_many - kept > 1:
             middle = (kept + too_many) // 2
-            kept, too_many = (middle, too_many) if self.length(_ends(text, middle)) <= room else (kept, middle)
-        return _ends(text, kept)
+            kept, too_many = (middle, too_many) if self.length(_asking(problem, _ends(text, middle))) <= room else (kept, middle)
+        return _asking(problem, _ends(text, kept))
 
-    @cached_property
-    def _around(self) -> int:
-        """Tokens of the template around a prompt."""
-        return self.length("") if self.chat_template else 0
+    def check_template_options(self, options: Mapping[str, Any], where: str) -> None:
+        """Raises ValueError for arguments that the chat template would not see; `where` is the setting that gives them."""
+        if options and not self.chat_template:
+            raise ValueError(f"{where}: is for chat templates, which task.chat_template=true turns on")
+        template = getattr(self.tokenizer, "chat_template", None)
+        for name in options if isinstance(template, str) else ():
+            if name not in str(template):
+                raise ValueError(f"{where}.{name}: the chat template of {self.hf_dir} does not read it")
+
+    def _templated(self, problem: Problem) -> str:
+        return self.tokenizer.apply_chat_template(
+            [dict(message) for message in _chat(problem)],
+            tokenize=False,
+            add_generation_prompt=True,
+            **problem.template_options,
+        )
+
+    def _around(self, problem: Problem) -> int:
+        """Tokens of the template around the texts of a prompt: those of the same chat of empty messages."""
+        if not self.chat_template:
+            return 0
+        empty = [{**message, "content": ""} for message in _chat(problem)]
+        key = json.dumps([empty, dict(problem.template_options)], sort_keys=True, default=str)
+        if key not in self._lengths:
+            self._lengths[key] = self.length(replace(problem, prompt="", messages=tuple(empty)))
+        return self._lengths[key]
+
+
+def _problem(asked: str | Problem) -> Problem:
+    return Problem(asked) if isinstance(asked, str) else asked
+
+
+def _chat(problem: Problem) -> list[Mapping[str, str]]:
+    """The messages of a problem: its own, or one of the user with its text."""
+    return list(problem.messages) or [{"role": "user", "content": problem.prompt}]
+
+
+def _asking(problem: Problem, text: str) -> Problem:
+    """The problem with another text of its last message."""
+    if not problem.messages:
+        return replace(problem, prompt=text)
+    return replace(problem, messages=(*problem.messages[:-1], {**problem.messages[-1], "content": text}))
+
+
+def _origin(problem: Problem) -> str:
+    source, row = problem.data.get("source"), problem.data.get("row")
+    return "a problem" if source is None else f"{source}, row {row}"
 
 
 def _ends(text: str, count: int) -> str:

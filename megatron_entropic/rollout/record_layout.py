@@ -6,7 +6,8 @@ Shapes: B rollouts (by prompt, then sample), P prompts, N response tokens. Texts
     server, finish_reason                                      int64 [B]: indices into the metadata's lists of names
     reward                                                     float64 [B]
     prompts, prompt_offsets, prompt_ids                        int64 [P]: each prompt's index; int64 [P + 1]: borders of its int32 ids
-    problems                                                   uint8: JSON, a list of P objects with prompt and data
+    problems                                                   uint8: JSON, a list of P objects with prompt and data, where a chat
+                                                               asks it messages, with arguments of its template template_options
     response_offsets, response_ids, log_probs                  int64 [B + 1], int32 [N], float32 [N]
     text_offsets, text                                         int64 [B + 1], uint8
     metadata                                                   format, step, servers, finish_reasons, counts (JSON: what scoring
@@ -122,9 +123,24 @@ def _prompts(step: int, rollouts: Sequence[Rollout]) -> dict[int, IntArray]:
 
 def _problems_json(step: int, problems: Sequence[Problem]) -> bytes:
     try:
-        return json.dumps([{"prompt": problem.prompt, "data": dict(problem.data)} for problem in problems], allow_nan=False).encode()
+        return json.dumps([_problem_entry(problem) for problem in problems], allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"step {step}: a problem cannot be written as JSON: {error}") from error
+
+
+def _problem_entry(problem: Problem) -> dict[str, Any]:
+    """A problem as JSON; what most problems do not have is left out."""
+    entry: dict[str, Any] = {"prompt": problem.prompt, "data": dict(problem.data)}
+    if problem.messages:
+        entry["messages"] = [dict(message) for message in problem.messages]
+    if problem.template_options:
+        entry["template_options"] = dict(problem.template_options)
+    return entry
+
+
+def _problem_of(entry: dict[str, Any]) -> Problem:
+    messages = tuple({str(name): str(text) for name, text in message.items()} for message in entry.get("messages", ()))
+    return Problem(str(entry["prompt"]), dict(entry["data"]), messages, dict(entry.get("template_options", {})))
 
 
 def _offsets(parts: Sequence[bytes | RecordArray]) -> RecordArray:
@@ -160,7 +176,7 @@ def decoded(where: str, content: bytes) -> list[RecordedRollout]:
         servers, reasons = _names(metadata, "servers"), _names(metadata, "finish_reasons")
         prompts = _rows(arrays, "prompt_offsets", "prompt_ids")
         listed = json.loads(arrays["problems"].tobytes())
-        problems = [Problem(prompt=str(entry["prompt"]), data=dict(entry["data"])) for entry in listed]
+        problems = [_problem_of(entry) for entry in listed]
         by_index = dict(zip(arrays["prompts"].tolist(), zip(prompts, problems, strict=True), strict=True))
         columns = [arrays[name].tolist() for name in list(_ARRAYS)[:7]]
         responses, texts = _rows(arrays, "response_offsets", "response_ids"), _rows(arrays, "text_offsets", "text")

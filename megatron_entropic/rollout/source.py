@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 from megatron_entropic.config import Config
 from megatron_entropic.config.rollout import ENGINE_ENTRY_POINTS, ENGINES
@@ -25,6 +26,7 @@ from megatron_entropic.system.named_functions import named_function
 from megatron_entropic.system.outsider import made_outside
 from megatron_entropic.system.stop_signal import stop_requested
 from megatron_entropic.tasks import make_task
+from megatron_entropic.tasks.data.curriculum import Curriculum
 from megatron_entropic.tasks.task import Problem
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class RolloutSource:
         self._writer: RolloutWriter | None = None
         self._score_metrics: dict[int, dict[str, float]] = {}
         self._problems: dict[int, Mapping[int, Problem]] = {}
+        self._curriculum: Curriculum | None = None
         self._experience: dict[int, tuple[list[Rollout], list[float]]] = {}
 
     def __enter__(self) -> "RolloutSource":
@@ -77,7 +80,8 @@ class RolloutSource:
         background = engine.in_background and self.cfg.rollout.max_staleness > 0
         self._pipeline = GenerationPipeline(engine, self.cfg.batch.samples_per_prompt, background=background)
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed, self.cfg.data)
-        self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step)
+        self._curriculum = Curriculum(self.cfg.data, self.cfg.trainer.seed) if self.cfg.data.curriculum else None
+        self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step, curriculum=self._curriculum)
         vocabulary = Vocabulary(self.prompts.encoder.tokenizer)
         self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary)
         self._writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
@@ -112,15 +116,28 @@ class RolloutSource:
         """
         return self._score_metrics.pop(step, {})
 
-    def start(self, policy: Policy, first_step: int = 0) -> None:
+    def data_state(self) -> dict[str, Any]:
+        """State of the data that a resumed run needs beside its step: the curriculum's, on rank 0; empty without one."""
+        return {} if self._curriculum is None else self._curriculum.state_dict()
+
+    def start(self, policy: Policy, first_step: int = 0, data_state: Mapping[str, Any] | None = None) -> None:
         """Waits until the engine can generate, and gives it the policy's weights, version `first_step`. Collective over all ranks.
+
+        `data_state` is what `data_state` gave when the checkpoint was saved.
 
         Apart from opening the source so that servers start while the policy is read. A resumed run starts with the step
         after its checkpoint; what was generated ahead of that is read back from its record, not generated again. Raises
         StopRequested on every rank when rank 0 is asked to stop. `request` comes next.
         """
+        if self._curriculum is not None and first_step:
+            self._curriculum.load_state_dict(dict(data_state or self._fresh_state(first_step)))
         from_rank_zero_unless_stopped(self.parallel, self._wait_for_servers, first_step, doing="the engine to be ready")
         self.sync_weights(policy, version=first_step)
+
+    def _fresh_state(self, first_step: int) -> dict[str, Any]:
+        """That of a curriculum which begins with a resumed run: nothing is known, and draws go on where they were."""
+        fresh = Curriculum(self.cfg.data, self.cfg.trainer.seed).state_dict()
+        return {**fresh, "drawn": (first_step + self.cfg.rollout.max_staleness) * self.cfg.batch.prompts_per_step}
 
     def _wait_for_servers(self, first_step: int) -> None:
         record_sampling(self.cfg.run_dir, self.cfg.model, self.cfg.rollout, first_step)
@@ -175,6 +192,8 @@ class RolloutSource:
         from_rank_zero(self.parallel, self._request_steps, version, doing=f"the prompts of version {version} to be made")
 
     def _request_steps(self, version: int) -> None:
+        if self._curriculum is not None:
+            self._curriculum.begin_request()
         for step in steps_from_version(version, max_staleness=self.cfg.rollout.max_staleness, steps=self.cfg.trainer.steps):
             prompts, self._problems[step] = self.prompts.step(step)
             self.pipeline.request(step, prompts, partial(self.scorer.begin, problems=self._problems[step]))
@@ -186,6 +205,10 @@ class RolloutSource:
         self.writer.begin(step, rollouts, problems, scores.rewards, scores.counts)
         self._experience[step] = (rollouts, scores.rewards)
         self._score_metrics[step] = scores.metrics
+        if self._curriculum is not None:
+            samples = self.cfg.batch.samples_per_prompt
+            for number, problem in enumerate(problems.values()):  # rollouts are ordered by prompt, then sample
+                self._curriculum.measured(problem, scores.rewards[number * samples : (number + 1) * samples])
 
 
 def make_engine(cfg: Config) -> RolloutEngine:

@@ -59,7 +59,7 @@ def _unpacked(path: Path) -> io.BufferedIOBase:
     except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
         raise ValueError(f"{path}: a damaged gzip file ({problem}); copy it again") from problem
     spool.flush()
-    return spool  # type: ignore[return-value]  # a BufferedRandom
+    return spool
 
 
 def _open_arrow(path: Path, *, stream: bool) -> Store:

@@ -1,7 +1,7 @@
 """One source of the data task, opened: its rows, how they become problems, and which of them are asked."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -71,16 +71,32 @@ class SourceRows:
             messages = [{"role": "system", "content": self.source.system}, *others]
         return messages
 
-    def problem(self, index: int) -> Problem:
-        """The problem of the store's row `index`. Raises ValueError naming file, row and field."""
+    def question(self, index: int) -> Problem:
+        """What the store's row `index` asks, without what its verifier needs. Raises ValueError naming file, row and field."""
         try:
-            return self._problem(index)
+            return self._asking(self.store.row(index))
         except BadRowError as problem:
             raise ValueError(f"{self.store.where(index)}: {problem}") from problem
 
-    def _problem(self, index: int) -> Problem:
-        row = self.store.row(index)
+    def problem(self, index: int) -> Problem:
+        """The problem of the store's row `index`. Raises ValueError naming file, row and field."""
+        try:
+            row = self.store.row(index)
+            return replace(self._asking(row), data=self._data(index, row))
+        except BadRowError as problem:
+            raise ValueError(f"{self.store.where(index)}: {problem}") from problem
+
+    def _asking(self, row: Mapping[str, Any]) -> Problem:
         messages = self.messages(row)
+        alone = len(messages) == 1 and messages[0]["role"] == "user"
+        return Problem(
+            prompt=formats.question_of(messages),
+            messages=() if alone else tuple(messages),
+            template_options=self.source.template_options,
+        )
+
+    def _data(self, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What the verifier needs: the answer, how it is judged, where it stands, and the fields that are looked at."""
         spec = self._spec_of_row(row)
         verifier = verifier_for(spec)
         text = formats.answer_of(row, self.answer_field, self.prompt_field, structured=spec.get("name") not in ONE_ANSWER)
@@ -89,13 +105,7 @@ class SourceRows:
         used = (self.prompt_field, self.answer_field, *formats.VERIFIER_FIELDS)
         fields = {name: formats.plain(value) for name, value in row.items() if (name not in used if reads is None else name in reads)}
         data = {"answer": answer, "verifier": spec, "source": str(self.store.path), "row": self.store.number(index)}
-        alone = len(messages) == 1 and messages[0]["role"] == "user"
-        return Problem(
-            prompt=formats.question_of(messages),
-            data={**data, **({"fields": fields} if fields else {})},
-            messages=() if alone else tuple(messages),
-            template_options=self.source.template_options,
-        )
+        return {**data, **({"fields": fields} if fields else {})}
 
     def _spec_of_row(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._spec is not None:

@@ -4,6 +4,7 @@ import io
 import json
 import mmap
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1 << 24
 _BATCH_ROWS = 4096
+_ROWS_OF_NAMES = 1000
 _WHITE = np.frombuffer(b" \t\r\n\x0b\x0c", np.uint8)
 
 
@@ -40,13 +42,17 @@ class Store(Protocol):
         """File and line, or row, for a message."""
         ...
 
+    def names(self) -> list[str]:
+        """Names of the fields that rows have; of JSON Lines those of the first rows."""
+        ...
+
     def scan(self, fields: Sequence[str] | None) -> Iterator[dict[str, Any]]:
         """Every row in order, of its fields at least those named; None: all. Raises ValueError naming the first bad row."""
         ...
 
 
 class JsonLinesStore:
-    """JSON Lines: only where lines begin and end is kept, 16 bytes for each. Numbers are read as they are written."""
+    """JSON Lines: where lines begin and end is all that is kept of them. Numbers are read as they are written."""
 
     def __init__(self, path: Path, file: io.BufferedIOBase) -> None:
         self.path = path
@@ -64,6 +70,7 @@ class JsonLinesStore:
         self._starts, self._ends = starts[self._lines], ends[self._lines]
         if not len(self._lines):
             raise ValueError(f"{path}: holds no rows")
+        self._content.madvise(mmap.MADV_DONTNEED)  # what was read to find the lines need not stay
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -76,6 +83,9 @@ class JsonLinesStore:
 
     def where(self, index: int) -> str:
         return f"{self.path}, line {self.number(index)}"
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(name for row in islice(self.scan(None), _ROWS_OF_NAMES) for name in row))
 
     def scan(self, fields: Sequence[str] | None) -> Iterator[dict[str, Any]]:
         for index in range(len(self)):
@@ -143,6 +153,9 @@ class ArrowStore:
     def where(self, index: int) -> str:
         return f"{self.path}, row {self.number(index)}"
 
+    def names(self) -> list[str]:
+        return list(self._batches[0].schema.names)
+
     def scan(self, fields: Sequence[str] | None) -> Iterator[dict[str, Any]]:
         done = 0
         for batch in self._batches:
@@ -177,6 +190,9 @@ class JoinedStore:
     def where(self, index: int) -> str:
         store, at = self._find(index)
         return store.where(at)
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(name for store in self._stores for name in store.names()))
 
     def scan(self, fields: Sequence[str] | None) -> Iterator[dict[str, Any]]:
         for store in self._stores:

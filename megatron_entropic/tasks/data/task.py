@@ -7,6 +7,7 @@ from megatron_entropic.config.data import DataConfig, DataSource
 from megatron_entropic.tasks.data.judging import FACTORY, DataVerifier
 from megatron_entropic.tasks.data.mixing import Mixture
 from megatron_entropic.tasks.data.opening import open_store
+from megatron_entropic.tasks.data.selection import select
 from megatron_entropic.tasks.data.source import SourceRows
 from megatron_entropic.tasks.task import Problem
 
@@ -73,16 +74,29 @@ class DataTask:
         return rows.problem(rows.index(place))
 
 
-def open_data(sources: Sequence[DataSource], data: DataConfig | None = None, *, seed: int | None, name: str = "data.train") -> DataTask:
-    """The task over `sources`, with what `data` says of filters and parts; `name` is the setting that names them.
+def open_data(
+    sources: Sequence[DataSource],
+    data: DataConfig | None = None,
+    *,
+    seed: int | None,
+    name: str = "data.train",
+    part: str | None = None,
+) -> DataTask:
+    """The task over `sources`; `seed` None: their rows once, in their files' order.
 
-    Raises ValueError naming the source and file that cannot be used.
+    Args:
+        data: what holds for all sources: the fraction that is held out, deduplication.
+        name: the setting that names the sources, for messages.
+        part: train, held_out or all, for sources that do not say it themselves; by default what `data` says.
+    Raises:
+        ValueError: a source that cannot be used, by setting, file and row.
     """
     if not sources:
         raise ValueError(f"{name}: needed: a list of sources, such as {name}='[{{path: FILE, verifier: math}}]'")
-    opened = []
-    for number, source in enumerate(sources):
-        label = f"{name}[{number}]"
-        store = open_store(source.path, split=source.split, subset=source.subset)
-        opened.append(SourceRows(source, store, label))
+    data = data or DataConfig()
+    opened = [
+        SourceRows(source, open_store(source.path, split=source.split, subset=source.subset), f"{name}[{number}]")
+        for number, source in enumerate(sources)
+    ]
+    select(opened, data, part or data.part)
     return DataTask(opened, seed)
