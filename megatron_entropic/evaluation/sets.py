@@ -8,7 +8,7 @@ from megatron_entropic.config import Config, DataConfig, TaskConfig
 from megatron_entropic.config.data import DATA_TASK
 from megatron_entropic.config.loading import ConfigError
 from megatron_entropic.config.validation import ValidationSet
-from megatron_entropic.rollout.prompts import make_stream
+from megatron_entropic.rollout.prompts import PromptStream, make_stream
 from megatron_entropic.rollout.types import Prompt, Sampling
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.data import DataTask, open_data
@@ -52,15 +52,25 @@ def open_set(cfg: Config, settings: ValidationSet) -> OpenSet:
 def _opened(cfg: Config, settings: ValidationSet) -> OpenSet:
     longest = settings.max_new_tokens or cfg.rollout.max_new_tokens
     seed = set_seed(settings.name)
-    task_cfg, task = _task_of(cfg, settings, seed % 2**31)
+    task_cfg, data, task = _task_of(cfg, settings, seed % 2**31)
+    stream = _stream(cfg, task_cfg, data, task, longest)
     bad: list[str] = []
-    wanted = list(_indices(task, settings, bad))
-    if not wanted:
+    prompts: list[Prompt] = []
+    problems: dict[int, Problem] = {}
+    for index in _indices(task, settings, bad):
+        [prompt], of_prompt = stream.step(index)
+        if len(prompt.token_ids) > stream.room:
+            raise ValueError(
+                f"problem {index} has {len(prompt.token_ids)} tokens, {stream.room} are left beside max_new_tokens={longest}: lower "
+                "it, raise batch.max_tokens_per_micro_batch, or leave the problem out by filter"
+            )
+        prompts.append(prompt)
+        problems |= of_prompt
+    if not prompts:
         raise ValueError(f"none of its problems can be used: {_listed(bad)}")
-    prompts, problems = _asked(cfg, task_cfg, task, longest, wanted)
     temperature = cfg.rollout.temperature if settings.temperature is None else settings.temperature
     sampling = Sampling(temperature, settings.top_p, longest, seed)
-    remark = f"{len(bad)} of {len(bad) + len(wanted)} problems are left out: {_listed(bad)}" if bad else ""
+    remark = f"{len(bad)} of {len(bad) + len(prompts)} problems are left out: {_listed(bad)}" if bad else ""
     return OpenSet(settings, task, task_cfg, seed % 2**31, prompts, problems, sampling, remark)
 
 
@@ -69,30 +79,33 @@ def set_seed(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"validation/{name}".encode(), digest_size=8).digest()) >> 1
 
 
-def _task_of(cfg: Config, settings: ValidationSet, seed: int) -> tuple[TaskConfig, Task]:
+def _task_of(cfg: Config, settings: ValidationSet, seed: int) -> tuple[TaskConfig, DataConfig, Task]:
+    """The settings of the task that makes the set's problems, what it reads, and itself."""
     base = replace(cfg.task, overlong_prompts="refuse")
     if settings.path:
         data = DataConfig(held_out=cfg.data.held_out, part=settings.part)
-        of_file = open_data([settings.source], data, seed=None, name="source")
-        return replace(base, name=DATA_TASK, options={}), of_file
+        return replace(base, name=DATA_TASK, options={}), data, open_data([settings.source], data, seed=None, name="source")
     if settings.task:
         task_cfg = replace(base, name=settings.task, options=settings.options)
-        return task_cfg, make_task(task_cfg, seed)
-    return _own_task(cfg, base, seed)
+        return task_cfg, DataConfig(), make_task(task_cfg, seed)
+    return _own_task(cfg, seed)
 
 
-def _own_task(cfg: Config, base: TaskConfig, seed: int) -> tuple[TaskConfig, Task]:
+def _own_task(cfg: Config, seed: int) -> tuple[TaskConfig, DataConfig, Task]:
     """The run's own task, on problems that it is not trained on."""
-    if cfg.task.name == DATA_TASK:
+    own = cfg.task
+    if own.name == DATA_TASK:
         if not cfg.data.held_out:
             raise ValueError("names neither path nor task, and the run's own data holds nothing out; set data.held_out, such as 0.05")
-        return base, open_data(cfg.data.train, replace(cfg.data, part="held_out", curriculum=False), seed=None)
-    if "test_fraction" in base.options and "split" not in base.options:
-        base = replace(base, options={**base.options, "split": "test"})
-    task = make_task(base, seed)
-    if isinstance(task, RowTask) and base.options.get("split") != "test":
+        held_out = tuple(replace(source, part="held_out") for source in cfg.data.train)
+        data = replace(cfg.data, train=held_out, part="held_out", curriculum=False)
+        return own, data, open_data(data.train, data, seed=None)
+    if "test_fraction" in own.options and "split" not in own.options:
+        own = replace(own, options={**own.options, "split": "test"})
+    task = make_task(own, seed)
+    if isinstance(task, RowTask) and own.options.get("split") != "test":
         raise ValueError("names neither path nor task, and the run is trained on all rows of its file; set task.options.test_fraction")
-    return base, task
+    return own, DataConfig(), task
 
 
 def _indices(task: Task, settings: ValidationSet, bad: list[str]) -> Iterator[int]:
@@ -113,32 +126,23 @@ def _indices(task: Task, settings: ValidationSet, bad: list[str]) -> Iterator[in
         yield index
 
 
-def _asked(cfg: Config, task_cfg: TaskConfig, task: Task, longest: int, wanted: list[int]) -> tuple[list[Prompt], dict[int, Problem]]:
-    """Prompts and problems. They have a training prompt's room beside `longest` tokens of answer; longer: ValueError."""
+def _stream(cfg: Config, task_cfg: TaskConfig, data: DataConfig, task: Task, longest: int) -> PromptStream:
+    """The prompts of the task's problems, one a step. They have a training prompt's room beside `longest` tokens of answer.
+
+    Raises ValueError when there is none.
+    """
     room = max(1, cfg.batch.max_tokens_per_micro_batch - cfg.rollout.max_new_tokens)
     asking = replace(
         cfg,
         task=task_cfg,
-        data=DataConfig(),
+        data=data,
         batch=replace(cfg.batch, max_tokens_per_micro_batch=max(8, room + longest)),
         rollout=replace(cfg.rollout, max_new_tokens=longest),
     )
     try:
-        stream = make_stream(asking, task, prompts_per_step=1)
+        return make_stream(asking, task, prompts_per_step=1)
     except ValueError as error:
         raise ValueError(str(error).replace("rollout.max_new_tokens", "max_new_tokens")) from error
-    prompts: list[Prompt] = []
-    problems: dict[int, Problem] = {}
-    for index in wanted:
-        [prompt], of_prompt = stream.step(index)
-        if len(prompt.token_ids) > stream.room:
-            raise ValueError(
-                f"problem {index} has {len(prompt.token_ids)} tokens, {stream.room} are left beside max_new_tokens={longest}: "
-                "lower it, raise batch.max_tokens_per_micro_batch, or leave the problem out by filter"
-            )
-        prompts.append(prompt)
-        problems |= of_prompt
-    return prompts, problems
 
 
 def _listed(bad: list[str]) -> str:
