@@ -98,8 +98,10 @@ class CheckpointStore:
         sync_to_disk(self.folder)
 
     def point_best_to(self, name: str | None) -> None:
-        """Makes `name` the best checkpoint; None: there is none."""
+        """Makes `name` the best checkpoint; None: there is none. Raises CheckpointStoreError when something else has that name."""
         link, temporary = self.folder / BEST, self.folder / f".{BEST}.tmp"
+        if link.is_dir() and not link.is_symlink():
+            self._remove_copied_link(link)
         temporary.unlink(missing_ok=True)
         if name is None:
             link.unlink(missing_ok=True)
@@ -108,6 +110,14 @@ class CheckpointStore:
             os.replace(temporary, link)
         if self.folder.is_dir():
             sync_to_disk(self.folder)
+
+    def _remove_copied_link(self, folder: Path) -> None:
+        """Removes what a copy of the run that follows links made of one: the checkpoint that it named, once more."""
+        manifest = folder / MANIFEST
+        content = manifest.read_bytes() if manifest.is_file() else None
+        if not any(content == (self.folder / name / MANIFEST).read_bytes() for name in self.names()):
+            raise CheckpointStoreError(f"{folder}: is to be a link to the best checkpoint, and is something else; move it away")
+        shutil.rmtree(folder)
 
     def best(self) -> str | None:
         """Name of the best checkpoint; None when none is named, or the one that is named is not there."""
