@@ -16,8 +16,9 @@ class VerifierPart:
     """One of several verifiers of a source."""
 
     name: str = Field(description="which verifier")
-    weight: float = Field(default=1.0, gt=0, description="its part of the score, relative to the others")
+    weight: float = Field(default=1.0, ge=-1e6, le=1e6, description="its part of the score, relative to the others; below 0: a penalty")
     options: dict[str, Any] = Field(default_factory=dict, description="its options")
+    label: str = Field(default="", description="what its part is called; by default its name")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -101,6 +101,8 @@ def _for_evaluation(cfg: Config) -> Config:
     options = cfg.task.options
     if options.get("test_fraction") and "split" not in options:
         cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, options={**options, "split": "test"}))
+    if cfg.data.held_out and cfg.data.part == "train":
+        cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, part="held_out"))
     if cfg.rollout.temperature == 0:
         cfg = dataclasses.replace(cfg, batch=dataclasses.replace(cfg.batch, samples_per_prompt=1))
     return cfg

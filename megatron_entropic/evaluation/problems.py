@@ -8,6 +8,8 @@ from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.types import Prompt
 from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.tasks import make_task
+from megatron_entropic.tasks.data import DataTask
+from megatron_entropic.tasks.data.selection import prompt_key
 from megatron_entropic.tasks.row_task import RowTask
 from megatron_entropic.tasks.task import Problem, Task
 
@@ -39,11 +41,14 @@ def choose_problems(cfg: Config, wanted: int | None, trained: Config | None) -> 
     """
     seed = cfg.trainer.seed + SEED_OFFSET
     task = make_task(cfg.task, seed, cfg.data)
+    if isinstance(task, DataTask):
+        task = task.once()
     stream = make_stream(cfg, task, prompts_per_step=1)
     notes, count = check_data(cfg, seed), wanted or PROMPTS
-    if isinstance(task, RowTask) and len(task.rows) < count:
-        notes += [f"{wanted} were asked for, {len(task.rows)} are there: each is taken once"] if wanted else []
-        count = len(task.rows)
+    rows = len(task.rows) if isinstance(task, RowTask) else len(task) if isinstance(task, DataTask) else count
+    if rows < count:
+        notes += [f"{wanted} were asked for, {rows} are there: each is taken once"] if wanted else []
+        count = rows
     stream.prompts_per_step = count
     prompts, problems = stream.step(0)
     different = len({problem.prompt for problem in problems.values()})
@@ -57,18 +62,27 @@ def _seen(task: Task, problems: Mapping[int, Problem], trained: Config | None) -
     """Number of problems that the policy's run was trained on, and a remark on that."""
     if trained is None:
         return None, "whether the model was trained on these problems is not known here"
-    if not isinstance(task, RowTask):
+    if not isinstance(task, RowTask | DataTask):
         return None, "another stream than the run was trained on; where few problems are possible, some are the same"
     try:
         learned = make_task(trained.task, trained.trainer.seed, trained.data)
     except (ValueError, OSError) as error:
         return None, f"whether the run was trained on these problems is not known: {error}"
-    known = {row.prompt for row in learned.rows} if isinstance(learned, RowTask) else set()
-    rows = {row.number: row.prompt for row in task.rows}
-    seen = sum(rows[problem.data["line"]] in known for problem in problems.values())
+    seen = _in_training(task, problems, learned)
     if not seen:
         return 0, "none of them was trained on"
     return (
         seen,
-        f"not fresh: the run was trained on {seen} of these {len(problems)}; for fresh ones name another file by task.options.path",
+        f"not fresh: the run was trained on {seen} of these {len(problems)}; for fresh ones name another file by "
+        f"{'data.train' if isinstance(task, DataTask) else 'task.options.path'}",
     )
+
+
+def _in_training(task: RowTask | DataTask, problems: Mapping[int, Problem], learned: Task) -> int:
+    """How many of the problems have a prompt that `learned` has, too."""
+    if isinstance(task, DataTask):
+        asked = learned.prompt_keys() if isinstance(learned, DataTask) else set()
+        return sum(prompt_key(problem.prompt) in asked for problem in problems.values())
+    known = {row.prompt for row in learned.rows} if isinstance(learned, RowTask) else set()
+    rows = {row.number: row.prompt for row in task.rows}
+    return sum(rows[problem.data["line"]] in known for problem in problems.values())

@@ -136,6 +136,8 @@ class Scorer:
 
     def _origin(self, problem: Problem) -> str:
         """Origin of the problem, as far as its data says."""
+        if (source := problem.data.get("source")) is not None:
+            return f" ({source}, row {problem.data.get('row')})"
         line = problem.data.get("line")
         return "" if line is None else f" ({self.cfg.options.get('path', 'file')}, line {line})"
 

@@ -117,7 +117,10 @@ class RolloutSource:
         return self._score_metrics.pop(step, {})
 
     def data_state(self) -> dict[str, Any]:
-        """State of the data that a resumed run needs beside its step: the curriculum's, on rank 0; empty without one."""
+        """State of the data that a resumed run needs beside its step: the curriculum's, on rank 0; empty without one.
+
+        It is that of the last `sync_weights`, before the prompts were chosen that came after: a resumed run chooses them again.
+        """
         return {} if self._curriculum is None else self._curriculum.state_dict()
 
     def start(self, policy: Policy, first_step: int = 0, data_state: Mapping[str, Any] | None = None) -> None:
@@ -176,6 +179,8 @@ class RolloutSource:
         def send(weights: NamedWeights) -> None:
             for step in self.pipeline.requested:
                 self._finish(step)
+            if self._curriculum is not None:
+                self._curriculum.settle()
             logger.debug("weights of version %d: sync begins", version)
             try:
                 self.pipeline.engine.sync_weights(weights, version)
@@ -192,8 +197,6 @@ class RolloutSource:
         from_rank_zero(self.parallel, self._request_steps, version, doing=f"the prompts of version {version} to be made")
 
     def _request_steps(self, version: int) -> None:
-        if self._curriculum is not None:
-            self._curriculum.begin_request()
         for step in steps_from_version(version, max_staleness=self.cfg.rollout.max_staleness, steps=self.cfg.trainer.steps):
             prompts, self._problems[step] = self.prompts.step(step)
             self.pipeline.request(step, prompts, partial(self.scorer.begin, problems=self._problems[step]))

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError
 from megatron_entropic.rollout.prompts import PromptStream, make_stream
+from megatron_entropic.start_checks.data_task import check_data_task
 from megatron_entropic.start_checks.golds import unreachable
 from megatron_entropic.tasks import make_task
+from megatron_entropic.tasks.data import DataTask
 from megatron_entropic.tasks.row_task import RowTask
 from megatron_entropic.tasks.rows import DataRow
 
@@ -26,6 +28,8 @@ def check_data(cfg: Config, seed: int | None = None) -> list[str]:
     seed = cfg.trainer.seed if seed is None else seed
     task = make_task(cfg.task, seed, cfg.data)
     stream = make_stream(cfg, task, prompts_per_step=1)
+    if isinstance(task, DataTask):
+        return check_data_task(cfg, task, stream, seed)
     if not isinstance(task, RowTask):
         _check_sample(stream)
         return []

@@ -1,4 +1,4 @@
-"""Runs over mixed data with a curriculum: resumed, killed, stale, replayed under another layout, they ask the same and train the same."""
+"""Runs over mixed data with a curriculum: resumed, killed, stale, replayed under another layout, they ask and train the same."""
 
 import json
 import random

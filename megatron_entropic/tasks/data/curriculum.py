@@ -1,7 +1,7 @@
 """Curriculum by measured pass rate: prompts that were all right or all wrong when they were last asked are passed over more often.
 
 What it decides depends on the run's seed and on rewards alone, so every layout has the same prompts. Rewards of a step count from
-the next request on: with rollout.max_staleness = n the prompts of step k > n are chosen knowing all steps before k.
+the next weights on: with rollout.max_staleness = n the prompts of step k > n are chosen knowing all steps before k.
 """
 
 import base64
@@ -29,7 +29,7 @@ class Curriculum:
         self._news: dict[int, float] = {}
         self._drawn_before = 0
 
-    def begin_request(self) -> None:
+    def settle(self) -> None:
         """What was measured counts from now on; `state_dict` is that of this moment until the next one."""
         self._rates |= self._news
         self._news = {}

@@ -82,7 +82,9 @@ def _text_part(part: Any, where: str) -> str:
 
 
 def answer_of(row: Mapping[str, Any], answer_field: str, prompt_field: str, *, structured: bool) -> str:
-    """The known answer as text; lists and objects as JSON where `structured`. Raises BadRowError."""
+    """The known answer as text, "" without a field of it; lists and objects as JSON where `structured`. Raises BadRowError."""
+    if not answer_field:
+        return ""
     value = value_at(row, answer_field)
     if answer_field == prompt_field == LAST_MESSAGE:
         return sound_text(value[-1].get("content") if value else None, f"{answer_field}[-1].content").strip()

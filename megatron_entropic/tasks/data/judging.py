@@ -1,41 +1,21 @@
 """Verifiers by their specs, in the process that reads the data and in those that judge answers: these never open a data file.
 
-A spec is JSON: {"name", "options"}, or {"parts": [{"name", "weight", "options"}, ...]}, whose score is the weighted mean.
+A spec is JSON: {"name", "options"}.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from megatron_entropic.config.verifiers import row_verifier_problem
+from megatron_entropic.tasks.data import formats
 from megatron_entropic.tasks.row_values import BadRowError
 from megatron_entropic.tasks.task import Problem
 from megatron_entropic.tasks.verifiers import RowVerifier, make_verifier
 
 FACTORY = f"{__name__}:make_data_verifier"
 Spec = Mapping[str, Any]
-
-
-class WeightedSum:
-    """Several verifiers of one answer. The known answer is what the first makes of it."""
-
-    def __init__(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        self._parts = [(part["name"], float(part["weight"]), make_verifier(part["name"], part["options"])) for part in parts]
-        if all(hasattr(verifier, "reads") for _, _, verifier in self._parts):
-            self.reads = tuple(field for _, _, verifier in self._parts for field in getattr(verifier, "reads", ()))
-
-    def known_answer(self, text: str, row: Mapping[str, Any]) -> str:
-        return self._parts[0][2].known_answer(text, row)
-
-    def score(self, answer: str, row: Mapping[str, Any], response: str) -> dict[str, float]:
-        scores: dict[str, float] = {}
-        total = weights = 0.0
-        for number, (name, weight, verifier) in enumerate(self._parts, start=1):
-            given = verifier.score(answer, row, response)
-            score = float(given["score"] if isinstance(given, Mapping) else given)
-            scores[name if name not in scores else f"{name}_{number}"] = score
-            total, weights = total + weight * score, weights + weight
-        return {**scores, "score": total / weights}
 
 
 def verifier_for(spec: Spec) -> RowVerifier:
@@ -46,7 +26,7 @@ def verifier_for(spec: Spec) -> RowVerifier:
 @lru_cache(maxsize=1024)
 def _made(spec: str) -> RowVerifier:
     content = json.loads(spec)
-    return WeightedSum(content["parts"]) if "parts" in content else make_verifier(content["name"], content["options"])
+    return make_verifier(content["name"], content["options"])
 
 
 class DataVerifier:
@@ -68,11 +48,21 @@ def make_data_verifier(options: Mapping[str, Any], seed: int) -> DataVerifier:
     return DataVerifier()
 
 
-def row_spec(name: Any, options: Any, known: Mapping[str, str]) -> dict[str, Any]:
-    """The spec that a row names by its own fields. Only verifiers of the project: a data file never names code to import.
+def row_spec(name: Any, options: Any) -> dict[str, Any]:
+    """The spec that a row names by its own fields. A data file names no code to import, and lifts no limit. Raises BadRowError."""
+    given = {} if options is None else formats.plain(options)
+    if isinstance(given, str):
+        given = _object(given)
+    if not isinstance(given, dict):
+        raise BadRowError("field verifier_options is no object")
+    given = {name: value for name, value in given.items() if value is not None}  # Arrow fills in the options of other rows
+    if problem := row_verifier_problem(name, given):
+        raise BadRowError(f"field verifier: {problem}; others are named by data.train")
+    return {"name": name, "options": given}
 
-    Raises BadRowError.
-    """
-    if isinstance(name, str) and name in known and isinstance(options, Mapping | None):
-        return {"name": name, "options": dict(options or {})}
-    raise BadRowError(f"field verifier is {str(name)[:60]!r}; a row may name one of {', '.join(known)}; others are named by data.train")
+
+def _object(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

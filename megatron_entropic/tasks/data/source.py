@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_entropic.config.data import DataSource
-from megatron_entropic.config.verifiers import VERIFIERS
 from megatron_entropic.tasks.data import formats
 from megatron_entropic.tasks.data.judging import row_spec, verifier_for
 from megatron_entropic.tasks.data.stores import Store
@@ -17,6 +16,10 @@ from megatron_entropic.tasks.task import Problem
 
 ONE_ANSWER = frozenset({"math", "exact", "choice", "number", "regex"})
 """Verifiers whose known answer is one text: a list of several is then no answer."""
+
+
+DEFAULT_SPEC: Mapping[str, Any] = {"name": "math", "options": {}}
+"""Of rows that say nothing else."""
 
 
 class SourceRows:
@@ -29,24 +32,36 @@ class SourceRows:
         self.source, self.store, self.name = source, store, name
         self.kept: npt.NDArray[np.int64] | None = None
         self._spec = _spec_of(source)
+        if self._spec is not None:
+            _check_verifier(self._spec, name)
         try:
             first = store.row(0)
             self.prompt_field = source.prompt_field or formats.prompt_field_of(first)
-            self.answer_field = source.answer_field or formats.answer_field_of(first, self.prompt_field)
+            self.answer_field = source.answer_field or self._recognised_answer(first)
         except BadRowError as problem:
             raise ValueError(f"{store.where(0)}: {problem} ({name})") from problem
+
+    def _recognised_answer(self, row: Mapping[str, Any]) -> str:
+        """The answer's field; "" where none is recognised and the verifier may do without."""
+        try:
+            return formats.answer_field_of(row, self.prompt_field)
+        except BadRowError:
+            if (self._spec_of_row(row)["name"]) in ONE_ANSWER:
+                raise
+            return ""
 
     def __len__(self) -> int:
         return len(self.store) if self.kept is None else len(self.kept)
 
     def __str__(self) -> str:
         used = "" if len(self) == len(self.store) else f"; {len(self)} of them are used"
-        return f"{self.store.path}: {len(self.store)} rows, from the fields {self.prompt_field} and {self.answer_field}{used}"
+        fields = f"{self.prompt_field} and {self.answer_field}" if self.answer_field else self.prompt_field
+        return f"{self.store.path}: {len(self.store)} rows, from the fields {fields}{used}"
 
     @property
     def specs(self) -> list[Mapping[str, Any]]:
         """Specs of the verifiers that are known before a row is read."""
-        return [self._spec or {"name": "math", "options": {}}]
+        return [self._spec or DEFAULT_SPEC]
 
     def index(self, place: int) -> int:
         """The store's index of the row that stands at `place` of those that are kept."""
@@ -99,7 +114,7 @@ class SourceRows:
         """What the verifier needs: the answer, how it is judged, where it stands, and the fields that are looked at."""
         spec = self._spec_of_row(row)
         verifier = verifier_for(spec)
-        text = formats.answer_of(row, self.answer_field, self.prompt_field, structured=spec.get("name") not in ONE_ANSWER)
+        text = formats.answer_of(row, self.answer_field, self.prompt_field, structured=spec["name"] not in ONE_ANSWER)
         answer = verifier.known_answer(text, row)
         reads = getattr(verifier, "reads", None)
         used = (self.prompt_field, self.answer_field, *formats.VERIFIER_FIELDS)
@@ -111,12 +126,20 @@ class SourceRows:
         if self._spec is not None:
             return self._spec
         if row.get("verifier") is not None:
-            return row_spec(row["verifier"], row.get("verifier_options"), VERIFIERS)
-        return {"name": "math", "options": {}}
+            return row_spec(row["verifier"], row.get("verifier_options"))
+        return DEFAULT_SPEC
+
+
+def _check_verifier(spec: Mapping[str, Any], name: str) -> None:
+    try:
+        verifier_for(spec)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _spec_of(source: DataSource) -> dict[str, Any] | None:
     """The spec that the settings name; None when rows say it."""
     if isinstance(source.verifier, str):
         return {"name": source.verifier, "options": source.verifier_options} if source.verifier else None
-    return {"parts": [asdict(part) for part in source.verifier]}
+    parts = [{name: value for name, value in asdict(part).items() if value != ""} for part in source.verifier]
+    return {"name": "sum", "options": {"parts": parts}}

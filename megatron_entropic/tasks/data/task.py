@@ -7,7 +7,8 @@ from megatron_entropic.config.data import DataConfig, DataSource
 from megatron_entropic.tasks.data.judging import FACTORY, DataVerifier
 from megatron_entropic.tasks.data.mixing import Mixture
 from megatron_entropic.tasks.data.opening import open_store
-from megatron_entropic.tasks.data.selection import select
+from megatron_entropic.tasks.data.permutation import permutation
+from megatron_entropic.tasks.data.selection import prompt_key, select
 from megatron_entropic.tasks.data.source import SourceRows
 from megatron_entropic.tasks.task import Problem
 
@@ -21,9 +22,10 @@ class DataTask:
 
     verifier: ClassVar[str] = FACTORY
 
-    def __init__(self, sources: Sequence[SourceRows], seed: int | None) -> None:
+    def __init__(self, sources: Sequence[SourceRows], seed: int | None, *, shuffled: int | None = None) -> None:
         self.sources = sources
         self.seed = seed
+        self._shuffled = shuffled
         self._verifier = DataVerifier()
         self.renumber()
 
@@ -56,6 +58,8 @@ class DataTask:
             raise ValueError(
                 f"problem index {index}: must be from 0 to below {len(self)}" if index >= 0 else f"problem index {index}: < 0"
             )
+        if self._shuffled is not None:
+            index = permutation(len(self), f"data {self._shuffled} once")[index]
         if self._mixture is not None:
             draw = self._mixture[index]
             return self._at(draw.source, draw.place)
@@ -64,6 +68,14 @@ class DataTask:
                 return self._at(source, index)
             index -= len(rows)
         raise AssertionError(index)
+
+    def once(self) -> "DataTask":
+        """The same rows, each once, in an order that the seed gives."""
+        return DataTask(self.sources, None, shuffled=self.seed)
+
+    def prompt_keys(self) -> set[int]:
+        """Keys (selection.py) of all prompts; reads every row."""
+        return {prompt_key(rows.question(index).prompt) for rows in self.sources for index in rows.indices()}
 
     def score(self, problem: Problem, response: str) -> Any:
         """As the row's verifier says; in runs in a process of its own."""
