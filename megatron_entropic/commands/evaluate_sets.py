@@ -4,13 +4,13 @@ import argparse
 import difflib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_entropic.config import Config
-from megatron_entropic.config.loading import ConfigError
-from megatron_entropic.config.validation import PRESETS, ValidationConfig, ValidationSet
+from megatron_entropic.config.loading import ConfigError, from_dict
+from megatron_entropic.config.validation import PRESETS, ValidationSet
 from megatron_entropic.system.atomic_files import write_atomically
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def chosen_sets(words: Sequence[str], of_run: Sequence[ValidationSet]) -> list[V
 
     A comma separates, except in a word whose file is there as it stands. Raises ConfigError with the nearest name.
     """
-    known: dict[str, Any] = {each.name: each for each in of_run}
+    known: dict[str, Any] = {each.name: asdict(each) for each in of_run}
     chosen: list[Any] = []
     for item in [item for word in words for item in _items(word)]:
         name, equals, path = item.partition("=")
@@ -96,10 +96,7 @@ def chosen_sets(words: Sequence[str], of_run: Sequence[ValidationSet]) -> list[V
             close = difflib.get_close_matches(name, [*known, *PRESETS], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"--sets {name}: no set of the run and no preset{hint}; for a file write {name}=FILE")
-    try:
-        return list(ValidationConfig(sets=tuple(chosen)).sets)
-    except ValueError as error:
-        raise ConfigError(f"--sets: {error}") from error
+    return list(from_dict({"validation": {"sets": chosen}}, origin="--sets").validation.sets)
 
 
 def _items(word: str) -> list[str]:

@@ -174,9 +174,7 @@ class ValidationConfig:
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"validation.sets: two sets are called {twice}; their metrics would be the same")
         if self.every and not self.sets:
-            raise ValueError(
-                f"validation.every={self.every}, but validation.sets is empty; name a set, such as [{next(iter(PRESETS))}]"
-            )
+            raise ValueError(f"validation.every={self.every}, but validation.sets is empty; name one, such as [{next(iter(PRESETS))}]")
         if not self.every and (self.at_start or self.best):
             asked = "validation.at_start=true" if self.at_start else f"validation.best={self.best}"
             raise ValueError(f"{asked}, but validation.every=0 validates never; set it")
