@@ -289,6 +289,11 @@ class Config:
     def run_dir(self) -> Path:
         return self.run.dir or Path("runs") / self.run.name
 
+    @field_validator("validation")
+    @classmethod
+    def _sets_have_known_tasks(cls, validation: ValidationConfig) -> ValidationConfig:
+        return validation.with_tasks(lambda name: check_name(name, TASKS, TASK_ENTRY_POINTS))
+
     @model_validator(mode="after")
     def _replay_has_a_path(self) -> "Config":
         if self.rollout.engine == "replay" and self.rollout.replay_path is None:

@@ -2,15 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.data import DataSource, VerifierPart
-from megatron_entropic.system.named_functions import check_name
 
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 _BOXED = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
@@ -81,12 +81,6 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
 """The statistics of a set, metrics validation/NAME/STATISTIC, and whether more is better."""
 
 
-def _check_task(name: str) -> str:
-    from megatron_entropic.config.schema import TASK_ENTRY_POINTS, TASKS  # here: the schema holds this file's classes
-
-    return name and check_name(name, TASKS, TASK_ENTRY_POINTS)
-
-
 @dataclass(frozen=True, config=STRICT)
 class ValidationSet:
     """One set of problems: of a file (`path`), made by a task (`task`), or with neither what the run's own task holds out."""
@@ -107,7 +101,7 @@ class ValidationSet:
     verifier: str | tuple[VerifierPart, ...] = Field(default="", description="judges the answers, as that of a source of data.train")
     verifier_options: dict[str, Any] = Field(default_factory=dict, description="options of the verifier")
     bad_rows: Literal["refuse", "leave_out"] = Field(default="refuse", description="rows whose answer no verifier can compare")
-    task: Annotated[str, AfterValidator(_check_task)] = Field(default="", description="task that makes the problems, as task.name")
+    task: str = Field(default="", description="task that makes the problems, as task.name")
     options: dict[str, Any] = Field(default_factory=dict, description="its options, as task.options")
     limit: int = Field(default=0, ge=0, description="problems, the first of the file; 0: all of a file, 64 of a task that makes them")
     samples: int = Field(default=4, ge=1, description="answers sampled to each problem: the k of avg@k and majority@k")
@@ -182,6 +176,10 @@ class ValidationConfig:
             self._check_best(names)
         return self
 
+    def with_tasks(self, known: Callable[[str], str]) -> "ValidationConfig":
+        """The same with each set's task as `known` returns it. Raises ValueError naming the set whose task it refuses."""
+        return replace(self, sets=tuple(_with_task(each, known) for each in self.sets))
+
     def _check_best(self, names: list[str]) -> None:
         root, _, rest = self.best.partition("/")
         name, _, statistic = rest.rpartition("/")
@@ -192,6 +190,13 @@ class ValidationConfig:
             )
         if statistic == "greedy" and not next(each for each in self.sets if each.name == name).greedy:
             raise ValueError(f"validation.best={self.best}: set {name} has no greedy answers; give it greedy=true")
+
+
+def _with_task(settings: ValidationSet, known: Callable[[str], str]) -> ValidationSet:
+    try:
+        return replace(settings, task=known(settings.task)) if settings.task else settings
+    except ValueError as error:
+        raise ValueError(f"validation.sets, set {settings.name}: task={settings.task} {error}") from None
 
 
 def with_preset(given: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import cast
 from megatron_entropic.config import RewardConfig
 from megatron_entropic.evaluation.sets import OpenSet
 from megatron_entropic.rollout.scoring import Scorer
-from megatron_entropic.rollout.types import Rollout, RolloutEngine, RolloutError, Sampling, SamplingEngine
+from megatron_entropic.rollout.types import Rollout, RolloutEngine, RolloutError, SamplingEngine, SamplingParameters
 from megatron_entropic.rollout.vocabulary import Vocabulary
 
 LOCAL_PROMPTS = 32
@@ -63,7 +63,7 @@ def answer(
 
 
 def _judged(
-    engine: SamplingEngine, opened: OpenSet, scorer: Scorer, samples: int, sampling: Sampling, step: int, answered: Answered
+    engine: SamplingEngine, opened: OpenSet, scorer: Scorer, samples: int, sampling: SamplingParameters, step: int, answered: Answered
 ) -> Judged:
     rollouts: list[Rollout] = []
     per_call = len(opened.prompts) if engine.in_background else LOCAL_PROMPTS

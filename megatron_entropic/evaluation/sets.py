@@ -9,7 +9,7 @@ from megatron_entropic.config.data import DATA_TASK
 from megatron_entropic.config.loading import ConfigError
 from megatron_entropic.config.validation import ValidationSet
 from megatron_entropic.rollout.prompts import PromptStream, make_stream
-from megatron_entropic.rollout.types import Prompt, Sampling
+from megatron_entropic.rollout.types import Prompt, SamplingParameters
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.data import DataTask, open_data
 from megatron_entropic.tasks.row_task import RowTask
@@ -33,7 +33,7 @@ class OpenSet:
     seed: int
     prompts: list[Prompt]
     problems: Mapping[int, Problem]
-    sampling: Sampling
+    sampling: SamplingParameters
     remark: str
 
     @property
@@ -69,7 +69,7 @@ def _opened(cfg: Config, settings: ValidationSet) -> OpenSet:
     if not prompts:
         raise ValueError(f"none of its problems can be used: {_listed(bad)}")
     temperature = cfg.rollout.temperature if settings.temperature is None else settings.temperature
-    sampling = Sampling(temperature, settings.top_p, longest, seed)
+    sampling = SamplingParameters(temperature, settings.top_p, longest, seed)
     remark = f"{len(bad)} of {len(bad) + len(prompts)} problems are left out: {_listed(bad)}" if bad else ""
     return OpenSet(settings, task, task_cfg, seed % 2**31, prompts, problems, sampling, remark)
 

@@ -25,7 +25,16 @@ from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.platform import select_device
 from megatron_entropic.rollout.local_weights import copy_weights
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
-from megatron_entropic.rollout.types import Finished, FloatArray, IntArray, NamedWeights, Prompt, Rollout, RolloutError, Sampling
+from megatron_entropic.rollout.types import (
+    Finished,
+    FloatArray,
+    IntArray,
+    NamedWeights,
+    Prompt,
+    Rollout,
+    RolloutError,
+    SamplingParameters,
+)
 from megatron_entropic.rollout.vocabulary import Vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,7 +85,11 @@ class LocalEngine:
         """Any step can be generated at any time."""
 
     def generate(
-        self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None, sampling: Sampling | None = None
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        finished: Finished | None = None,
+        sampling: SamplingParameters | None = None,
     ) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample; by `sampling` instead of the run's settings.
 
@@ -84,7 +97,7 @@ class LocalEngine:
         """
         model = self._open_model()
         seed, version = (self._seed, self._version) if sampling is None else (sampling.seed, _ANY_VERSION)
-        sampling = sampling or Sampling(self._cfg.temperature, 1.0, self._cfg.max_new_tokens, seed)
+        sampling = sampling or SamplingParameters(self._cfg.temperature, 1.0, self._cfg.max_new_tokens, seed)
         for prompt in prompts:
             self._check(prompt, sampling.max_new_tokens)
         uniforms_BT = np.empty((len(prompts) * samples_per_prompt, sampling.max_new_tokens))

@@ -30,7 +30,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParameters:
     """Sampling that is not the run's own, such as validation's. `seed` is of 63 bits; which random numbers a sample gets depends on
     (seed, prompt index, sample index) alone: not on the weights' version, as in training.
 
@@ -118,7 +118,11 @@ class SamplingEngine(RolloutEngine, Protocol):
     """An engine that also samples otherwise than the run, as validation needs. It computes nothing else meanwhile."""
 
     def generate(
-        self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None, sampling: Sampling | None = None
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        finished: Finished | None = None,
+        sampling: SamplingParameters | None = None,
     ) -> list[Rollout]:
         """As a RolloutEngine's; by `sampling` instead of by the run's settings where it is given."""
         ...

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from megatron_entropic.config import RolloutConfig
 from megatron_entropic.rollout.local_engine import LocalEngine, _draw, _nucleus
-from megatron_entropic.rollout.types import Prompt, Rollout, Sampling
+from megatron_entropic.rollout.types import Prompt, Rollout, SamplingParameters
 from tests.tiny_models import TINY_DECOMPOSE
 
 PROMPTS = [Prompt(index, "", (22, 23, 24 + index, 32)) for index in range(4)]
-OWN = Sampling(temperature=0.7, top_p=0.8, max_new_tokens=6, seed=2**62 + 5)
+OWN = SamplingParameters(temperature=0.7, top_p=0.8, max_new_tokens=6, seed=2**62 + 5)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def ids(rollouts: list[Rollout]) -> list[list[int]]:
 def test_sampling_of_its_own_leaves_the_runs_samples_as_they_were(engine: LocalEngine) -> None:
     before = engine.generate(PROMPTS, 3)
     engine.generate(PROMPTS, 5, sampling=OWN)
-    engine.generate(PROMPTS, 1, sampling=Sampling(0.0, 1.0, 20, 1))
+    engine.generate(PROMPTS, 1, sampling=SamplingParameters(0.0, 1.0, 20, 1))
     assert engine.generate(PROMPTS, 3) == before
 
 
@@ -37,7 +37,7 @@ def test_samples_depend_on_seed_prompt_and_sample_and_on_no_version(engine: Loca
     assert ids(engine.generate(PROMPTS, 3, sampling=OWN)) == first
     engine._version -= 1
     assert ids(engine.generate(PROMPTS[2:], 2, sampling=OWN)) == [first[6], first[7], first[9], first[10]]
-    assert ids(engine.generate(PROMPTS, 3, sampling=Sampling(0.7, 0.8, 6, 1))) != first
+    assert ids(engine.generate(PROMPTS, 3, sampling=SamplingParameters(0.7, 0.8, 6, 1))) != first
     assert all(len(each) <= 6 for each in first)
 
 

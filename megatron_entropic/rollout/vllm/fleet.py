@@ -12,7 +12,7 @@ from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
-from megatron_entropic.rollout.types import Finished, IntArray, NamedWeights, Prompt, Rollout, RolloutError, Sampling
+from megatron_entropic.rollout.types import Finished, IntArray, NamedWeights, Prompt, Rollout, RolloutError, SamplingParameters
 from megatron_entropic.rollout.vllm.client import ServerClient
 from megatron_entropic.rollout.vllm.remote_server import find_servers, fleet_folder, trainer_lock
 from megatron_entropic.rollout.vllm.sampling import Sampled, SamplingRequest, sample
@@ -125,7 +125,11 @@ class VLLMFleet:
             raise RolloutError(f"not ready after {self.cfg.startup_timeout_s:g} s (rollout.startup_timeout_s): {named}")
 
     def generate(
-        self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None, sampling: Sampling | None = None
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        finished: Finished | None = None,
+        sampling: SamplingParameters | None = None,
     ) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample; by `sampling` instead of the run's settings.
 
@@ -135,7 +139,7 @@ class VLLMFleet:
         """
         self._check_usable()
         own = sampling is None
-        sampling = sampling or Sampling(self.cfg.temperature, 1.0, self.cfg.max_new_tokens, self.seed)
+        sampling = sampling or SamplingParameters(self.cfg.temperature, 1.0, self.cfg.max_new_tokens, self.seed)
         for prompt in prompts:
             self._check_fits(prompt, sampling.max_new_tokens)
         request = SamplingRequest(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError, Sampling
+from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError, SamplingParameters
 from megatron_entropic.rollout.vllm.fleet import VLLMFleet
 from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
 from tests.rollout.vllm.served import served_versions, weight_checksums
@@ -90,9 +90,9 @@ def test_more_samples_than_one_request_may_ask_for(fleet: VLLMFleet) -> None:
 
 def test_validation_samples_otherwise_and_leaves_trainings_samples_alone(fleet: VLLMFleet, model: PreTrainedModel) -> None:
     before = fleet.generate(PROMPTS, 4)
-    nucleus = Sampling(temperature=0.7, top_p=0.5, max_new_tokens=12, seed=2**63 - 1)
+    nucleus = SamplingParameters(temperature=0.7, top_p=0.5, max_new_tokens=12, seed=2**63 - 1)
     validated = fleet.generate(PROMPTS, 3, sampling=nucleus)
-    greedy = fleet.generate(PROMPTS, 1, sampling=Sampling(0.0, 1.0, 12, 1))
+    greedy = fleet.generate(PROMPTS, 1, sampling=SamplingParameters(0.0, 1.0, 12, 1))
     assert fleet.generate(PROMPTS, 4) == before  # bit for bit, log-probs too
     again = fleet.generate(PROMPTS[4:], 3, sampling=nucleus)  # beside other prompts, the same
     assert [r.response_ids.tolist() for r in again] == [r.response_ids.tolist() for r in validated[12:]]
