@@ -1,6 +1,7 @@
 """From a problem to the tokens that an engine is given, and how many these are. A text stands for the problem that asks it."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 from megatron_entropic.tasks.task import Problem
 
 _UNBOUNDED = 10**9
+_OWN_ARGUMENTS = ("conversation", "messages", "chat_template", "add_generation_prompt", "tokenize", "return_tensors", "return_dict")
+"""Arguments of a tokenizer's chat template that are not the user's."""
 _MARGIN = 8
 """Tokens that a tokenizer may add to a text: of its beginning and end, or for a space in front."""
 
@@ -97,8 +100,10 @@ class PromptEncoder:
         if options and not self.chat_template:
             raise ValueError(f"{where}: is for chat templates, which task.chat_template=true turns on")
         template = getattr(self.tokenizer, "chat_template", None)
-        for name in options if isinstance(template, str) else ():
-            if name not in str(template):
+        for name in options:
+            if name in _OWN_ARGUMENTS:
+                raise ValueError(f"{where}.{name}: is set by the run itself")
+            if isinstance(template, str) and not re.search(rf"\b{re.escape(name)}\b", template):
                 raise ValueError(f"{where}.{name}: the chat template of {self.hf_dir} does not read it")
 
     def _templated(self, problem: Problem) -> str:

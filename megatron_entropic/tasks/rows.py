@@ -110,7 +110,7 @@ class _Reader:
         prompt = prompt_text(value_at(fields, self.prompt_field), self.prompt_field)
         text = answer_text(value_at(fields, self.answer_field), self.answer_field)
         answer = self._known_answer(text).strip()
-        if not answer or (answer == text and _is_worked_out(text)):
+        if not answer or (answer == text and is_worked_out(text)):
             raise BadRowError(
                 f"field {self.answer_field} is no final answer and holds none, after #### or in \\boxed{{...}}: {text[:60]!r}"
             )
@@ -121,6 +121,6 @@ class _Reader:
         self.rows.append(DataRow(number, prompt, answer))
 
 
-def _is_worked_out(text: str) -> bool:
+def is_worked_out(text: str) -> bool:
     """Whether a text is a solution rather than its result: no policy could give it back."""
     return "\n" in text or len(text) > LONGEST_ANSWER or len(text.split()) > MOST_WORDS

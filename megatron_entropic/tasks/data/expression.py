@@ -11,7 +11,7 @@ from typing import Any
 
 LONGEST = 2000
 """Characters of an expression."""
-Value = Callable[[Mapping[str, Any]], Any]
+RowValue = Callable[[Mapping[str, Any]], Any]
 
 
 class ExpressionError(ValueError):
@@ -72,31 +72,31 @@ class Expression:
             used = ", ".join(f"{name}={_shown(row.get(name))}" for name in sorted(self.fields))
             raise ExpressionError(f"{self.text!r}: {error} ({used})") from None
 
-    def _compiled(self, node: ast.expr) -> Value:
+    def _compiled(self, node: ast.expr) -> RowValue:
         make = _NODES.get(type(node))
         if make is None:
             raise ExpressionError(f"{self.text!r}: {ast.unparse(node)!r} is not among what a filter may hold (docs/data.md)")
-        value: Value = make(self, node)
+        value: RowValue = make(self, node)
         return value
 
-    def _constant(self, node: ast.Constant) -> Value:
+    def _constant(self, node: ast.Constant) -> RowValue:
         if not isinstance(node.value, str | int | float | None):
             raise ExpressionError(f"{self.text!r}: {node.value!r} is no number or text")
         return lambda row: node.value
 
-    def _name(self, node: ast.Name) -> Value:
+    def _name(self, node: ast.Name) -> RowValue:
         self.fields.add(node.id)
         return lambda row: row.get(node.id)
 
-    def _attribute(self, node: ast.Attribute) -> Value:
+    def _attribute(self, node: ast.Attribute) -> RowValue:
         return self._item(node.value, lambda row: node.attr)
 
-    def _subscript(self, node: ast.Subscript) -> Value:
+    def _subscript(self, node: ast.Subscript) -> RowValue:
         if isinstance(node.slice, ast.Slice):
             raise ExpressionError(f"{self.text!r}: {ast.unparse(node)!r}: one element only, by its number or name")
         return self._item(node.value, self._compiled(node.slice))
 
-    def _item(self, of: ast.expr, key: Value) -> Value:
+    def _item(self, of: ast.expr, key: RowValue) -> RowValue:
         container = self._compiled(of)
 
         def value(row: Mapping[str, Any]) -> Any:
@@ -109,23 +109,23 @@ class Expression:
 
         return value
 
-    def _sequence(self, node: ast.List | ast.Tuple | ast.Set) -> Value:
+    def _sequence(self, node: ast.List | ast.Tuple | ast.Set) -> RowValue:
         items = [self._compiled(item) for item in node.elts]
         return lambda row: [item(row) for item in items]
 
-    def _bool(self, node: ast.BoolOp) -> Value:
+    def _bool(self, node: ast.BoolOp) -> RowValue:
         parts = [self._compiled(part) for part in node.values]
         if isinstance(node.op, ast.And):
             return lambda row: all(part(row) for part in parts)
         return lambda row: any(part(row) for part in parts)
 
-    def _unary(self, node: ast.UnaryOp) -> Value:
+    def _unary(self, node: ast.UnaryOp) -> RowValue:
         function, operand = _UNARY.get(type(node.op)), self._compiled(node.operand)
         if function is None:
             raise ExpressionError(f"{self.text!r}: {ast.unparse(node)!r} is not among what a filter may hold (docs/data.md)")
         return lambda row: function(operand(row))
 
-    def _binary(self, node: ast.BinOp) -> Value:
+    def _binary(self, node: ast.BinOp) -> RowValue:
         function, left, right = _ARITHMETIC.get(type(node.op)), self._compiled(node.left), self._compiled(node.right)
         if function is None:
             raise ExpressionError(f"{self.text!r}: {ast.unparse(node)!r} is not among what a filter may hold (docs/data.md)")
@@ -140,7 +140,7 @@ class Expression:
 
         return value
 
-    def _compare(self, node: ast.Compare) -> Value:
+    def _compare(self, node: ast.Compare) -> RowValue:
         operands = [self._compiled(operand) for operand in (node.left, *node.comparators)]
         tests = [_COMPARISONS[type(op)] for op in node.ops]
 
@@ -150,7 +150,7 @@ class Expression:
 
         return value
 
-    def _call(self, node: ast.Call) -> Value:
+    def _call(self, node: ast.Call) -> RowValue:
         arguments = [self._compiled(argument) for argument in node.args]
         if node.keywords:
             raise ExpressionError(f"{self.text!r}: {ast.unparse(node)!r}: arguments have no names here")
@@ -162,7 +162,7 @@ class Expression:
         known = ", ".join([*_FUNCTIONS, *(f"TEXT.{name}" for name in _METHODS)])
         raise ExpressionError(f"{self.text!r}: {ast.unparse(node.func)!r} is no function of filters; there are {known}")
 
-    def _method(self, name: str, text: Value, arguments: list[Value]) -> Value:
+    def _method(self, name: str, text: RowValue, arguments: list[RowValue]) -> RowValue:
         def value(row: Mapping[str, Any]) -> Any:
             held, given = text(row), [argument(row) for argument in arguments]
             if not isinstance(held, str) or not all(isinstance(each, str) for each in given):
@@ -172,7 +172,7 @@ class Expression:
         return value
 
 
-_NODES: dict[type[ast.expr], Callable[..., Value]] = {
+_NODES: dict[type[ast.expr], Callable[..., RowValue]] = {
     ast.Constant: Expression._constant,
     ast.Name: Expression._name,
     ast.Attribute: Expression._attribute,

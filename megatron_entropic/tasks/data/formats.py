@@ -16,13 +16,15 @@ from megatron_entropic.tasks.row_values import BadRowError, answer_text, find, s
 from megatron_entropic.tasks.rows import ANSWER_FIELDS as COMMON_ANSWER_FIELDS
 from megatron_entropic.tasks.rows import PROMPT_FIELDS as COMMON_PROMPT_FIELDS
 
-PROMPT_FIELDS = (*COMMON_PROMPT_FIELDS, "messages", "input", "instruction")
+PROMPT_FIELDS = (*COMMON_PROMPT_FIELDS, "messages", "input", "responses_create_params.input", "instruction", "text")
 ANSWER_FIELDS = (*COMMON_ANSWER_FIELDS, "output", "tests", "test_cases")
 """Names of a prompt's and an answer's field, the first that a row has."""
 LAST_MESSAGE = "messages"
 """As the answer's field: the last message, the assistant's."""
 VERIFIER_FIELDS = ("verifier", "verifier_options")
 """Of a row that says itself how it is judged."""
+BY_DATA_SOURCE = {"math_dapo": "number"}
+"""Verifiers by a row's data_source where maths in a box is not what its prompt asks for: DAPO's ends in a line `Answer: ...`."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Message = Mapping[str, str]

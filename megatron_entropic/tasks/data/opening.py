@@ -84,6 +84,7 @@ def _open_parquet(path: Path) -> Store:
             for batch in file.iter_batches():
                 writer.write_batch(batch)
         spool.flush()
+        pa.default_memory_pool().release_unused()
         mapped = pa.memory_map(f"/proc/self/fd/{spool.fileno()}")
         return ArrowStore(path, pa.ipc.open_file(mapped).read_all().to_batches())
     except (pa.ArrowException, EOFError) as problem:

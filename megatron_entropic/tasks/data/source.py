@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_entropic.config.data import DataSource
+from megatron_entropic.config.verifiers import VERIFIERS
 from megatron_entropic.tasks.data import formats
 from megatron_entropic.tasks.data.judging import row_spec, verifier_for
 from megatron_entropic.tasks.data.stores import Store
 from megatron_entropic.tasks.row_values import BadRowError
+from megatron_entropic.tasks.rows import is_worked_out
 from megatron_entropic.tasks.task import Problem
 
 ONE_ANSWER = frozenset({"math", "exact", "choice", "number", "regex"})
@@ -116,6 +118,10 @@ class SourceRows:
         verifier = verifier_for(spec)
         text = formats.answer_of(row, self.answer_field, self.prompt_field, structured=spec["name"] not in ONE_ANSWER)
         answer = verifier.known_answer(text, row)
+        if spec["name"] in ONE_ANSWER and (not answer.strip() or (answer.strip() == text and is_worked_out(text))):
+            raise BadRowError(
+                f"field {self.answer_field} is no final answer and holds none, after #### or in \\boxed{{...}}: {text[:60]!r}"
+            )
         reads = getattr(verifier, "reads", None)
         used = (self.prompt_field, self.answer_field, *formats.VERIFIER_FIELDS)
         fields = {name: formats.plain(value) for name, value in row.items() if (name not in used if reads is None else name in reads)}
@@ -127,7 +133,8 @@ class SourceRows:
             return self._spec
         if row.get("verifier") is not None:
             return row_spec(row["verifier"], row.get("verifier_options"))
-        return DEFAULT_SPEC
+        named = formats.BY_DATA_SOURCE.get(str(row.get("data_source")), "")
+        return {"name": named, "options": {}} if named in VERIFIERS else DEFAULT_SPEC
 
 
 def _check_verifier(spec: Mapping[str, Any], name: str) -> None:
