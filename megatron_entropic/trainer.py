@@ -12,6 +12,7 @@ from megatron_entropic.control.kinds import measures_first
 from megatron_entropic.control.target_file import TargetFile
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import RankZeroError
+from megatron_entropic.evaluation.validation import Validation
 from megatron_entropic.observability.run_output import RunOutput
 from megatron_entropic.policy.batching import Batch, Sample
 from megatron_entropic.policy.dealing import deal
@@ -44,6 +45,11 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
         target_file = TargetFile(cfg.run_dir, rank=parallel.rank)
         output.start(first_step, checkpointer.trackers)
         source.start(policy, first_step, checkpointer.data)
+        validation = Validation(cfg, parallel, source)
+        left_out = validation.start(first_step)
+        output.complete(left_out)
+        checkpointer.complete(first_step, left_out)
+        source.request(version=first_step)
         for step in range(first_step, cfg.trainer.steps):
             with output.time("rollout"), checkpointer.saving_if_stopped(step, policy, controller):
                 rollouts, rewards = source.collect(step)
@@ -52,10 +58,12 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
                 updates = list(update_policy(cfg, policy, controller, batch, target_file.poll(controller)))
             with output.time("sync"):
                 source.sync_weights(policy, version=step + 1)
-            output.record(step, rollouts, rewards, updates, controller, source.score_metrics(step))
+            validated = validation.run(step + 1)
+            source.request(version=step + 1)
+            output.record(step, rollouts, rewards, updates, controller, source.score_metrics(step) | validated)
             check_sampler(cfg, parallel, step, updates)
             with output.time("checkpoint"):
-                checkpointer.save(step + 1, policy, controller)
+                checkpointer.save(step + 1, policy, controller, validated)
         output.export(policy)
 
 

@@ -7,7 +7,7 @@ schedule, the controller, the curriculum, and under which names the trackers kno
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_entropic.checkpoint.best import BestCheckpoint
 from megatron_entropic.checkpoint.policy_state import PolicyCheckpointError, load_policy
 from megatron_entropic.checkpoint.policy_writer import PolicyWriter, Written
 from megatron_entropic.checkpoint.restore import FORMAT, find_checkpoint
 from megatron_entropic.checkpoint_files.kind import model_folder
-from megatron_entropic.checkpoint_files.store import POLICY, CheckpointStore, CheckpointStoreError
+from megatron_entropic.checkpoint_files.store import POLICY, CheckpointStore, CheckpointStoreError, name_of
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import to_dict
 from megatron_entropic.control import Controller
@@ -34,16 +35,21 @@ from megatron_entropic.system.stop_signal import StopRequested, stop_requested
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
+NOTHING: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
 class _Saving:
-    """A checkpoint being written: the steps done at it, its folder by now, its writer, seconds that the copy held training up."""
+    """A checkpoint being written: the steps done at it, its folder by now, its writer, seconds that the copy held training up.
+
+    `best`: of all so far, by validation.best.
+    """
 
     step: int
     partial: Path
     writer: PolicyWriter
     held_up_s: float
+    best: bool
 
 
 class Checkpointer:
@@ -73,6 +79,7 @@ class Checkpointer:
         # Read now: at the save of a later day they may have moved, or be another model's.
         self._companions = read_companions(model_folder(cfg.model.hf_path).hf_dir) if parallel.rank == 0 else {}
         self._found: tuple[Path, dict[str, Any]] | None = None
+        self._best = BestCheckpoint(cfg, parallel, self.store)
         self._saving: _Saving | None = None
         self._saved_step = 0
         """Steps done at the newest checkpoint, whole or being written. Before the first step there is nothing to save."""
@@ -102,20 +109,27 @@ class Checkpointer:
         self.trackers.update(state.get("trackers", {}))
         self.data = state.get("data", {})
         self._saved_step = int(state["step"])
+        self._best.restore(self._saved_step)
         logger.info("resumed from %s after %d steps", folder, self._saved_step)
         return self._saved_step
 
-    def save(self, step: int, policy: Policy, controller: Controller) -> None:
-        """To be called after each step, `step` of them done: saves when `checkpoint.every` or a signal says so, and at the end.
+    def complete(self, step: int, left_out: Mapping[str, float]) -> None:
+        """Takes the validation that a stopped run left out after the `step` steps which it was resumed from."""
+        if self._best.takes(left_out):
+            from_rank_zero(self.parallel, self.store.point_best_to, name_of(step), doing="the best checkpoint to be named")
+
+    def save(self, step: int, policy: Policy, controller: Controller, validated: Mapping[str, float] = NOTHING) -> None:
+        """To be called after each step, `step` of them done: saves when `checkpoint.every` or a signal says so, and at the end; also
+        when the policy is the best so far by what was `validated`, equal on all ranks.
 
         Training may continue as soon as the state is copied; the checkpoint appears at the end of a later step. That of the last
         step, or of a run that is to stop, is waited for. Raises StopRequested then, on all ranks, and for what prevents saving
         CheckpointStoreError or PolicyCheckpointError naming the file on rank 0, RankZeroError on the others.
         """
         every, last = self.cfg.checkpoint.every, step == self.cfg.trainer.steps
-        stop = self._meet()
-        if stop or (every and (last or step % every == 0)):
-            self._begin(step, policy, controller)
+        best, stop = self._best.takes(validated), self._meet()
+        if stop or best or (every and (last or step % every == 0)):
+            self._begin(step, policy, controller, best=best)
         if stop or last or not self.cfg.checkpoint.asynchronous:
             self._complete()
         if stop:
@@ -148,7 +162,7 @@ class Checkpointer:
             self._publish(self._saving)
         return stop
 
-    def _begin(self, step: int, policy: Policy, controller: Controller) -> None:
+    def _begin(self, step: int, policy: Policy, controller: Controller, *, best: bool = False) -> None:
         """Copies the state and begins to write it, once the checkpoint before is complete."""
         if step == self._saved_step:
             return
@@ -169,7 +183,7 @@ class Checkpointer:
         )
         writer = PolicyWriter(policy, partial / POLICY)
         writer.start()
-        self._saving = _Saving(step, partial, writer, time.monotonic() - start)
+        self._saving = _Saving(step, partial, writer, time.monotonic() - start, best)
         self._saved_step = step
 
     def _complete(self) -> None:
@@ -191,7 +205,7 @@ class Checkpointer:
             self.store.discard(saving.partial)
             raise PolicyCheckpointError("the checkpoint cannot be written; those before it hold: " + "; ".join(failed))
         self._recorded()
-        final = self.store.publish(saving.partial, saving.writer.finish(ranks), self.cfg.checkpoint.keep)
+        final = self.store.publish(saving.partial, saving.writer.finish(ranks), self.cfg.checkpoint.keep, best=saving.best)
         slowest_s = max(written.seconds for written in ranks)
         logger.info("checkpoint %s (copied in %.2f s, written in %.2f s)", final, saving.held_up_s, slowest_s)
 

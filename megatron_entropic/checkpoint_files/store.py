@@ -6,6 +6,7 @@
         state.json                      step, updates, controller, trackers, settings: plain numbers and words
         manifest.json                   size and SHA-256 of every other file, written last
     checkpoints/latest                  name of the newest complete checkpoint, SHA-256 of its manifest
+    checkpoints/best                    link to the best one by validation.best, if that is set; it is never removed
     checkpoints/.step-000080.3.partial  one being written by the run's third owner, or left behind by a kill; the next save removes it
 
 One process (rank 0) calls this; ranks write under `policy/` in between.
@@ -24,7 +25,7 @@ from megatron_entropic.errors import ReportedError
 from megatron_entropic.system.atomic_files import sync_to_disk, write_atomically
 from megatron_entropic.system.folder_lock import Fence
 
-STATE, LATEST = "state.json", "latest"
+STATE, LATEST, BEST = "state.json", "latest", "best"
 POLICY, COMPANIONS = "policy", "hf"
 _NAME = re.compile(r"step-(\d{6,})")
 _LATEST = re.compile(r"(step-\d{6,})(?: ([0-9a-f]{64}))?\n?")
@@ -51,7 +52,7 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*.partial"):
             shutil.rmtree(leftover)
-        partial = self.folder / f".step-{step:06d}.{self.fence.generation}.partial"
+        partial = self.folder / f".{name_of(step)}.{self.fence.generation}.partial"
         for subfolder in (POLICY, COMPANIONS):
             (partial / subfolder).mkdir(parents=True)
         write_atomically(partial / STATE, (json.dumps(state, indent=1) + "\n").encode())
@@ -59,12 +60,13 @@ class CheckpointStore:
             write_atomically(partial / COMPANIONS / name, content)
         return partial
 
-    def publish(self, partial: Path, policy_files: Mapping[str, Fingerprint], keep: int) -> Path:
+    def publish(self, partial: Path, policy_files: Mapping[str, Fingerprint], keep: int, *, best: bool = False) -> Path:
         """Adds the manifest, gives the checkpoint its name, and only then lets `latest` name it. All is synced on the way.
 
         `policy_files` are what the ranks wrote (and synced) under policy/, by name, with the fingerprints they took; whatever
         else is there is fingerprinted here. Keeps the newest `keep` checkpoints up to this one (0: all; a later one is of
-        another history, see `before`, and not touched). Returns the checkpoint's folder. Raises FolderOwnedError as begin.
+        another history, see `before`, and not touched), and the `best`, which this one may be. Returns the checkpoint's folder.
+        Raises FolderOwnedError as begin.
         """
         known = {f"{POLICY}/{name}": fingerprint for name, fingerprint in policy_files.items()}
         if lost := [name for name, fingerprint in known.items() if _size(partial / name) != fingerprint["bytes"]]:
@@ -82,8 +84,11 @@ class CheckpointStore:
         os.replace(partial, final)
         sync_to_disk(self.folder)
         self.point_to(final.name)
+        if best:
+            self.point_best_to(final.name)
         for old in self.before(final.name)[keep - 1 :] if keep else []:
-            shutil.rmtree(self.folder / old)
+            if old != self.best():
+                shutil.rmtree(self.folder / old)
         return final
 
     def point_to(self, name: str) -> None:
@@ -91,6 +96,33 @@ class CheckpointStore:
         content = f"{name} {fingerprint(self.folder / name / MANIFEST)['sha256']}\n"
         write_atomically(self.folder / LATEST, content.encode())
         sync_to_disk(self.folder)
+
+    def point_best_to(self, name: str | None) -> None:
+        """Makes `name` the best checkpoint; None: there is none. Raises CheckpointStoreError when something else has that name."""
+        link, temporary = self.folder / BEST, self.folder / f".{BEST}.tmp"
+        if link.is_dir() and not link.is_symlink():
+            self._remove_copied_link(link)
+        temporary.unlink(missing_ok=True)
+        if name is None:
+            link.unlink(missing_ok=True)
+        else:
+            temporary.symlink_to(name)
+            os.replace(temporary, link)
+        if self.folder.is_dir():
+            sync_to_disk(self.folder)
+
+    def _remove_copied_link(self, folder: Path) -> None:
+        """Removes what a copy of the run that follows links made of one: the checkpoint that it named, once more."""
+        manifest = folder / MANIFEST
+        content = manifest.read_bytes() if manifest.is_file() else None
+        if not any(content == (self.folder / name / MANIFEST).read_bytes() for name in self.names()):
+            raise CheckpointStoreError(f"{folder}: is to be a link to the best checkpoint, and is something else; move it away")
+        shutil.rmtree(folder)
+
+    def best(self) -> str | None:
+        """Name of the best checkpoint; None when none is named, or the one that is named is not there."""
+        link = self.folder / BEST
+        return link.readlink().name if link.is_symlink() and link.exists() else None
 
     def discard(self, partial: Path) -> None:
         """Removes a checkpoint that could not be written, as far as that is possible: the disk may be full, or read-only."""
@@ -130,6 +162,11 @@ class CheckpointStore:
         """state.json of a checkpoint that was found whole."""
         state: dict[str, Any] = json.loads((self.folder / name / STATE).read_text(encoding="utf-8"))
         return state
+
+
+def name_of(step: int) -> str:
+    """Name of the checkpoint after `step` steps."""
+    return f"step-{step:06d}"
 
 
 def step_of(name: str) -> int:

@@ -7,6 +7,7 @@ from shlex import quote
 from typing import Any
 
 from megatron_entropic.checkpoint_files.kind import model_folder
+from megatron_entropic.commands.evaluate_sets import add_set_options, run_compare, run_sets
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import ConfigError, load_config, override
 from megatron_entropic.hf.architectures import Architecture
@@ -23,10 +24,14 @@ def add_evaluate(commands: "argparse._SubParsersAction[Any]") -> None:
         epilog="Examples: megatron-entropic evaluate runs/quickstart --prompts 256   (task and engine as in that run)\n"
         "  megatron-entropic evaluate models/Qwen3-8B task.name=math task.options.path=data/aime.jsonl task.chat_template=true "
         "rollout.max_new_tokens=8192 --samples 32\n"
-        "  megatron-entropic evaluate runs/mine task.options.path=data/test.jsonl --temperature 0   (greedy, on a file of its own)",
+        "  megatron-entropic evaluate runs/mine task.options.path=data/test.jsonl --temperature 0   (greedy, on a file of its own)\n"
+        "  megatron-entropic evaluate runs/mine --sets aime24,math500,held=data/test.jsonl --samples 8\n"
+        "  megatron-entropic evaluate --compare runs/entropic runs/grpo   (a paired test on what their validation wrote)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    evaluate.add_argument("model", type=Path, metavar="MODEL", help="a run folder (its hf/ is scored), or a Hugging Face directory")
+    evaluate.add_argument(
+        "model", type=Path, nargs="?", metavar="MODEL", help="a run folder (its hf/ is scored), or a Hugging Face directory"
+    )
     evaluate.add_argument(
         "overrides", nargs="*", metavar="section.field=value", help="settings to change, such as rollout.engine=local"
     )
@@ -35,6 +40,7 @@ def add_evaluate(commands: "argparse._SubParsersAction[Any]") -> None:
     evaluate.add_argument("--samples", type=int, metavar="K", help="responses to each (default: batch.samples_per_prompt; greedy: 1)")
     evaluate.add_argument("--temperature", type=float, metavar="T", help="of sampling; 0 is greedy (default: rollout.temperature)")
     evaluate.add_argument("--out", type=Path, help="also write the scores to this JSON file (default for a run: evaluation.json in it)")
+    add_set_options(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
 
@@ -43,7 +49,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     for name in ("prompts", "samples"):
         if (given := getattr(options, name)) is not None and given < 1:
             raise ConfigError(f"--{name}={given}: at least 1 is needed")
+    if options.compare:
+        if options.model is not None:
+            options.overrides.insert(0, str(options.model))
+        return run_compare(options, lambda model: _settings(model, options.recipe, options.overrides, needs_task=False)[0])
+    if options.model is None:
+        raise ConfigError("evaluate what? Name a run folder or a Hugging Face directory, or two by --compare")
     model = options.model.expanduser()
+    if options.sets:
+        return run_sets(options, model, lambda model: _settings(model, options.recipe, options.overrides, needs_task=False)[0])
     cfg, trained = _settings(model, options.recipe, _overrides(options))
 
     from megatron_entropic.evaluation.evaluate import evaluate
@@ -73,7 +87,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     return overrides
 
 
-def _settings(model: Path, recipe: str | None, overrides: Sequence[str]) -> tuple[Config, Config | None]:
+def _settings(model: Path, recipe: str | None, overrides: Sequence[str], *, needs_task: bool = True) -> tuple[Config, Config | None]:
     """The settings of the evaluation, and those of the run when `model` is one's folder. Raises ConfigError without a task."""
     saved = model / "config.yaml"
     trained = load_config(saved) if saved.is_file() else None
@@ -88,7 +102,7 @@ def _settings(model: Path, recipe: str | None, overrides: Sequence[str]) -> tupl
             f"python -m checkpoint_tools export {quote(str(model))} {quote(str(hf_path))}"
         )
     Architecture.from_hf(model_folder(cfg.model.hf_path).hf_dir)  # a model that is not there is the first thing to say
-    if trained is None and recipe is None and not any(word.startswith("task.name=") for word in overrides):
+    if needs_task and trained is None and recipe is None and not any(word.startswith("task.name=") for word in overrides):
         raise ConfigError(
             f"{model}: on which task? It is no run folder, so name one: task.name=math task.options.path=FILE, task.name=decompose, "
             "or --recipe RECIPE for all of a recipe's settings"

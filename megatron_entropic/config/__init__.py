@@ -4,6 +4,7 @@ schema.py     every setting: typed, bounded, documented dataclasses; one Config 
 control.py    those of entropy control, and the presets of released code
 rollout.py    those of rollouts: engine, servers, sampling
 data.py       those of data: sources, what of them is asked, curriculum
+validation.py those of validation: sets of problems, their presets
 values.py     what a text means for a field of a type
 loading.py    how a Config is read from a recipe or a file, overridden and saved
 resume.py     what a resumed run may change of the settings it was saved with
@@ -25,6 +26,7 @@ from megatron_entropic.config.schema import (
     RunConfig,
     TaskConfig,
     TrainerConfig,
+    ValidationConfig,
 )
 
 __all__ = [
@@ -43,4 +45,5 @@ __all__ = [
     "RunConfig",
     "TaskConfig",
     "TrainerConfig",
+    "ValidationConfig",
 ]

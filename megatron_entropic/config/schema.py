@@ -17,6 +17,7 @@ from megatron_entropic.config.data import DataConfig as DataConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
+from megatron_entropic.config.validation import ValidationConfig as ValidationConfig
 from megatron_entropic.system.named_functions import FORMS, check_name
 
 LONGEST_NAME = 80
@@ -282,15 +283,27 @@ class Config:
     reward: RewardConfig = Field(default_factory=RewardConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
 
     @property
     def run_dir(self) -> Path:
         return self.run.dir or Path("runs") / self.run.name
 
+    @field_validator("validation")
+    @classmethod
+    def _sets_have_known_tasks(cls, validation: ValidationConfig) -> ValidationConfig:
+        return validation.with_tasks(lambda name: check_name(name, TASKS, TASK_ENTRY_POINTS))
+
     @model_validator(mode="after")
     def _replay_has_a_path(self) -> "Config":
         if self.rollout.engine == "replay" and self.rollout.replay_path is None:
             raise ValueError("rollout.engine=replay needs rollout.replay_path=RUN_DIR/rollouts")
+        return self
+
+    @model_validator(mode="after")
+    def _recorded_rollouts_cannot_be_validated(self) -> "Config":
+        if self.rollout.engine == "replay" and self.validation.every:
+            raise ValueError("rollout.engine=replay samples nothing, so nothing can be validated; set validation.every=0")
         return self
 
     @model_validator(mode="after")

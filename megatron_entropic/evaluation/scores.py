@@ -4,7 +4,8 @@ Shapes: P prompts, S samples per prompt.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
 
 def avg_at_k(rewards_PS: Sequence[Sequence[float]]) -> float:
@@ -34,3 +35,23 @@ def distinct_fraction(texts_PS: Sequence[Sequence[str]], rewards_PS: Sequence[Se
         right += len(answers)
         different += len(set(answers))
     return different / right if right else 0.0
+
+
+def majority_at_k(votes_PS: Sequence[Sequence[Hashable]], rewards_PS: Sequence[Sequence[float]]) -> float:
+    """Mean reward of each prompt's most frequent answer; a vote of None counts for nothing, and a prompt without votes has 0.
+
+    Of answers that are equally frequent each counts for its part, which no draw could do more fairly, and no order of samples changes.
+    An answer's reward is the mean over the samples that gave it.
+    """
+    return math.fsum(majority_reward(votes, rewards) for votes, rewards in zip(votes_PS, rewards_PS, strict=True)) / len(votes_PS)
+
+
+def majority_reward(votes: Sequence[Hashable], rewards: Sequence[float]) -> float:
+    """majority_at_k of one prompt."""
+    counts = Counter(vote for vote in votes if vote is not None)
+    most = max(counts.values(), default=0)
+    given: dict[Hashable, list[float]] = {answer: [] for answer, count in counts.items() if count == most}
+    for vote, reward in zip(votes, rewards, strict=True):
+        if vote in given:
+            given[vote].append(reward)
+    return math.fsum(math.fsum(group) / len(group) for group in given.values()) / len(given) if given else 0.0

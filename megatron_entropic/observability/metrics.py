@@ -15,7 +15,7 @@ from shlex import quote
 from typing import Any
 
 from megatron_entropic.control.handoff import Phase
-from megatron_entropic.system.atomic_files import naming
+from megatron_entropic.system.atomic_files import naming, write_atomically
 
 MetricValue = float | int | None
 
@@ -90,7 +90,8 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "time/response_s": MetricField("s", "of it, measuring control/response", optional=True),
     "time/sync_s": MetricField("s", "sending the new weights to the rollout engine, once it has finished what it generates"),
     "time/checkpoint_s": MetricField("s", "what saving held training up between the step before and this one", optional=True),
-    "perf/tokens_per_s": MetricField("tokens/s", "prompt and response tokens trained on, per second of the whole step"),
+    "time/validation_s": MetricField("s", "validation after this step: answering and judging", optional=True),
+    "perf/tokens_per_s": MetricField("tokens/s", "prompt and response tokens trained on, per second of the step without validation"),
 }
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -137,6 +138,17 @@ class MetricsWriter:
         with naming(self.path):
             os.fsync(self._file)
         self.last_step = step
+
+    def complete(self, more: Mapping[str, MetricValue]) -> dict[str, Any]:
+        """Adds `more` to the last line, which a stopped run left without; returns that line. Whole or not at all, on the disk."""
+        lines = read_metrics(self.path)
+        _check_fields(f"{self.path}, step {self.last_step}", {**lines[-1], **more})
+        lines[-1] |= more
+        self.close()
+        content = "".join(json.dumps({name: _to_json(value) for name, value in line.items()}, allow_nan=False) + "\n" for line in lines)
+        write_atomically(self.path, content.encode())
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        return lines[-1]
 
     def close(self) -> None:
         """Closes the file; safe to call twice."""

@@ -25,8 +25,20 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # label, field,
 )
 
 
+def _validated(metrics: Mapping[str, MetricValue]) -> list[tuple[str, str]]:
+    """The mean score of each validation set, with its interval; nothing in steps that were not validated."""
+    shown = []
+    for name, value in metrics.items():
+        if name.startswith("validation/") and name.endswith("/avg") and value is not None:
+            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+            interval = f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else ""
+            shown.append((name.split("/")[1], f"{value:.3f}{interval}"))
+    return shown
+
+
 class ProgressBar:
-    """A Tracker that shows entropy, target, alpha and reward of each step on stderr, and who steers when it is not alpha alone.
+    """A Tracker that shows entropy, target, alpha and reward of each step on stderr, who steers when it is not alpha alone, and
+    scores of validation.
 
     Silent on ranks other than 0. `total` is trainer.steps, `first_step` the step a resumed run starts with. `stream` is for tests.
     """
@@ -51,7 +63,7 @@ class ProgressBar:
     def _show(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         values = [(label, metrics.get(field), text) for label, field, text in _SHOWN]
         texts = [(label, text(value)) for label, value, text in values if value is not None]
-        shown = {label: text for label, text in texts if text}
+        shown = {label: text for label, text in [*texts, *_validated(metrics)] if text}
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step + 1 - self._bar.n)

@@ -13,7 +13,7 @@ from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.directory import read_companions
 from megatron_entropic.hf.files import write_hf
-from megatron_entropic.observability.metrics import MetricsWriter, truncate_after
+from megatron_entropic.observability.metrics import MetricsWriter, MetricValue, truncate_after
 from megatron_entropic.observability.progress import ProgressBar
 from megatron_entropic.observability.step_metrics import step_metrics
 from megatron_entropic.observability.step_timer import StepTimer
@@ -38,6 +38,7 @@ class RunOutput:
         self.time = StepTimer()
         self._fence = Fence.of_this_run(cfg.run_dir)
         self._trackers = TrackerGroup([])
+        self._metrics: MetricsWriter | None = None
         # Read now: when the run ends the base model may have moved.
         self._companions = read_companions(model_folder(cfg.model.hf_path).hf_dir) if parallel.rank == 0 else {}
 
@@ -56,6 +57,7 @@ class RunOutput:
             metrics = MetricsWriter(path)
             if (metrics.last_step if metrics.last_step is not None else -1) != first_step - 1:
                 raise ValueError(f"{path} ends at step {metrics.last_step}, but the checkpoint is of step {first_step - 1}")
+            self._metrics = metrics
             progress = ProgressBar(self.cfg.trainer.steps, first_step=first_step)
             trackers = make_trackers(self.cfg.run_dir, self.cfg.trainer, first_step=first_step, known_ids=tracker_ids)
             tracker_ids.update({name: tracker.run_id for name, tracker in trackers.items()})
@@ -79,7 +81,7 @@ class RunOutput:
         controller: Controller,
         scoring: Mapping[str, float],
     ) -> None:
-        """Writes the metrics of a finished step; `scoring` holds those of its verification.
+        """Writes the metrics of a finished step; `scoring` holds those of its verification and of validation after it.
 
         Raises FolderOwnedError once another process has taken the run over.
         """
@@ -87,6 +89,13 @@ class RunOutput:
         if self.parallel.rank == 0:
             self._fence.check()
             self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, controller, {**times, **scoring}))
+
+    def complete(self, left_out: Mapping[str, MetricValue]) -> None:
+        """Adds metrics of the step before the first one, which the run was stopped before; the trackers get that step again, whole."""
+        if left_out and self._metrics is not None:
+            self._fence.check()
+            line = self._metrics.complete(left_out)
+            TrackerGroup([each for each in self._trackers.trackers if each is not self._metrics]).log(int(line["step"]), line)
 
     def export(self, policy: Policy) -> None:
         """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks.

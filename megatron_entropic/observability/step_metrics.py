@@ -23,7 +23,7 @@ def step_metrics(
     """The metrics of one step, in which the policy went from weight version `version` to `version + 1`.
 
     Token means over several updates weigh each by its response tokens; coefficients are those of the last update. Optional
-    fields that this kind of control does not have are None.
+    fields that this kind of control does not have are None. `times` may hold other metrics too: of scoring, of validation.
     """
     tokens = sum(update.response_tokens for update in updates)
     coefficients = updates[-1].coefficients
@@ -69,7 +69,7 @@ def step_metrics(
         "rollout/logprob_gap": max(update.logprob_gap_max for update in updates),
         "rollout/logprob_gap_mean": token_mean("logprob_gap_mean"),
         **times,
-        "perf/tokens_per_s": all_tokens / times["time/step_s"],
+        "perf/tokens_per_s": all_tokens / (times["time/step_s"] - times.get("time/validation_s", 0.0)),
     }
 
 

@@ -25,10 +25,21 @@ from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.platform import select_device
 from megatron_entropic.rollout.local_weights import copy_weights
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
-from megatron_entropic.rollout.types import Finished, FloatArray, IntArray, NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import (
+    Finished,
+    FloatArray,
+    IntArray,
+    NamedWeights,
+    Prompt,
+    Rollout,
+    RolloutError,
+    SamplingParameters,
+)
 from megatron_entropic.rollout.vocabulary import Vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_ANY_VERSION = -1
+"""Of the weights, in the key of random numbers that do not depend on it: none that a run has."""
 MAX_SEQUENCES = 512
 """Sequences of one batch: bounds the memory of the KV cache and of the logits."""
 
@@ -73,24 +84,33 @@ class LocalEngine:
     def seek(self, step: int) -> None:
         """Any step can be generated at any time."""
 
-    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
-        """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        finished: Finished | None = None,
+        sampling: SamplingParameters | None = None,
+    ) -> list[Rollout]:
+        """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample; by `sampling` instead of the run's settings.
 
         Raises RolloutError when the engine is closed, a prompt is empty or too long, or the model's logits are not finite.
         """
         model = self._open_model()
+        seed, version = (self._seed, self._version) if sampling is None else (sampling.seed, _ANY_VERSION)
+        sampling = sampling or SamplingParameters(self._cfg.temperature, 1.0, self._cfg.max_new_tokens, seed)
         for prompt in prompts:
-            self._check(prompt)
-        uniforms_BT = np.empty((len(prompts) * samples_per_prompt, self._cfg.max_new_tokens))
+            self._check(prompt, sampling.max_new_tokens)
+        uniforms_BT = np.empty((len(prompts) * samples_per_prompt, sampling.max_new_tokens))
         for row, (prompt, sample) in enumerate((p, s) for p in prompts for s in range(samples_per_prompt)):
-            uniforms_BT[row] = _uniforms((self._seed, prompt.index, sample, self._version), self._cfg.max_new_tokens)
+            uniforms_BT[row] = _uniforms((seed, prompt.index, sample, version), sampling.max_new_tokens)
         sampled = sample_responses(
             model,
             [prompt.token_ids for prompt in prompts],
             uniforms_BT,
             samples_per_prompt=samples_per_prompt,
-            temperature=self._cfg.temperature,
+            temperature=sampling.temperature,
             eos_ids=self._eos_ids,
+            top_p=sampling.top_p,
         )
         return [
             self._rollout(prompts[row // samples_per_prompt], row % samples_per_prompt, response)
@@ -123,14 +143,14 @@ class LocalEngine:
             raise RolloutError("local engine: it is closed; make a new one")
         return self._model
 
-    def _check(self, prompt: Prompt) -> None:
+    def _check(self, prompt: Prompt, max_new_tokens: int) -> None:
         if not prompt.token_ids:
             raise RolloutError(f"local engine: prompt {prompt.index} ({prompt.text!r}) has no tokens")
-        longest = len(prompt.token_ids) + self._cfg.max_new_tokens
+        longest = len(prompt.token_ids) + max_new_tokens
         if longest > self._max_length:
             raise RolloutError(
-                f"local engine: prompt {prompt.index} has {len(prompt.token_ids)} tokens; with rollout.max_new_tokens="
-                f"{self._cfg.max_new_tokens} that exceeds the model's max_position_embeddings={self._max_length}"
+                f"local engine: prompt {prompt.index} has {len(prompt.token_ids)} tokens; with max_new_tokens="
+                f"{max_new_tokens} that exceeds the model's max_position_embeddings={self._max_length}"
             )
 
     def _rollout(self, prompt: Prompt, sample: int, response: LocalResponse) -> Rollout:
@@ -161,8 +181,9 @@ def sample_responses(
     samples_per_prompt: int,
     temperature: float,
     eos_ids: Sequence[int],
+    top_p: float = 1.0,
 ) -> list[LocalResponse]:
-    """`samples_per_prompt` responses of each prompt, ordered by prompt, then sample, from the full distribution.
+    """`samples_per_prompt` responses of each prompt, ordered by prompt, then sample, from the likeliest tokens that hold `top_p`.
 
     `uniforms_BT[b, t]` in [0, 1) decides token t of sequence b (by the inverse of the distribution function), and its width
     bounds the response. Prompts of similar length share a batch. Raises RolloutError on logits that are not finite.
@@ -174,7 +195,7 @@ def sample_responses(
         batch = by_length[start : start + per_batch]
         rows = np.concatenate([np.arange(p * samples_per_prompt, (p + 1) * samples_per_prompt) for p in batch])
         uniforms = torch.from_numpy(uniforms_BT[rows]).to(model.device)
-        sampled = _sample_batch(model, [prompts[p] for p in batch], uniforms, samples_per_prompt, temperature, eos_ids)
+        sampled = _sample_batch(model, [prompts[p] for p in batch], uniforms, samples_per_prompt, (temperature, top_p), eos_ids)
         for index, p in enumerate(batch):
             responses[p] = sampled[index * samples_per_prompt : (index + 1) * samples_per_prompt]
     return [response for p in range(len(prompts)) for response in responses[p]]
@@ -182,9 +203,14 @@ def sample_responses(
 
 @torch.inference_mode()
 def _sample_batch(
-    model: Any, prompts: Sequence[Sequence[int]], uniforms_BT: Tensor, samples: int, temperature: float, eos_ids: Sequence[int]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    uniforms_BT: Tensor,
+    samples: int,
+    shape: tuple[float, float],
+    eos_ids: Sequence[int],
 ) -> list[LocalResponse]:
-    """One left-padded batch with a KV cache; a sequence leaves it as soon as it has ended."""
+    """One left-padded batch with a KV cache; a sequence leaves it as soon as it has ended. `shape`: temperature and top_p."""
     ids_PT, mask_PT = _left_padded(prompts, model.device)
     positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
     output = model(
@@ -202,7 +228,7 @@ def _sample_batch(
     ids_BT = torch.full(uniforms_BT.shape, -1, device=model.device)
     log_probs_BT = torch.zeros(uniforms_BT.shape, dtype=torch.float32, device=model.device)
     for step in range(longest):
-        ids_A, log_probs_A = _draw(logits_AV, temperature, uniforms_BT[alive_A, step])
+        ids_A, log_probs_A = _draw(logits_AV, uniforms_BT[alive_A, step], *shape)
         ids_BT[alive_A, step], log_probs_BT[alive_A, step] = ids_A, log_probs_A
         going = torch.isin(ids_A, eos, invert=True).nonzero()[:, 0]
         if step == longest - 1 or not len(going):
@@ -224,7 +250,7 @@ def _sample_batch(
     return _collect(ids_BT, log_probs_BT, set(eos_ids))
 
 
-def _draw(logits_AV: Tensor, temperature: float, uniform_A: Tensor) -> tuple[Tensor, Tensor]:
+def _draw(logits_AV: Tensor, uniform_A: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """(token ids, float32 log-probabilities), [A] each: token i when the distribution function first exceeds the uniform at i.
 
     Temperature 0 is greedy: the likeliest token, with its log-probability at temperature 1.
@@ -234,12 +260,23 @@ def _draw(logits_AV: Tensor, temperature: float, uniform_A: Tensor) -> tuple[Ten
         log_probs_A, ids_A = log_pi_AV.max(-1)
         _check_finite(log_probs_A)
         return ids_A, log_probs_A
+    if top_p < 1.0:
+        log_pi_AV = _nucleus(log_pi_AV, top_p)
     cumulative_AV = log_pi_AV.double().exp().cumsum(-1)
     threshold_A1 = (uniform_A * cumulative_AV[:, -1])[:, None]
     ids_A1 = torch.searchsorted(cumulative_AV, threshold_A1, right=True).clamp(max=logits_AV.shape[-1] - 1)
     log_probs_A = log_pi_AV.gather(1, ids_A1)[:, 0]
     _check_finite(log_probs_A)
     return ids_A1[:, 0], log_probs_A
+
+
+def _nucleus(log_pi_AV: Tensor, top_p: float) -> Tensor:
+    """Log-probabilities among the fewest likeliest tokens that hold at least `top_p`; -inf outside. Equals: the lowest ids first."""
+    ordered_AV, ids_AV = log_pi_AV.sort(dim=-1, descending=True, stable=True)
+    probability_AV = ordered_AV.double().exp()
+    outside_AV = (probability_AV.cumsum(-1) - probability_AV) >= top_p
+    outside_AV[:, 0] = False  # whatever rounding says
+    return log_pi_AV.masked_fill(torch.zeros_like(outside_AV).scatter(-1, ids_AV, outside_AV), -torch.inf).log_softmax(-1)
 
 
 def _check_finite(log_probs_A: Tensor) -> None:

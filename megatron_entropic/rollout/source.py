@@ -149,7 +149,7 @@ class RolloutSource:
 
         Apart from opening the source so that servers start while the policy is read. A resumed run starts with the step
         after its checkpoint; what was generated ahead of that is read back from its record, not generated again. Raises
-        StopRequested on every rank when rank 0 is asked to stop.
+        StopRequested on every rank when rank 0 is asked to stop. `request` comes next.
         """
         if first_step:
             self._restore_data(data_state or {}, first_step)
@@ -191,8 +191,8 @@ class RolloutSource:
     def sync_weights(self, policy: Policy, version: int) -> None:
         """Makes the engine sample from the policy's present weights, as `version`. Collective over all ranks.
 
-        Waits for the generation under way first, and records what it gave; then requests the steps that are to come from
-        `version`. Raises RolloutError, on every rank, when that generation or the update failed.
+        Waits for the generation under way first, and records what it gave. Nothing is generated from then until `request`. Raises
+        RolloutError, on every rank, when that generation or the update failed.
         """
 
         def send(weights: NamedWeights) -> None:
@@ -208,9 +208,12 @@ class RolloutSource:
                 if stop_requested() is None or self.cfg.rollout.max_staleness:
                     raise
                 logger.warning("no longer needed, because the run is to stop: %s", error)
-            self._request_steps(version)
 
         weights_to_rank_zero(self.parallel, policy.weights(), send, doing=f"the engine to take the weights of version {version}")
+
+    def request(self, version: int) -> None:
+        """Has the steps generated that are to come from weights of `version`, which the engine has; does not wait for them."""
+        from_rank_zero(self.parallel, self._request_steps, version, doing=f"the prompts of version {version} to be made")
 
     def _request_steps(self, version: int) -> None:
         for step in steps_from_version(version, max_staleness=self.cfg.rollout.max_staleness, steps=self.cfg.trainer.steps):

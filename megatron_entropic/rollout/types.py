@@ -29,6 +29,20 @@ class Prompt:
     token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class SamplingParameters:
+    """Sampling that is not the run's own, such as validation's. `seed` is of 63 bits; which random numbers a sample gets depends on
+    (seed, prompt index, sample index) alone: not on the weights' version, as in training.
+
+    Tokens come from the likeliest ones that hold `top_p` of the probability, and log-probs are of that; temperature 0 is greedy.
+    """
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+
+
 @dataclass(frozen=True, eq=False)
 class Rollout:
     """One sampled response. Token ids are int32 [tokens], log-probs float32 [tokens]; rollouts of a prompt may share its array.
@@ -97,6 +111,20 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Ends every process and connection the engine owns; safe to call twice."""
+        ...
+
+
+class SamplingEngine(RolloutEngine, Protocol):
+    """An engine that also samples otherwise than the run, as validation needs. It computes nothing else meanwhile."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        finished: Finished | None = None,
+        sampling: SamplingParameters | None = None,
+    ) -> list[Rollout]:
+        """As a RolloutEngine's; by `sampling` instead of by the run's settings where it is given."""
         ...
 
 

@@ -25,6 +25,7 @@ from megatron_entropic.observability.plotting.style import (
     styled,
     widen,
 )
+from megatron_entropic.observability.plotting.validation_panel import validation_panels
 from megatron_entropic.observability.run_data import RunData, load_run
 from megatron_entropic.system.atomic_files import write_atomically
 
@@ -45,8 +46,9 @@ CONTROL_DETAILS: dict[str, tuple[str, Panel]] = {
 def write_plots(run_dir: str | os.PathLike[str]) -> dict[str, Path]:
     """Writes every picture of the run to run_dir/plots and returns name -> PNG file.
 
-    Names: entropy, reward, response_length, logprob_gap, times, grad_norm, overview; clamped_entropy, alpha, coefficient and
-    those of CONTROL_DETAILS where the run has them. Raises as load_run, and ValueError for a run without a single step.
+    Names: entropy, reward, response_length, logprob_gap, times, grad_norm, overview; clamped_entropy, alpha, coefficient, a
+    validation_NAME for each set, and those of CONTROL_DETAILS where the run has them. Raises as load_run, and ValueError for a run
+    without a single step.
     """
     run = load_run(run_dir)
     return {name: save_png(figure, run.path / "plots" / f"{name}.png") for name, figure in draw_run(run).items()}
@@ -78,6 +80,7 @@ def panels_of(run: RunData) -> dict[str, Panel]:
         "logprob_gap": panels.draw_gap,
         "times": panels.draw_times,
         "grad_norm": panels.draw_grad_norm,
+        **validation_panels(run),
     }
     if controlled:
         chosen |= {name: panel for name, (field, panel) in CONTROL_DETAILS.items() if run.has(field)}
@@ -130,7 +133,8 @@ def _draw_single(panel: Panel, run: RunData, size: tuple[float, float]) -> Figur
 
 
 def _draw_overview(run: RunData) -> Figure:
-    chosen = {name: panel for name, panel in panels_of(run).items() if name not in CONTROL_DETAILS}
+    apart = {*CONTROL_DETAILS, *validation_panels(run)}
+    chosen = {name: panel for name, panel in panels_of(run).items() if name not in apart}
     if len(chosen) % 2:  # rows of two: gradient norms fill the last row or are left to their own picture
         del chosen["grad_norm"]
     rows = len(chosen) // 2

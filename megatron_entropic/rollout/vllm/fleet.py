@@ -12,7 +12,7 @@ from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
-from megatron_entropic.rollout.types import Finished, IntArray, NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import Finished, IntArray, NamedWeights, Prompt, Rollout, RolloutError, SamplingParameters
 from megatron_entropic.rollout.vllm.client import ServerClient
 from megatron_entropic.rollout.vllm.remote_server import find_servers, fleet_folder, trainer_lock
 from megatron_entropic.rollout.vllm.sampling import Sampled, SamplingRequest, sample
@@ -124,21 +124,30 @@ class VLLMFleet:
             named = ", ".join(str(server) for server in self.servers if server.name in late)
             raise RolloutError(f"not ready after {self.cfg.startup_timeout_s:g} s (rollout.startup_timeout_s): {named}")
 
-    def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
-        """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        finished: Finished | None = None,
+        sampling: SamplingParameters | None = None,
+    ) -> list[Rollout]:
+        """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample; by `sampling` instead of the run's settings.
 
         Log-probs are those of the sampling distribution (float, nats, at cfg.temperature, over the whole vocabulary). Which
         server, seed and index a sample gets depends on (seed, prompt.index, sample) and the order of prompts only. Raises
         RolloutError naming a server that fails or is too slow, or a prompt that does not fit.
         """
         self._check_usable()
+        own = sampling is None
+        sampling = sampling or SamplingParameters(self.cfg.temperature, 1.0, self.cfg.max_new_tokens, self.seed)
         for prompt in prompts:
-            self._check_fits(prompt)
+            self._check_fits(prompt, sampling.max_new_tokens)
         request = SamplingRequest(
-            seed=self.seed,
+            seed=sampling.seed,
             samples=samples_per_prompt,
-            temperature=self.cfg.temperature,
-            max_new_tokens=self.cfg.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_new_tokens=sampling.max_new_tokens,
             timeout_s=self.cfg.request_timeout_s,
             stop_token_ids=self._stop_token_ids,
             sequences=self.cfg.max_sequences,
@@ -151,14 +160,17 @@ class VLLMFleet:
                 finished(rollouts)
             return rollouts
 
-        return [rollout for rollouts in sample(self.servers, prompts, request, accept) for rollout in rollouts]
+        answers = sample(self.servers, prompts, request, accept)
+        if not own and self._sync is not None:
+            self._sync.drop_prefix_caches()  # so that training's prompts are computed as if these had never been asked
+        return [rollout for rollouts in answers for rollout in rollouts]
 
-    def _check_fits(self, prompt: Prompt) -> None:
-        longest = len(prompt.token_ids) + self.cfg.max_new_tokens
+    def _check_fits(self, prompt: Prompt, max_new_tokens: int) -> None:
+        longest = len(prompt.token_ids) + max_new_tokens
         if not prompt.token_ids or longest > self.max_model_len:
             raise RolloutError(
                 f"prompt {prompt.index} has {len(prompt.token_ids)} tokens; it must have at least 1, and with "
-                f"rollout.max_new_tokens={self.cfg.max_new_tokens} at most the servers' context of {self.max_model_len}"
+                f"max_new_tokens={max_new_tokens} at most the servers' context of {self.max_model_len}"
             )
 
     def _rollout(self, prompt: Prompt, prompt_ids: IntArray, index: int, server: ServerClient, sampled: Sampled) -> Rollout:
@@ -215,13 +227,20 @@ class VLLMFleet:
             self._claim = None
 
 
+def longest_sequence(cfg: Config) -> int:
+    """Tokens of the longest sequence that may be sampled: a training prompt's room and the longest answer, of validation too."""
+    room = cfg.batch.max_tokens_per_micro_batch - cfg.rollout.max_new_tokens
+    sets = cfg.validation.sets if cfg.validation.every else ()
+    return room + max([cfg.rollout.max_new_tokens, *(each.max_new_tokens or 0 for each in sets)])
+
+
 def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
     """The fleet that the settings of a run describe; nothing is launched yet. Raises ValueError for a model that is none."""
     return VLLMFleet(
         cfg.rollout,
         model_dir=model_folder(cfg.model.hf_path).hf_dir,
         dtype=cfg.model.dtype,
-        max_model_len=cfg.batch.max_tokens_per_micro_batch,
+        max_model_len=longest_sequence(cfg),
         seed=cfg.trainer.seed,
         log_dir=cfg.run_dir / "logs",
         first_index=first_index,

@@ -30,7 +30,7 @@ _LOWEST_LOG_PROB = -9999.0  # what vLLM writes for -inf and NaN
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """Sampling parameters of every prompt. `seed` is the run's; `timeout_s` bounds one request, from sending it to its whole answer."""
+    """Sampling parameters of every prompt. `timeout_s` bounds one request, from sending it to its whole answer."""
 
     seed: int
     samples: int
@@ -41,6 +41,7 @@ class SamplingRequest:
     """Those that end a response; the server's own rule is not asked."""
     sequences: int = 256
     """Those that a server generates at one time."""
+    top_p: float = 1.0
 
     @property
     def samples_at_once(self) -> int:
@@ -170,7 +171,7 @@ class _Route:
 
 
 def request_body(prompt: Prompt, request: SamplingRequest, first: int, count: int) -> dict[str, Any]:
-    """The JSON of one request for samples first ... first + count - 1. Nothing but the temperature shapes the distribution."""
+    """The JSON of one request for samples first ... first + count - 1. Nothing but temperature and top_p shapes the distribution."""
     return {
         "model": MODEL_NAME,
         "token_ids": list(prompt.token_ids),
@@ -178,7 +179,7 @@ def request_body(prompt: Prompt, request: SamplingRequest, first: int, count: in
             "n": count,
             "seed": first_seed(request.seed, prompt.index) + first,
             "temperature": request.temperature,
-            "top_p": 1.0,
+            "top_p": request.top_p,
             "top_k": 0,
             "min_p": 0.0,
             "max_tokens": request.max_new_tokens,

@@ -71,12 +71,16 @@ class WeightSync:
             self._finish(sending, deadline)
         self._post("/finish_weight_update", deadline, {"weight_version": str(version)})
         self._compare(checksum.hexdigest(), version, deadline)
-        answers = self._post("/reset_prefix_cache", deadline)
-        for server in self.servers:
-            if not answers[server.name]["success"]:
-                raise RolloutError(f"{server} could not drop its prefix cache, which holds keys and values of older weights")
+        self.drop_prefix_caches(deadline)
         self._post("/resume", deadline)
         return checksum.hexdigest()
+
+    def drop_prefix_caches(self, deadline: float | None = None) -> None:
+        """Has every server forget keys and values of earlier prompts. Raises RolloutError naming one that does not."""
+        answers = self._post("/reset_prefix_cache", deadline or time.monotonic() + self.timeout_s)
+        for server in self.servers:
+            if not answers[server.name]["success"]:
+                raise RolloutError(f"{server} could not drop its prefix cache, which holds keys and values of older weights or prompts")
 
     def _send_bucket(self, bucket: Bucket, deadline: float) -> "CallsUnderWay":
         calls = self._calls("/update_weights", deadline, {"update_info": manifest(bucket)})

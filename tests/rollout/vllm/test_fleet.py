@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError, SamplingParameters
 from megatron_entropic.rollout.vllm.fleet import VLLMFleet
 from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
 from tests.rollout.vllm.served import served_versions, weight_checksums
@@ -86,6 +86,28 @@ def test_more_samples_than_one_request_may_ask_for(fleet: VLLMFleet) -> None:
     few, many = fleet.generate(PROMPTS[:1], 3), fleet.generate(PROMPTS[:1], 70)
     assert [r.response_ids.tolist() for r in many[:3]] == [r.response_ids.tolist() for r in few]
     assert [r.sample_index for r in many] == list(range(70))
+
+
+def test_validation_samples_otherwise_and_leaves_trainings_samples_alone(fleet: VLLMFleet, model: PreTrainedModel) -> None:
+    before = fleet.generate(PROMPTS, 4)
+    nucleus = SamplingParameters(temperature=0.7, top_p=0.5, max_new_tokens=12, seed=2**63 - 1)
+    validated = fleet.generate(PROMPTS, 3, sampling=nucleus)
+    greedy = fleet.generate(PROMPTS, 1, sampling=SamplingParameters(0.0, 1.0, 12, 1))
+    assert fleet.generate(PROMPTS, 4) == before  # bit for bit, log-probs too
+    again = fleet.generate(PROMPTS[4:], 3, sampling=nucleus)  # beside other prompts, the same
+    assert [r.response_ids.tolist() for r in again] == [r.response_ids.tolist() for r in validated[12:]]
+    assert max(len(r.response_ids) for r in validated) == 12
+    log_pi_V = likeliest_after(model, PROMPTS[0].token_ids)
+    assert greedy[0].response_ids[0] == int(log_pi_V.argmax())
+    drawn = {int(r.response_ids[0]) for r in fleet.generate(PROMPTS[:1], 60, sampling=nucleus)}
+    probability_V = (log_pi_V / 0.7).softmax(-1)
+    assert len(drawn) > 1
+    assert max(float(probability_V[probability_V > probability_V[token]].sum()) for token in drawn) < 0.5 + 1e-4
+
+
+def likeliest_after(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids])).logits[0, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
 
 
 def test_many_prompts_at_once(fleet: VLLMFleet) -> None:
