@@ -1,0 +1,43 @@
+"""What keeps a program in on this machine: found by trying it, once in a process."""
+
+import platform
+import sys
+from functools import cache
+
+from megatron_entropic.tasks.sandbox.records import ALONE, NAMESPACES, Case, Mechanism, SandboxError, SandboxLimits
+from megatron_entropic.tasks.sandbox.sandbox import Sandbox
+
+MACHINES = ("x86_64", "aarch64")
+
+
+def best_mechanism(*, allow_unsandboxed: bool = False) -> Mechanism:
+    """The one to use here. Raises SandboxError with the reason where namespaces are refused, unless `allow_unsandboxed`."""
+    why = namespaces_refused()
+    if not why:
+        return NAMESPACES
+    if allow_unsandboxed and sys.platform == "linux" and platform.machine() in MACHINES:
+        return ALONE
+    raise SandboxError(
+        f"programs cannot be kept in a sandbox here: {why}. Where unprivileged user namespaces are off, let the administrator allow "
+        "them, or start the container with the right to make namespaces; the option allow_unsandboxed=true runs programs "
+        "with limits and a system call filter alone: they can then read every file that you can"
+    )
+
+
+@cache
+def namespaces_refused() -> str:
+    """The reason why there are no namespaces for a sandbox; empty where one was made and ran a program."""
+    if sys.platform != "linux" or platform.machine() not in MACHINES:
+        return f"this is {sys.platform} on {platform.machine()}, and a sandbox needs Linux on {' or '.join(MACHINES)}"
+    try:
+        with Sandbox("print(1)", SandboxLimits(), NAMESPACES) as sandbox:
+            result = sandbox.run(Case())
+    except (SandboxError, OSError) as error:
+        return str(error)
+    return "" if result.output == "1\n" else f"a program that prints 1 ended with exit code {result.code}: {result.errors[-200:]}"
+
+
+def described() -> str:
+    """One line on what this machine offers."""
+    why = namespaces_refused()
+    return f"refused: {why}" if why else str(NAMESPACES)
