@@ -1,6 +1,7 @@
 """Source of the trainer's experience: prompts, an engine on rank 0, the verifier, and the record of it all."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,6 +27,7 @@ from megatron_entropic.system.outsider import made_outside
 from megatron_entropic.system.stop_signal import stop_requested
 from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.task import Problem
+from megatron_entropic.tasks.verifiers.verdict_cache import FOLDER_VARIABLE as VERDICTS
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +78,13 @@ class RolloutSource:
         engine = make_engine(self.cfg)  # first: servers start while the rest is read
         background = engine.in_background and self.cfg.rollout.max_staleness > 0
         self._pipeline = GenerationPipeline(engine, self.cfg.batch.samples_per_prompt, background=background)
+        os.environ[VERDICTS] = str(self.cfg.run_dir.absolute() / "verdicts")
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed)
         self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step)
         vocabulary = Vocabulary(self.prompts.encoder.tokenizer)
-        self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary)
+        self._scorer = Scorer(
+            self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary, max_tokens=self.cfg.rollout.max_new_tokens
+        )
         self._writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
 
     @property

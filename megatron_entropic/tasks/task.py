@@ -16,8 +16,9 @@ class Problem:
 class Verifier(Protocol):
     """The half of a task that judges answers. Runs make it in processes of its own, which load the task's module and little else."""
 
-    def score(self, problem: Problem, response: str) -> float:
-        """Reward in [0, 1] of a response text (without the end-of-sequence token).
+    def score(self, problem: Problem, response: str) -> float | Mapping[str, float]:
+        """Reward in [0, 1] of a response text (without the end-of-sequence token); of a mapping, that is "score", and the others are
+        parts of it, whose means become the metrics reward/part/NAME.
 
         It should not raise, whatever the text. What does, or takes longer than the run's limits, is counted, named and scored
         by `reward.on_failure`.

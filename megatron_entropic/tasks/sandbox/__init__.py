@@ -4,4 +4,15 @@ from megatron_entropic.tasks.sandbox.mechanism import best_mechanism, described
 from megatron_entropic.tasks.sandbox.records import ALONE, NAMESPACES, Case, CaseResult, Mechanism, SandboxError, SandboxLimits
 from megatron_entropic.tasks.sandbox.sandbox import Sandbox
 
-__all__ = ["ALONE", "NAMESPACES", "Case", "CaseResult", "Mechanism", "Sandbox", "SandboxError", "SandboxLimits", "best_mechanism", "described"]
+__all__ = [
+    "ALONE",
+    "NAMESPACES",
+    "Case",
+    "CaseResult",
+    "Mechanism",
+    "Sandbox",
+    "SandboxError",
+    "SandboxLimits",
+    "best_mechanism",
+    "described",
+]

@@ -26,12 +26,13 @@ class Sandbox:
     Args:
         program: Python.
         mechanism: what keeps it in; best_mechanism() says what can.
+        prelude: Python that is run in front of it, with the same names.
         packages: whether this interpreter's installed packages are there, beside the standard library.
     Raises SandboxError when the machine does not let it be made.
     """
 
-    def __init__(self, program: str, limits: SandboxLimits, mechanism: Mechanism, *, packages: bool = False) -> None:
-        self.program, self.limits, self.packages = program, limits, packages
+    def __init__(self, program: str, limits: SandboxLimits, mechanism: Mechanism, *, packages: bool = False, prelude: str = "") -> None:
+        self.program, self.limits, self.packages, self.prelude = program, limits, packages, prelude
         self.mechanism = mechanism
         self._process: subprocess.Popen[bytes] | None = None
         self._rest = b""
@@ -51,7 +52,7 @@ class Sandbox:
         """Runs one case to its end or a limit. Raises SandboxError when the sandbox itself is gone."""
         reply = self._exchange(_request(case), self.limits.wall_s + _GRACE_S)
         cpu_s = float(reply["cpu_s"])
-        limit = reply["ended_by"] or ("cpu" if reply["code"] != 0 and cpu_s >= self.limits.cpu_s - 0.1 else "ended")
+        limit: Any = reply["ended_by"] or ("cpu" if reply["code"] != 0 and cpu_s >= self.limits.cpu_s - 0.1 else "ended")
         return CaseResult(limit, reply["code"], reply["output"], reply["result"], reply["errors"], cpu_s)
 
     def close(self) -> None:
@@ -102,7 +103,7 @@ class Sandbox:
         }
         return {
             "alone": alone,
-            "program": self.program,
+            "program": [self.prelude, self.program],
             "shown": [*(f"{sys.base_prefix}/{name}" for name in ("lib", "lib64")), *packages],
             "limits": bounds if alone else {**bounds, "NPROC": limits.processes},  # alone, those of the user are counted
             "disk_bytes": limits.disk_bytes,

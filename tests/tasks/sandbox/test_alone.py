@@ -18,7 +18,9 @@ def without_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_namespaces")
 def test_it_is_used_only_when_asked_for_and_the_refusal_says_why() -> None:
-    with pytest.raises(SandboxError, match=r"cannot be kept in a sandbox here: unshare: Operation not permitted.*allow_unsandboxed=true"):
+    with pytest.raises(
+        SandboxError, match=r"cannot be kept in a sandbox here: unshare: Operation not permitted.*allow_unsandboxed=true"
+    ):
         best_mechanism()
     assert best_mechanism(allow_unsandboxed=True) == ALONE
     assert mechanism.described().startswith("refused: unshare")
@@ -64,7 +66,9 @@ def test_processes_files_signals_and_connections_are_refused(statement: str, tmp
 def test_limits_and_threads_work() -> None:
     with Sandbox("while True: pass", LIMITS, ALONE) as sandbox:
         assert sandbox.run(Case()).ended == "cpu"
-    with Sandbox("import threading\nt = threading.Thread(target=print, args=(input(),)); t.start(); t.join()", LIMITS, ALONE) as sandbox:
+    with Sandbox(
+        "import threading\nt = threading.Thread(target=print, args=(input(),)); t.start(); t.join()", LIMITS, ALONE
+    ) as sandbox:
         assert sandbox.run(Case(input="said")).output == "said\n"
         first = sandbox._process
         assert first is not None

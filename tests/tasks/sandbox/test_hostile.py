@@ -105,9 +105,7 @@ def test_a_server_on_loopback_sees_nothing() -> None:
         local.listen()
         port = server.getsockname()[1]
         assert "PermissionError" in refused(f"import socket; socket.create_connection(('127.0.0.1', {port}))")
-        assert "PermissionError" in refused(
-            "import socket; socket.socket(socket.AF_UNIX).connect('\\0megatron_entropic_sandbox_test')"
-        )
+        assert "PermissionError" in refused("import socket; socket.socket(socket.AF_UNIX).connect('\\0megatron_entropic_sandbox_test')")
         with pytest.raises(BlockingIOError):
             server.accept()
 
@@ -116,9 +114,13 @@ def test_the_run_folder_secrets_and_other_processes_are_not_there(tmp_path: Path
     (tmp_path / "rollouts").write_text("secret")
     paths = [tmp_path / "rollouts", "/etc/shadow", "/etc/passwd", "/root", Path.home() / ".bashrc", ROOT, "/work", "/proc", "/sys"]
     paths += [f"/proc/{pid}/environ" for pid in (1, os.getpid(), "self")]
-    program = f"import os\nfor path in {[str(path) for path in paths]!r}:\n    print(os.path.lexists(path) and not path.startswith('/root'))"
+    program = (
+        f"import os\nfor path in {[str(path) for path in paths]!r}:\n    print(os.path.lexists(path) and not path.startswith('/root'))"
+    )
     assert set(run(program).output.split()) == {"False"}
-    assert run("import os; print(sorted(os.environ), os.listdir('/root') if os.path.exists('/root') else [])").output.startswith("['LANG', 'PATH'] ")
+    assert run("import os; print(sorted(os.environ), os.listdir('/root') if os.path.exists('/root') else [])").output.startswith(
+        "['LANG', 'PATH'] "
+    )
     links = "import os\nos.symlink('/../../../etc/shadow', 'a'); os.symlink('/proc/1/root/etc/shadow', 'b')\n"
     for link in "ab":
         assert "FileNotFoundError" in refused(f"{links}open({link!r})")
@@ -140,7 +142,9 @@ def test_the_disk_is_bounded_and_another_case_finds_none_of_it() -> None:
     assert "No space left on device" in refused(fill)
     assert "No space left on device" in refused("for n in range(10**6): open(str(n), 'w')")
     assert "Operation not permitted" in refused("import os; os.memfd_create('x')")
-    with Sandbox("import os\nprint(os.listdir('.'), os.listdir('/tmp'))\nopen('mine', 'w'); os.mkdir('x'); os.chmod('x', 0)", LIMITS, NAMESPACES) as sandbox:
+    with Sandbox(
+        "import os\nprint(os.listdir('.'), os.listdir('/tmp'))\nopen('mine', 'w'); os.mkdir('x'); os.chmod('x', 0)", LIMITS, NAMESPACES
+    ) as sandbox:
         assert [sandbox.run(Case()).output for _ in range(2)] == ["[] []\n"] * 2
 
 
@@ -197,7 +201,7 @@ def test_another_user_than_root_has_the_same_sandbox() -> None:
         shutil.copytree(ROOT / "megatron_entropic/tasks/sandbox/inside", f"{folder}/inside")
         program = "import os\nprint(os.getuid(), os.path.exists('/etc/passwd'), flush=True)\n"
         program += "while True:\n    try: os.fork()\n    except OSError: os._exit(7)\n"
-        settings = {"alone": False, "program": program, "shown": [], "limits": {"NPROC": 8, "AS": 2**28, "CPU": 1}}
+        settings = {"alone": False, "program": [program], "shown": [], "limits": {"NPROC": 8, "AS": 2**28, "CPU": 1}}
         settings |= {"disk_bytes": 2**20, "output_bytes": 2**16, "wall_s": 20}
         start = f"import sys; sys.path.insert(0, {folder!r}); from inside.start import main; main()"
         command = [python, "-s", "-S", "-P", "-B", "-c", start]

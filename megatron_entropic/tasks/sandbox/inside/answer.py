@@ -17,8 +17,8 @@ RESULT = 3
 _SHOWN_ENVIRONMENT = ("PATH", "LANG")
 
 
-def run(program: str, case: Mapping[str, Any], limits: Mapping[str, int], owner: int, *, alone: bool) -> NoReturn:
-    """Runs `program` on `case`, in a process forked for that, whose descriptors 0 to 3 are its own; ends the process."""
+def run(program: list[str], case: Mapping[str, Any], limits: Mapping[str, int], owner: int, *, alone: bool) -> NoReturn:
+    """Runs `program`, one piece after the other, on `case`, in a process forked for that, whose descriptors 0 to 3 are its own; ends the process."""
     code = 1
     try:
         _give_up(limits, owner, alone=alone)
@@ -49,7 +49,7 @@ def _give_up(limits: Mapping[str, int], owner: int, *, alone: bool) -> None:
     system_call_filter.install(alone=alone)
 
 
-def _run(program: str, case: Mapping[str, Any]) -> int:
+def _run(program: list[str], case: Mapping[str, Any]) -> int:
     module = ModuleType("__main__" if case["kind"] == "program" else "answer")
     sys.modules[module.__name__] = module
     sys.argv = ["answer.py"]
@@ -58,7 +58,8 @@ def _run(program: str, case: Mapping[str, Any]) -> int:
     sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
     space = module.__dict__
-    exec(compile(program, "answer.py", "exec"), space)
+    for source in program:
+        exec(compile(source, "answer.py", "exec"), space)
     if case["kind"] == "program":
         return 0
     _report(_value(case, space))

@@ -49,7 +49,7 @@ class _Case:
         self.got: dict[str, bytes] = dict.fromkeys(self.read, b"")
         self.ended_by = ""
 
-    def run(self, program: str, owner: int, *, alone: bool) -> dict[str, Any]:
+    def run(self, program: list[str], owner: int, *, alone: bool) -> dict[str, Any]:
         """Runs it to its end, and says how that was."""
         given = os.memfd_create("input", 0)
         with open(given, "wb", closefd=False) as file:

@@ -2,7 +2,19 @@
 
 import os
 
-from .system_calls import MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, bind_read_only, change_root, mount, unmount  # noqa: TID252
+from .system_calls import (
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    bind_read_only,
+    change_root,
+    mount,
+    unmount,
+)  # noqa: TID252
 
 WORK = "/box"
 """The working directory; also /tmp and /dev/shm."""

@@ -1,0 +1,43 @@
+r"""The answer in the last \boxed{...}, by its meaning: tasks/math_answers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_entropic.tasks.math_answers import MathVerifier, make_math_verifier
+from megatron_entropic.tasks.task import Problem
+from megatron_entropic.tasks.verifiers.options import Options
+
+
+class Maths:
+    """Scores as the task math does."""
+
+    reads: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self._verifier: MathVerifier | None = None
+
+    def start(self) -> None:
+        """Loads the parser, which takes a second or two: only where answers are judged."""
+        self._verifier = self._verifier or make_math_verifier({}, 0)
+
+    def known_answer(self, text: str, row: Mapping[str, Any]) -> str:
+        """As of the task math: after ####, in a box, or the whole."""
+        from megatron_entropic.tasks.math import known_answer
+
+        return known_answer(text)
+
+    def response_of(self, answer: str) -> str:
+        """The answer in a box."""
+        return rf"\boxed{{{answer}}}"
+
+    def score(self, answer: str, row: Mapping[str, Any], response: str) -> float:
+        """1.0 or 0.0."""
+        self.start()
+        assert self._verifier is not None
+        return self._verifier.score(Problem("", {"answer": answer}), response)
+
+
+def make_math(options: Mapping[str, Any]) -> Maths:
+    """It has no options."""
+    Options("math", options)
+    return Maths()
