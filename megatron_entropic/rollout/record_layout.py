@@ -50,7 +50,7 @@ RecordArray = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class RecordedRollout:
-    """A rollout as it was trained on: `step` is the loop's step (from 0), `reward` the task's score of it, less what its length costs."""
+    """A rollout as it was trained on: `step` is the loop's step (from 0), `reward` its score less what its length costs."""
 
     step: int
     rollout: Rollout

@@ -104,7 +104,7 @@ def test_length_costs_what_dapo_takes(tokens: int, longest: int, buffer: int, pe
 def test_evaluations_do_not_charge_for_length(tmp_path: Path) -> None:
     cfg = replace(task_of(tmp_path), options={"inline": True})
     scorer = Scorer(make_task(cfg, 7), cfg, 7, RewardConfig(overlong_buffer=4), VOCABULARY)
-    assert scorer.finish(0, [of_length(0, 10)], {0: Problem("p", {})}).rewards == [0.5]
+    assert scorer.finish(0, [of_length(0, 10)], {0: make_task(cfg, 7).problem(0)}).rewards == [0.5]
     scorer.close()
 
 
@@ -140,7 +140,7 @@ def test_parts_that_are_none_are_failures(tmp_path: Path, returned: str, reason:
 class Judged:
     """A task whose answers a judge behind HTTP judges, as rows of data are."""
 
-    inline = False
+    inline = True  # no process: threads alone
 
     def __init__(self, options: Any, seed: int) -> None:
         from megatron_entropic.tasks.verifiers import make_verifier
@@ -192,10 +192,10 @@ def test_a_resumed_run_reports_the_same_parts_and_costs(tmp_path: Path) -> None:
         "trainer.tensorboard=false", "trainer.export_hf=false",
     )  # fmt: skip
     folder = tmp_path / "run"
-    first = megatron_entropic("train", "quickstart", *settings, f"run.dir={folder}", "trainer.steps=4", "checkpoint.every=2")
+    first = megatron_entropic("train", "quickstart", *settings, f"run.dir={folder}", "trainer.steps=3", "checkpoint.every=2")
     assert first.code == 0, first.output
     whole = read_metrics(folder / "metrics.jsonl")
-    shutil.rmtree(folder / "checkpoints" / "step-000004")  # as if it had been killed in its third step
+    shutil.rmtree(folder / "checkpoints" / "step-000003")  # as if it had been killed in its third step
     (folder / "checkpoints" / "latest").write_text("step-000002\n")
     resumed = megatron_entropic("train", str(folder), "--resume")
     assert resumed.code == 0, resumed.output

@@ -19,7 +19,7 @@ class Mechanism:
     def __str__(self) -> str:
         if self.alone:
             return "limits and a system call filter alone: no processes, network or files written; files of this user can be read"
-        return "namespaces of its own (user, process, network, mount, IPC), a read-only view of the libraries, limits, a system call filter"
+        return "namespaces of its own (user, process, network, mount, IPC), a read-only view of libraries, limits, a system call filter"
 
 
 NAMESPACES, ALONE = Mechanism(alone=False), Mechanism(alone=True)
@@ -27,7 +27,9 @@ NAMESPACES, ALONE = Mechanism(alone=False), Mechanism(alone=True)
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """Bounds of one case. `memory_bytes` and `cpu_s` are of each of its `processes` (threads count), `disk_bytes` of all files together.
+    """Bounds of one case.
+
+    `memory_bytes` and `cpu_s` are of each of its `processes` (threads count), `disk_bytes` of all its files together.
 
     `wall_s` is the backstop for what waits, far above `cpu_s`, so that results do not depend on how busy the machine is.
     """

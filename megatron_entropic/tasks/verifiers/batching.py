@@ -9,7 +9,7 @@ _MOMENT_S = 0.01
 
 
 class Batcher:
-    """Hands texts to `ask`, at most `most` at a time. The first thread to come waits a moment, and asks for those who came meanwhile."""
+    """Hands texts to `ask`, at most `most` at a time. The first thread to come waits a moment, and asks for all."""
 
     def __init__(self, ask: Callable[[Sequence[str]], Sequence[float]], most: int) -> None:
         self._ask, self._most = ask, most

@@ -1,4 +1,4 @@
-"""A reward model behind HTTP, as vLLM serves it (`vllm serve MODEL --runner pooling`): /classify or /pooling, several texts a request."""
+"""A reward model behind HTTP, as `vllm serve MODEL --runner pooling` serves it: /classify or /pooling, several texts a request."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -77,7 +77,8 @@ def test_what_takes_too_much_ends_at_its_limit(program: str, ended: str) -> None
 def test_a_grandchild_that_hides_dies_with_the_case() -> None:
     result = run(
         "import os, time\n"
-        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        os.close(1); os.close(2)\n        time.sleep(1000)\n    os._exit(0)\n"
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        os.close(1); os.close(2)\n        time.sleep(1000)\n"
+        "    os._exit(0)\n"
         "os.wait(); print('left')"
     )
     assert (result.ended, result.output) == ("ended", "left\n")

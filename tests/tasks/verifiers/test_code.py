@@ -21,6 +21,11 @@ LIVE = [{"input": "1 2", "output": "3", "testtype": "stdin"}, {"input": "2 2", "
 LIVE_CALL = [{"input": "[1, 2]", "output": "3", "testtype": "functional"}]
 MBPP = ["assert total((1, 2)) == 3", "assert {1: total([])} == {1: 0}", "assert 'x' == name(total)"]
 HUMAN_EVAL = "def check(candidate):\n    assert candidate(2) == 4\n    assert abs(candidate(0.5) - 0.25) < 1e-6\n"
+MAIN = "import sys\ndef main():\n    print(sum(map(int, sys.stdin.read().split())), end='')\nif __name__ == '__main__': main(); exit(0)"
+PRELUDE_AND_FUTURE = "from __future__ import annotations\ndef twice(s: List[str], n): return s * n if pow(2, 3, 5) == 3 else 0"
+SUMS = "def total(x): return sum(x)\ndef name(f): return 'x'"
+SAME = "class Same:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\n"
+THREE = "class Three(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\n"
 
 
 def judged(text: str, program: str, row: dict[str, Any] | None = None, **options: Any) -> float:
@@ -34,14 +39,14 @@ def judged(text: str, program: str, row: dict[str, Any] | None = None, **options
     ("text", "row", "right", "wrong"),
     [
         (PAIRS, {}, ADDS, "print(3)"),
-        (PAIRS, {}, "import sys\ndef main():\n    print(sum(map(int, sys.stdin.read().split())), end='')\nif __name__ == '__main__': main(); exit(0)", "main()"),
+        (PAIRS, {}, MAIN, "main()"),
         (CALLS, {}, "def pair(a, b):\n    return (a, b)", "def pair(a, b):\n    return [b, a]"),
-        (LEETCODE, {}, "class Solution:\n    def twice(self, s: str, n: int) -> str:\n        return s * n", "def twice(s, n): return s"),
-        (LEETCODE, {}, "from __future__ import annotations\ndef twice(s: List[str], n): return s * n if pow(2, 3, 5) == 3 else 0", "twice = 3"),
+        (LEETCODE, {}, "class Solution:\n    def twice(self, s: str, n: int) -> str: return s * n", "def twice(s, n): return s"),
+        (LEETCODE, {}, PRELUDE_AND_FUTURE, "twice = 3"),
         (json.dumps(LIVE), {}, ADDS, ADDS.replace("+", "*")),
         (json.dumps(LIVE_CALL), {"metadata": '{"func_name": "total"}'}, "def total(x): return sum(x)", "def total(x): return len(x)"),
-        (json.dumps(MBPP), {}, "def total(x): return sum(x)\ndef name(f): return 'x'", "def total(x): return 0\ndef name(f): return 'x'"),
-        ("\n".join(MBPP), {}, "def total(x): return sum(x)\ndef name(f): return 'x'", "import os; os._exit(0)"),
+        (json.dumps(MBPP), {}, SUMS, SUMS.replace("sum(x)", "0")),
+        ("\n".join(MBPP), {}, SUMS, "import os; os._exit(0)"),
         (HUMAN_EVAL, {"entry_point": "square"}, "def square(x): return x ** 2", "def square(x): return x * 2"),
         ("import math\nassert math.isclose(half(1), 0.5)", {}, "def half(x): return x / 2", "def half(x): return x"),
     ],
@@ -73,8 +78,8 @@ def test_outputs_are_the_same_but_for_space_at_ends_and_the_way_of_numbers() -> 
 @pytest.mark.parametrize(
     "cheat",
     [
-        "class Same:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\ndef total(x): return Same()\ndef name(f): return Same()",
-        "class Three(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef total(x): return Three(1)\ndef name(f): return 'x'",
+        f"{SAME}def total(x): return Same()\nname = total",
+        f"{THREE}def total(x): return Three(1)\ndef name(f): return 'x'",
         "import os, sys\ndef total(x): os.write(3, b'3'); os._exit(0)\nname = total",
         "import builtins\nbuiltins.AssertionError = None\ndef total(x): raise SystemExit(0)\nname = total",
         "import sys; sys.exit(0)",

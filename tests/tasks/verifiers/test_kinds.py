@@ -24,24 +24,29 @@ def score(name: str, options: dict[str, Any], text: str, response: str, row: dic
         ("math", {}, "work #### 1,234", [r"so \boxed{1234}", r"\boxed{1234.0}"], ["1234", r"\boxed{1235}", ""]),
         ("exact", {}, " Paris ", ["Paris\n"], ["paris", "It is Paris", ""]),
         ("exact", {"ignore_case": True, "ignore_space": True}, "New York", ["new  york", "NEW\nYORK"], ["newyork"]),
-        ("exact", {"extract": "tags"}, "4", ["<think>5</think><answer> 4 </answer>"], ["4", "<answer>4", "<answer>4</answer><answer>5</answer>"]),
+        ("exact", {"extract": "tags"}, "4", ["<think>5</think><answer> 4 </answer>"], ["4", "<answer>4",
+                                      "<answer>4</answer><answer>5</answer>"]),
         ("exact", {"extract": "line"}, "4", ["thus\n4\n\n"], ["4\nno 5"]),
-        ("choice", {}, "(C) 12", ["C", "(c)", "The answer is (C).", "**Answer: C**", r"\boxed{C}", "<answer>C) 12</answer>", r"\boxed{\text{C}}",
+        ("choice", {}, "(C) 12", ["C", "(c)", "The answer is (C).", "**Answer: C**", r"\boxed{C}",
+                                  "<answer>C) 12</answer>", r"\boxed{\text{C}}",
                                   "<think>The answer is A</think> the answer is C"],
                               ["D", "", "Choose wisely", "A cat", "C++ or D? answer: D", "Carbon", "BC"]),
         ("choice", {"index_base": 0}, "2", ["C"], ["B", "2"]),
         ("choice", {"index_base": 1}, "2", ["B"], ["C"]),
-        ("number", {}, "#### 1,234.50", ["so 1234.5", r"\boxed{1,234.50}", "The answer is: $1234.5.", "2469/2"], ["1234.6", "none", "1234.50001", "12 34.5"]),
+        ("number", {}, "#### 1,234.50", ["so 1234.5", r"\boxed{1,234.50}", "The answer is: $1234.5.", "2469/2"],
+                       ["1234.6", "none", "1234.50001", "12 34.5"]),
         ("number", {"absolute": 0.01}, "3.14", ["3.15", "3.13", "3.14159"], ["3.1501", "-3.14"]),
         ("number", {"relative": 0.1}, "-1e3", ["-1100", "−900", "-9.5e2"], ["-1101", "1000", "-1e999"]),
         ("regex", {"pattern": r"^\d{4}$"}, "", ["2024"], ["24", "20245"]),
         ("regex", {"ignore_case": True, "whole": True}, "colou?r", ["Color", "colour"], ["colors"]),
         ("json_schema", {"schema": SCHEMA}, "", ['{"a": 1}', 'Here:\n```json\n{"a": 2}\n```\nDone.', '<answer>{"a": 3}</answer>'],
-                                               ['{"a": "1"}', '{"a": 1, "b": 2}', '{"a": 1, "a": 1}', '{"a": NaN}', "[" * 100_000, "a: 1", ""]),
+                       ['{"a": "1"}', '{"a": 1, "b": 2}', '{"a": 1, "a": 1}', '{"a": NaN}', "[" * 100_000, "a: 1", ""]),
         ("json_schema", {}, json.dumps({"enum": [1]}), ["1"], ["2", "true", '"1"']),
         ("format", {}, "whatever", ["<think>x</think><answer>y</answer>", "<think>\nx\n</think>\n\n<answer>y</answer>\n"],
-                       ["<think>x</think>", "x<think>x</think><answer>y</answer>", "<answer>y</answer><think>x</think>", "<think> </think><answer>y</answer>",
-                        "<think>x</think> and <answer>y</answer>", "<think><answer>y</answer></think>", "<think>x</think><answer>y</answer>z", ""]),
+                       ["<think>x</think>", "x<think>x</think><answer>y</answer>", "<answer>y</answer><think>x</think>",
+                        "<think> </think><answer>y</answer>",
+                        "<think>x</think> and <answer>y</answer>", "<think><answer>y</answer></think>",
+                        "<think>x</think><answer>y</answer>z", ""]),
         ("format", {"pattern": "yes.*"}, "", ["yes\nsir"], ["no", "oh yes"]),
     ],
 )  # fmt: skip
@@ -158,7 +163,8 @@ def test_a_sum_has_parts_and_each_part_its_own_answer() -> None:
     assert verifier.score(answer, {}, r"\boxed{7}") == {"score": 0.8, "math": 1.0, "format": 0.0, "echo": 0.0}
     assert verifier.score(answer, {}, "thus #### 7") == {"score": 0.0, "math": 0.0, "format": 0.0, "echo": 1.0}
     inner = make_verifier("sum", {"parts": [{"name": "sum", "label": "both", "options": {"parts": parts[1:]}}, {"name": "exact"}]})
-    assert inner.score(inner.known_answer("7", {}), {}, "7") == {
+    given = inner.score(inner.known_answer("7", {}), {}, "7")
+    assert given == {
         "both/format": 0.0,
         "both/echo": 1.0,
         "both": 0.0,
@@ -177,13 +183,15 @@ def test_a_sum_waits_only_where_nothing_in_it_computes() -> None:
 def test_functions_and_classes_of_ones_own(tmp_path: Any) -> None:
     file = tmp_path / "my rewards #1.py"
     file.write_text(
-        "def near(response, answer, row, by=1):\n    return {'score': float(abs(len(response) - int(answer)) <= by), 'length': len(response)}\n"
+        "def near(response, answer, row, by=1):\n    length = len(response)\n"
+        "    return {'score': float(abs(length - int(answer)) <= by), 'length': length}\n"
         "class Own:\n    def __init__(self, options):\n        self.options = options['x']\n"
-        "    def known_answer(self, text, row):\n        return text\n    def score(self, answer, row, response):\n        return 0.25\n"
+        "    def known_answer(self, text, row):\n        return text\n"
+        "    def score(self, answer, row, response):\n        return 0.25\n"
     )
     assert score(f"{file}:near", {"by": 2}, "3", "abcde") == {"score": 1.0, "length": 5}
     assert score(f"{file}:Own", {"x": 1}, "3", "abcde") == 0.25
-    with pytest.raises(ValueError, match=r"Own: KeyError: 'x', .*my rewards #1\.py:5"):
+    with pytest.raises(ValueError, match=r"Own: KeyError: 'x', .*my rewards #1\.py:6"):
         make_verifier(f"{file}:Own", {})
     with pytest.raises(ValueError, match=r"has no function nears; did you mean 'near'"):
         make_verifier(f"{file}:nears", {})

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NoReturn
 
-from . import system_call_filter, values  # noqa: TID252 - see __init__.py
-from .system_calls import drop_capabilities  # noqa: TID252
+from . import system_call_filter, values
+from .system_calls import drop_capabilities
 
 RESULT = 3
 """The descriptor of what a function returned."""
@@ -18,7 +18,7 @@ _SHOWN_ENVIRONMENT = ("PATH", "LANG")
 
 
 def run(program: list[str], case: Mapping[str, Any], limits: Mapping[str, int], owner: int, *, alone: bool) -> NoReturn:
-    """Runs `program`, one piece after the other, on `case`, in a process forked for that, whose descriptors 0 to 3 are its own; ends the process."""
+    """Runs `program`, piece by piece, on `case`, in a process forked for that, whose descriptors 0 to 3 are its own; ends it."""
     code = 1
     try:
         _give_up(limits, owner, alone=alone)
@@ -54,9 +54,9 @@ def _run(program: list[str], case: Mapping[str, Any]) -> int:
     sys.modules[module.__name__] = module
     sys.argv = ["answer.py"]
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # those of the module site, which is not loaded
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
     space = module.__dict__
     for source in program:
         exec(compile(source, "answer.py", "exec"), space)

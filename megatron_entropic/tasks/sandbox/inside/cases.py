@@ -4,6 +4,7 @@ Requests and replies are lines of JSON over two descriptors. When the requests e
 first of its namespace, everything in it.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -12,8 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from . import answer, view  # noqa: TID252 - see __init__.py
-from .lines import Lines  # noqa: TID252
+from . import answer, view
+from .lines import Lines
 
 _CHUNK = 1 << 16
 _SHOWN_ERRORS = 2000
@@ -137,10 +138,8 @@ def _end_all(child: int) -> tuple[int, Any]:
     """(status, usage) of the answer's process; on return nothing that it started is there any more."""
     found: tuple[int, Any] | None = None
     while True:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # all have ended; some may wait to be collected
             _kill(child)
-        except ProcessLookupError:
-            pass  # all have ended; some may wait to be collected
         try:
             pid, status, usage = os.wait4(-1, 0)
         except ChildProcessError:

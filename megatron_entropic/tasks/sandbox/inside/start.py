@@ -9,9 +9,9 @@ import signal
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from . import cases, view  # noqa: TID252 - see __init__.py
-from .lines import Lines  # noqa: TID252
-from .system_calls import ALL_NAMESPACES, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, control_process, unshare  # noqa: TID252
+from . import cases, view
+from .lines import Lines
+from .system_calls import ALL_NAMESPACES, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, control_process, unshare
 
 NOBODY = 65534
 """Whom the answer's process is, outside, where this one may choose."""

@@ -9,7 +9,7 @@ import errno
 import os
 import struct
 
-from .system_calls import PR_SET_SECCOMP, control_process  # noqa: TID252 - see __init__.py
+from .system_calls import PR_SET_SECCOMP, control_process
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000

@@ -14,7 +14,7 @@ from .system_calls import (
     change_root,
     mount,
     unmount,
-)  # noqa: TID252
+)
 
 WORK = "/box"
 """The working directory; also /tmp and /dev/shm."""
