@@ -4,7 +4,7 @@ import platform
 import sys
 from functools import cache
 
-from megatron_entropic.tasks.sandbox.records import ALONE, NAMESPACES, Case, Mechanism, SandboxError, SandboxLimits
+from megatron_entropic.tasks.sandbox.records import ALONE, NAMESPACES, Mechanism, SandboxCase, SandboxError, SandboxLimits
 from megatron_entropic.tasks.sandbox.sandbox import Sandbox
 
 MACHINES = ("x86_64", "aarch64")
@@ -31,7 +31,7 @@ def namespaces_refused() -> str:
         return f"this is {sys.platform} on {platform.machine()}, and a sandbox needs Linux on {' or '.join(MACHINES)}"
     try:
         with Sandbox("print(1)", SandboxLimits(), NAMESPACES) as sandbox:
-            result = sandbox.run(Case())
+            result = sandbox.run(SandboxCase())
     except (SandboxError, OSError) as error:
         return str(error)
     return "" if result.output == "1\n" else f"a program that prints 1 ended with exit code {result.code}: {result.errors[-200:]}"

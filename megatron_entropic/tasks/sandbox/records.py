@@ -44,7 +44,7 @@ class SandboxLimits:
 
 
 @dataclass(frozen=True)
-class Case:
+class SandboxCase:
     """One run of a program, in a process of its own.
 
     kind "program" gives it `input` to read; "call" calls `function` (of it or of its class Solution) with `arguments`; "expression"

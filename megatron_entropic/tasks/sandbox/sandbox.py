@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from megatron_entropic.tasks.sandbox.records import Case, CaseResult, Mechanism, SandboxError, SandboxLimits
+from megatron_entropic.tasks.sandbox.records import CaseResult, Mechanism, SandboxCase, SandboxError, SandboxLimits
 
 _START = "import sys; sys.path.insert(0, {folder!r}); from inside.start import main; sys.path[:] = sys.path[1:] + {packages!r}; main()"
-_GRACE_S = 10.0
-"""Beyond a case's own limit, and for getting ready: then the sandbox itself is ended."""
+_START_S, _GRACE_S = 120.0, 30.0
+"""For getting ready on a machine that is busy with other things, and beyond a case's own limit: then the sandbox itself is ended."""
 
 
 class Sandbox:
@@ -48,7 +48,7 @@ class Sandbox:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def run(self, case: Case) -> CaseResult:
+    def run(self, case: SandboxCase) -> CaseResult:
         """Runs one case to its end or a limit. Raises SandboxError when the sandbox itself is gone."""
         reply = self._exchange(_request(case), self.limits.wall_s + _GRACE_S)
         cpu_s = float(reply["cpu_s"])
@@ -90,7 +90,7 @@ class Sandbox:
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
             start_new_session=True,
         )
-        self._exchange(self._settings(packages), _GRACE_S)
+        self._exchange(self._settings(packages), _START_S)
 
     def _settings(self, packages: list[str]) -> dict[str, Any]:
         limits, alone = self.limits, self.mechanism.alone
@@ -137,7 +137,7 @@ class Sandbox:
         return reply
 
 
-def _request(case: Case) -> dict[str, Any]:
+def _request(case: SandboxCase) -> dict[str, Any]:
     return {
         "kind": case.kind,
         "input": case.input,

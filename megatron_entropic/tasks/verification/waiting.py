@@ -1,5 +1,6 @@
 """Answers judged by threads of this process: for verifiers that wait for a server, and compute next to nothing."""
 
+import contextlib
 import queue
 import threading
 from concurrent.futures import Future
@@ -42,10 +43,10 @@ class WaitingPool:
         with self._lock:
             self._closed = True
             threads = self._threads
-        while not self._asked.empty():
-            left = self._asked.get()
-            if left is not None:
-                left[2].cancel()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (left := self._asked.get_nowait()) is not None:
+                    left[2].cancel()
         for _ in range(threads):
             self._asked.put(None)
 

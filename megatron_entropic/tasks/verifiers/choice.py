@@ -13,7 +13,7 @@ _ARTICLE = re.compile(r"[aAI]\s+[A-Za-z]")
 """A word, not a letter of a choice."""
 
 
-class Choice:
+class MultipleChoice:
     """Scores 1 when the letter given is the known one."""
 
     reads: tuple[str, ...] = ()
@@ -54,10 +54,10 @@ def _letter(text: str) -> str | None:
     return found[1].upper()
 
 
-def make_choice(options: Mapping[str, Any]) -> Choice:
+def make_choice(options: Mapping[str, Any]) -> MultipleChoice:
     """Options: extract (auto), index_base (0 or 1: the answers of the data are numbers, and this one is A)."""
     read = Options("choice", options, "extract", "index_base")
     base = options.get("index_base")
     if base is not None and (isinstance(base, bool) or base not in (0, 1)):
         raise read.wrong("index_base", "must be 0 or 1")
-    return Choice(way_of(read), base)
+    return MultipleChoice(way_of(read), base)

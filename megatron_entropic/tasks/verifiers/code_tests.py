@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from megatron_entropic.tasks.row_values import BadRowError
-from megatron_entropic.tasks.sandbox import Case, CaseResult
+from megatron_entropic.tasks.sandbox import CaseResult, SandboxCase
 from megatron_entropic.tasks.sandbox.inside.values import from_text
 
 _MOST_TESTS = 1000
@@ -29,13 +29,13 @@ class CodeTest:
     wanted: str = ""
     function: str = ""
 
-    def case(self) -> Case:
+    def case(self) -> SandboxCase:
         """What the sandbox is asked."""
         if self.kind == "program":
-            return Case("program", input=self.given)
+            return SandboxCase("program", input=self.given)
         if self.kind == "call":
-            return Case("call", function=self.function, arguments=tuple(json.loads(self.given)))
-        return Case("expression" if self.kind == "expression" else "statements", code=self.given)
+            return SandboxCase("call", function=self.function, arguments=tuple(json.loads(self.given)))
+        return SandboxCase("expression" if self.kind == "expression" else "statements", code=self.given)
 
     def passed(self, result: CaseResult, tolerance: float) -> bool:
         """Whether a result is the wanted one. Values are compared here, not where the program could say what is equal."""

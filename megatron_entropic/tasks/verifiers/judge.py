@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_entropic.tasks.verifiers.options import Options
-from megatron_entropic.tasks.verifiers.remote import OPTIONS, RemoteError, Server
+from megatron_entropic.tasks.verifiers.remote import OPTIONS, JudgingServer, RemoteError
 from megatron_entropic.tasks.verifiers.template import Template
 from megatron_entropic.tasks.verifiers.verdict_cache import VerdictCache, folder_for, key_of
 
@@ -31,7 +31,7 @@ class Judge:
     waits = True
 
     def __init__(self, options: Options) -> None:
-        self.server = Server(options, "chat/completions")
+        self.server = JudgingServer(options, "chat/completions")
         self.model = options.text("model")
         self.template = Template(options, TEMPLATE)
         self.system = options.text("system", "")

@@ -24,7 +24,7 @@ class RemoteError(RuntimeError):
     """A server could not be asked, or replied with something else than a verdict; the message names it."""
 
 
-class Server:
+class JudgingServer:
     """A server, asked by any number of threads at a time. Its key comes from the environment, and goes nowhere else.
 
     Raises ValueError naming the option that is wrong, or the variable that is missing.

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_entropic.tasks.verifiers.batching import Batcher
 from megatron_entropic.tasks.verifiers.options import Options
-from megatron_entropic.tasks.verifiers.remote import OPTIONS, RemoteError, Server
+from megatron_entropic.tasks.verifiers.remote import OPTIONS, JudgingServer, RemoteError
 from megatron_entropic.tasks.verifiers.template import Template
 from megatron_entropic.tasks.verifiers.verdict_cache import VerdictCache, folder_for, key_of
 
@@ -22,7 +22,7 @@ class RewardModel:
 
     def __init__(self, options: Options) -> None:
         self.api = options.text("api", "classify", one_of=APIS)
-        self.server = Server(options, self.api)
+        self.server = JudgingServer(options, self.api)
         self.model = options.text("model")
         self.template = Template(options, TEMPLATE)
         self.label = options.integer("label", -1, at_least=-1, at_most=10_000)

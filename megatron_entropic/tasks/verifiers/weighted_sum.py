@@ -15,7 +15,7 @@ _LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
-class Part:
+class SummedVerifier:
     """One verifier of a sum; `label` names its part."""
 
     label: str
@@ -23,10 +23,10 @@ class Part:
     verifier: RowVerifier
 
 
-class WeightedSum:
+class SumVerifier:
     """The sum of weight x score, over the sum of the positive weights, in [0, 1]. Negative weights are penalties."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[SummedVerifier]) -> None:
         self.parts = parts
         self._whole = sum(max(0.0, part.weight) for part in parts)
         self.waits = any(_has(part, "waits") for part in parts) and all(_has(part, "waits") or _has(part, "light") for part in parts)
@@ -64,11 +64,11 @@ class WeightedSum:
         return {**scores, "score": min(1.0, max(0.0, total / self._whole))}
 
 
-def _has(part: Part, attribute: str) -> bool:
+def _has(part: SummedVerifier, attribute: str) -> bool:
     return bool(getattr(part.verifier, attribute, False))
 
 
-def make_sum(options: Mapping[str, Any]) -> WeightedSum:
+def make_sum(options: Mapping[str, Any]) -> SumVerifier:
     """Options: parts, a list of {name, weight (1), options, label (the name)}."""
     from megatron_entropic.tasks.verifiers import make_verifier  # which imports this file by its table
 
@@ -76,7 +76,7 @@ def make_sum(options: Mapping[str, Any]) -> WeightedSum:
     listed = options.get("parts")
     if not isinstance(listed, list | tuple) or not listed:
         raise read.wrong("parts", "must be a list of {name, weight, options}")
-    parts: list[Part] = []
+    parts: list[SummedVerifier] = []
     for number, entry in enumerate(listed, start=1):
         if not isinstance(entry, Mapping):
             raise read.wrong("parts", f"part {number} is no {{name, weight, options}}")
@@ -90,7 +90,7 @@ def make_sum(options: Mapping[str, Any]) -> WeightedSum:
             raise part.wrong("label", f"{label!r} cannot name a part: letters, digits and _ . - are needed, and not the word score")
         if any(label == other.label for other in parts):
             raise part.wrong("label", f"another part is named {label!r}, too; give one of them a label")
-        parts.append(Part(label, weight, make_verifier(name, own)))
+        parts.append(SummedVerifier(label, weight, make_verifier(name, own)))
     if not any(part.weight > 0 for part in parts):
         raise read.wrong("parts", "one weight must be above 0")
-    return WeightedSum(parts)
+    return SumVerifier(parts)

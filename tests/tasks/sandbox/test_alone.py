@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_entropic.tasks.sandbox import ALONE, Case, Sandbox, SandboxError, SandboxLimits, best_mechanism, mechanism
+from megatron_entropic.tasks.sandbox import ALONE, Sandbox, SandboxCase, SandboxError, SandboxLimits, best_mechanism, mechanism
 
 LIMITS = SandboxLimits(cpu_s=1, wall_s=60.0, memory_bytes=2**28, output_bytes=2**16)
 
@@ -55,7 +55,7 @@ def test_processes_files_signals_and_connections_are_refused(statement: str, tmp
         server.setblocking(False)
         statement = statement.replace("FOLDER", str(tmp_path)).replace("PORT", str(server.getsockname()[1]))
         with Sandbox(f"import os, socket\n{statement}", LIMITS, ALONE) as sandbox:
-            result = sandbox.run(Case())
+            result = sandbox.run(SandboxCase())
         with pytest.raises(BlockingIOError):
             server.accept()
     assert "PermissionError" in result.errors
@@ -65,11 +65,11 @@ def test_processes_files_signals_and_connections_are_refused(statement: str, tmp
 
 def test_limits_and_threads_work() -> None:
     with Sandbox("while True: pass", LIMITS, ALONE) as sandbox:
-        assert sandbox.run(Case()).ended == "cpu"
+        assert sandbox.run(SandboxCase()).ended == "cpu"
     with Sandbox(
         "import threading\nt = threading.Thread(target=print, args=(input(),)); t.start(); t.join()", LIMITS, ALONE
     ) as sandbox:
-        assert sandbox.run(Case(input="said")).output == "said\n"
+        assert sandbox.run(SandboxCase(input="said")).output == "said\n"
         first = sandbox._process
         assert first is not None
     with pytest.raises(ProcessLookupError):

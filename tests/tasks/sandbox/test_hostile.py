@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_entropic.tasks.sandbox import NAMESPACES, Case, CaseResult, Sandbox, SandboxLimits, best_mechanism
+from megatron_entropic.tasks.sandbox import NAMESPACES, CaseResult, Sandbox, SandboxCase, SandboxLimits, best_mechanism
 from tests.command_line import ROOT
 from tests.tasks.sandbox.namespaces import empty_soon, first_process, members, namespace
 
 LIMITS = SandboxLimits(cpu_s=1, wall_s=60.0, memory_bytes=2**28, disk_bytes=2**22, output_bytes=2**16)
 SOON = replace(LIMITS, wall_s=0.7)
 """For what waits for ever, or does what takes no CPU time of one process."""
-STILL_THERE = Case("expression", code="6 * 7")
+STILL_THERE = SandboxCase("expression", code="6 * 7")
 
 
 def run(program: str, limits: SandboxLimits = LIMITS) -> CaseResult:
@@ -28,7 +28,7 @@ def run(program: str, limits: SandboxLimits = LIMITS) -> CaseResult:
     with Sandbox(program, limits, NAMESPACES) as sandbox:
         first = first_process(sandbox)
         inside = namespace(first.pid)
-        result = sandbox.run(Case())
+        result = sandbox.run(SandboxCase())
         assert members(inside) == [first.pid]
     assert empty_soon(inside)
     return result
@@ -95,7 +95,7 @@ def test_its_parent_and_the_first_process_survive_signals_and_changes_of_limits(
         "except OSError as error: print(type(error).__name__)\n"
     )
     with Sandbox(program, LIMITS, NAMESPACES) as sandbox:
-        assert set(sandbox.run(Case()).output.split()) <= {"PermissionError", "ProcessLookupError"}
+        assert set(sandbox.run(SandboxCase()).output.split()) <= {"PermissionError", "ProcessLookupError"}
         assert sandbox.run(STILL_THERE).value == "42"
 
 
@@ -146,7 +146,7 @@ def test_the_disk_is_bounded_and_another_case_finds_none_of_it() -> None:
     with Sandbox(
         "import os\nprint(os.listdir('.'), os.listdir('/tmp'))\nopen('mine', 'w'); os.mkdir('x'); os.chmod('x', 0)", LIMITS, NAMESPACES
     ) as sandbox:
-        assert [sandbox.run(Case()).output for _ in range(2)] == ["[] []\n"] * 2
+        assert [sandbox.run(SandboxCase()).output for _ in range(2)] == ["[] []\n"] * 2
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_it_dies_with_whoever_started_it() -> None:
     script = (
         "from megatron_entropic.tasks.sandbox import *\nfrom tests.tasks.sandbox.namespaces import *\n"
         "with Sandbox('import os, time\\nos.fork()\\ntime.sleep(1000)', SandboxLimits(wall_s=600), NAMESPACES) as sandbox:\n"
-        "    print(namespace(first_process(sandbox).pid), flush=True)\n    sandbox.run(Case())"
+        "    print(namespace(first_process(sandbox).pid), flush=True)\n    sandbox.run(SandboxCase())"
     )
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert owner.stdout is not None

@@ -27,7 +27,7 @@ def serve(requests: Lines, replies: int, settings: Mapping[str, Any], owner: int
         case = json.loads(line)
         if not alone:
             view.fresh_work(settings["disk_bytes"], owner)
-        reply = _Case(case, settings, requests.descriptor).run(settings["program"], owner, alone=alone)
+        reply = _RunningCase(case, settings, requests.descriptor).run(settings["program"], owner, alone=alone)
         send(replies, reply)
     os._exit(0)
 
@@ -39,7 +39,7 @@ def send(replies: int, reply: Mapping[str, Any]) -> None:
         line = line[os.write(replies, line) :]
 
 
-class _Case:
+class _RunningCase:
     """One case: its pipes, what came through them, and how it ended."""
 
     def __init__(self, case: Mapping[str, Any], settings: Mapping[str, Any], lifeline: int) -> None:
