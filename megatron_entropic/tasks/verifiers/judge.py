@@ -39,10 +39,12 @@ class Judge:
         if self.pattern.groups != 1:
             raise options.wrong("pattern", "must have one group, which is the score")
         self.scale = options.number("scale", 10.0, at_least=1e-6)
-        self.sampling = {
+        self.sampling: dict[str, Any] = {
             "temperature": options.number("temperature", 0.0, at_most=10),
             "max_tokens": options.integer("max_tokens", 1024, at_least=1),
         }
+        extra = options.mapping("extra")
+        self.sampling = {name: value for name, value in {**self.sampling, **extra}.items() if value is not None}
         self.reads = self.template.reads
         self._cache = VerdictCache(folder_for(options.text("cache", "")), "judge")
 
@@ -82,7 +84,8 @@ class Judge:
 
 def make_judge(options: Mapping[str, Any]) -> Judge:
     """Options: url, model (both needed), key_env, template, prompt_field, thinking, system, pattern, scale (10), temperature (0),
-    max_tokens (1024), timeout_s (50, of all tries), retries (4), cache (a folder; by default the run's; none).
+    max_tokens (1024), extra (further fields of the request; null leaves one out), timeout_s (50, of all tries), retries (4), cache (a
+    folder, or none; by default the run's).
     """
-    others = ("template", "prompt_field", "thinking", "system", "pattern", "scale", "temperature", "max_tokens")
+    others = ("template", "prompt_field", "thinking", "system", "pattern", "scale", "temperature", "max_tokens", "extra")
     return Judge(Options("judge", options, *OPTIONS, *others))

@@ -51,6 +51,13 @@ class Options:
             raise self.wrong(option, f"must be a whole number from {at_least} to {at_most}")
         return value
 
+    def mapping(self, option: str) -> Mapping[str, Any]:
+        """A mapping; empty where it is not given."""
+        value = self._given.get(option) or {}
+        if not isinstance(value, Mapping):
+            raise self.wrong(option, "must be a mapping")
+        return value
+
     def pattern(self, option: str, default: str | None, flags: int = 0) -> re.Pattern[str]:
         """A regular expression."""
         text = self.text(option, default)

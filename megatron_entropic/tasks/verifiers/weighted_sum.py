@@ -83,14 +83,11 @@ def make_sum(options: Mapping[str, Any]) -> SumVerifier:
         part = Options(f"sum, part {number}", entry, "name", "weight", "options", "label")
         name, weight = part.text("name"), part.number("weight", 1.0, at_least=-1e6, at_most=1e6)
         label = part.text("label", "") or name.rpartition(":")[2][:_LONGEST_NAME]
-        own = entry.get("options") or {}
-        if not isinstance(own, Mapping):
-            raise part.wrong("options", "must be a mapping")
         if label == "score" or not _LABEL.fullmatch(label):
             raise part.wrong("label", f"{label!r} cannot name a part: letters, digits and _ . - are needed, and not the word score")
         if any(label == other.label for other in parts):
             raise part.wrong("label", f"another part is named {label!r}, too; give one of them a label")
-        parts.append(SummedVerifier(label, weight, make_verifier(name, own)))
+        parts.append(SummedVerifier(label, weight, make_verifier(name, part.mapping("options"))))
     if not any(part.weight > 0 for part in parts):
         raise read.wrong("parts", "one weight must be above 0")
     return SumVerifier(parts)

@@ -33,12 +33,15 @@ def judge_at(server: Asked, **options: Any) -> Any:
 def test_a_judge_sees_prompt_answer_and_response_and_its_last_score_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-secret")
     with serving(lambda body, number: said("At first Score: 2, but **Score: 7.5**")) as server:
-        judge = judge_at(server, key_env="MY_KEY", system="Be strict.")
+        extra = {"max_tokens": None, "chat_template_kwargs": {"enable_thinking": False}}
+        judge = judge_at(server, key_env="MY_KEY", system="Be strict.", extra=extra)
         assert judge.score("4", ROW, "<think>Score: 10</think> it is {answer}, {prompt}") == 0.75
     assert server.paths == ["/v1/chat/completions"]
     assert server.keys == ["Bearer sk-secret"]
     (body,) = server.bodies
     assert (body["model"], body["temperature"], body["messages"][0]) == ("m", 0.0, {"role": "system", "content": "Be strict."})
+    assert "max_tokens" not in body
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
     asked = body["messages"][1]["content"]
     assert "Question:\n2 + 2?\n" in asked
     assert "Reference answer:\n4\n" in asked

@@ -3,6 +3,7 @@
 First line in: the settings, with `alone` where no namespaces are wanted. First line out: {"ready": true}, or {"failed": why}.
 """
 
+import errno
 import json
 import os
 import signal
@@ -32,7 +33,8 @@ def main() -> NoReturn:
     try:
         owner = 0 if alone else _leave(settings["shown"])
     except OSError as error:
-        cases.send(replies, {"failed": str(error)})
+        bound = "; user.max_user_namespaces or another bound on namespaces is reached" if error.errno == errno.ENOSPC else ""
+        cases.send(replies, {"failed": f"{error}{bound}"})
         os._exit(1)
     if alone:
         _serve(requests, replies, settings, owner, alone=True)
