@@ -32,6 +32,7 @@ class Task(Verifier, Protocol):
     A class attribute `inline = True` says that `score` takes microseconds for any text: the trainer then calls it directly.
     A class attribute `verifier = "package.module:function"` names a factory, called with (options, seed) like the task's own,
     of something that only scores; where making the whole task is costly, the processes make that instead.
+    A method `waits(problem)` says whether judging its answers is waiting for a server: threads then call `score`, many at a time.
     """
 
     def problem(self, index: int) -> Problem:
