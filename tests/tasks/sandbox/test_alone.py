@@ -2,11 +2,14 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_entropic.tasks.sandbox import ALONE, Sandbox, SandboxCase, SandboxError, SandboxLimits, best_mechanism, mechanism
+from tests.command_line import ROOT
 
 LIMITS = SandboxLimits(cpu_s=1, wall_s=60.0, memory_bytes=2**28, output_bytes=2**16)
 
@@ -24,6 +27,30 @@ def test_it_is_used_only_when_asked_for_and_the_refusal_says_why() -> None:
         best_mechanism()
     assert best_mechanism(allow_unsandboxed=True) == ALONE
     assert mechanism.described().startswith("refused: unshare")
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        ("echo 0 > /proc/sys/user/max_user_namespaces", "unshare: No space left on device; user.max_user_namespaces"),
+        ("true", "the kernel does not count the processes of root"),
+    ],
+)
+def test_a_machine_that_refuses_is_named_with_the_kernels_reason(before: str, reason: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, whose processes the kernel does not count")
+    script = "from megatron_entropic.tasks.sandbox import *\nprint(described(), best_mechanism(allow_unsandboxed=True).alone)"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", f'{before}; exec "$0" -c "$1"', sys.executable, script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("refused: ")
+    assert reason in done.stdout
+    assert done.stdout.endswith("True\n")
 
 
 def test_namespaces_are_taken_where_they_are_even_if_less_is_allowed() -> None:
