@@ -5,6 +5,8 @@ control.py    those of entropy control, and the presets of released code
 rollout.py    those of rollouts: engine, servers, sampling
 data.py       those of data: sources, what of them is asked, curriculum
 validation.py those of validation: sets of problems, their presets
+reward.py     those of rewards: verification and what length costs
+verifiers.py  the table of verifiers of rows, and what a row may say of its own
 values.py     what a text means for a field of a type
 loading.py    how a Config is read from a recipe or a file, overridden and saved
 resume.py     what a resumed run may change of the settings it was saved with

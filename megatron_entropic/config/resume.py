@@ -33,6 +33,8 @@ METHOD: Mapping[str, str] = {
     "batch.mini_batches": "another number of updates in a step; schedules count updates",
     "task": "other prompts or rewards from here on",
     "data": "other prompts or rewards from here on",
+    "reward.overlong_buffer": "the length of responses costs something else from here on",
+    "reward.overlong_penalty": "the length of responses costs something else from here on",
     "model.fp8": "products round otherwise from here on",
     "control.kind": "a controller without a past takes over",
     "trainer.seed": "other prompts and samples from here on",

@@ -15,6 +15,7 @@ from megatron_entropic.config.control import ControlConfig as ControlConfig
 from megatron_entropic.config.data import DATA_TASK
 from megatron_entropic.config.data import DataConfig as DataConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
+from megatron_entropic.config.reward import RewardConfig as RewardConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
 from megatron_entropic.config.validation import ValidationConfig as ValidationConfig
@@ -197,34 +198,6 @@ class TaskConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class RewardConfig:
-    """Verification of answers: in processes beside generation, each answer within limits. docs/rewards.md."""
-
-    workers: int = Field(default=0, ge=0, description="verifier processes at most; 0: a quarter of the processor cores, 2 to 16")
-    cpu_limit_s: float = Field(default=3.0, gt=0, description="CPU seconds of one answer's verification; beyond, the answer scores 0")
-    wall_limit_s: float = Field(
-        default=60.0,
-        gt=0,
-        description="the same in wall-clock seconds, for verifiers that wait instead of computing; far above cpu_limit_s, so that "
-        "rewards do not depend on how busy the machine is",
-    )
-    memory_gb: float = Field(default=4.0, gt=0, description="address space of a verifier process, GiB; beyond, the answer scores 0")
-    on_failure: Literal["zero", "stop"] = Field(
-        default="zero",
-        description="when a verifier raises, dies or returns no score: score 0, count it in reward/failures and warn; or stop the run",
-    )
-
-    @model_validator(mode="after")
-    def _wall_clock_is_the_backstop(self) -> "RewardConfig":
-        if self.wall_limit_s < self.cpu_limit_s:
-            raise ValueError(
-                f"reward.wall_limit_s={self.wall_limit_s:g} is below reward.cpu_limit_s={self.cpu_limit_s:g}, which it would hide; "
-                "raise it or lower the other"
-            )
-        return self
-
-
-@dataclass(frozen=True, config=STRICT)
 class TrainerConfig:
     """The loop."""
 
@@ -310,4 +283,13 @@ class Config:
     def _data_is_read(self) -> "Config":
         if self.data.train and self.task.name != DATA_TASK:
             raise ValueError(f"data.train is given, but task.name={self.task.name} does not read it; say task.name={DATA_TASK}")
+        return self
+
+    @model_validator(mode="after")
+    def _room_before_the_overlong_buffer(self) -> "Config":
+        if self.reward.overlong_buffer >= self.rollout.max_new_tokens:
+            raise ValueError(
+                f"reward.overlong_buffer={self.reward.overlong_buffer} must be below rollout.max_new_tokens="
+                f"{self.rollout.max_new_tokens}: it is the last part of them"
+            )
         return self

@@ -14,6 +14,7 @@ from megatron_entropic.doctor.versions import PACKAGES, environment, source_fing
 from megatron_entropic.system.devices import ask_for_cpu
 from megatron_entropic.system.gpus import GPU
 from megatron_entropic.system.network import interfaces
+from megatron_entropic.tasks.sandbox import described
 
 MIN_TMP_BYTES = 2**30
 
@@ -48,6 +49,7 @@ def diagnose(cfg: Config | None = None) -> Diagnosis:
             "source": source_fingerprint(),
             **{name: value or "not installed" for name, value in known.items()},
             **libraries,
+            "sandbox": described(),
         },
         "GPUs": {f"GPU {number}": _gpu(gpu) for number, gpu in enumerate(gpus)} or {"GPUs": "none"},
         "interfaces": {name: ", ".join(addresses) for name, addresses in interfaces().items()},

@@ -23,7 +23,7 @@ class Judged:
 
     rollouts: list[Rollout]
     rewards: list[float]
-    counts: dict[str, int]
+    counts: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "reward/solve_none": MetricField("1", "fraction of prompts of which no rollout has a reward above 0"),
     "reward/timeouts": MetricField("rollouts", "answers whose verification reached a limit of time or memory: scored 0", optional=True),
     "reward/failures": MetricField("rollouts", "answers on which the verifier failed: scored 0", optional=True),
+    "reward/overlong": MetricField("1", "what length cost, mean over the rollouts: part of reward/mean, 0 or below", optional=True),
     "loss/policy": MetricField("1", "policy-gradient loss, mean over the step's updates"),
     "loss/total": MetricField("1", "loss with the control terms, mean over the step's updates"),
     "grad_norm": MetricField("1", "global gradient norm before clipping, mean over the step's updates"),

@@ -57,7 +57,7 @@ def step_metrics(
         "control/selected_fraction": token_mean("selected_fraction") if kind.selection else None,
         "reward/mean": sum(rewards) / len(rewards),
         "reward/solve_all": sum(min(group) == 1.0 for group in groups) / len(groups),
-        "reward/solve_none": sum(max(group) == 0.0 for group in groups) / len(groups),
+        "reward/solve_none": sum(max(group) <= 0.0 for group in groups) / len(groups),
         "loss/policy": token_mean("policy_loss"),
         "loss/total": token_mean("total_loss"),
         "grad_norm": sum(update.grad_norm for update in updates) / len(updates),

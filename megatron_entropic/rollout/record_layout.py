@@ -11,7 +11,7 @@ Shapes: B rollouts (by prompt, then sample), P prompts, N response tokens. Texts
     response_offsets, response_ids, log_probs                  int64 [B + 1], int32 [N], float32 [N]
     text_offsets, text                                         int64 [B + 1], uint8
     metadata                                                   format, step, servers, finish_reasons, counts (JSON: what scoring
-                                                               counted, by metric)
+                                                               counted and the means of parts, by metric)
 """
 
 import itertools
@@ -51,7 +51,7 @@ RecordArray = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class RecordedRollout:
-    """A rollout as it was trained on: `step` is the loop's step (from 0), `reward` the task's score of it in [0, 1]."""
+    """A rollout as it was trained on: `step` is the loop's step (from 0), `reward` its score less what its length costs."""
 
     step: int
     rollout: Rollout
@@ -64,7 +64,7 @@ def encoded(
     rollouts: Sequence[Rollout],
     problems: Mapping[int, Problem],
     rewards: Sequence[float],
-    counts: Mapping[str, int] | None = None,
+    counts: Mapping[str, float] | None = None,
 ) -> tuple[int, Iterator[bytes | memoryview]]:
     """(bytes in all, the bytes piece by piece) of a step's file. The arrays of the rollouts are handed out, not copied.
 
@@ -196,11 +196,11 @@ def decoded(where: str, content: bytes) -> list[RecordedRollout]:
     return records
 
 
-def decoded_counts(where: str, content: bytes) -> dict[str, int]:
-    """Counts of scoring, by metric, from a file's bytes. Raises ValueError starting with `where`."""
+def decoded_counts(where: str, content: bytes) -> dict[str, float]:
+    """Counts of scoring and means of parts, by metric, from a file's bytes. Raises ValueError starting with `where`."""
     try:
         counts = json.loads(_entries(content)["__metadata__"].get("counts", "{}"))
-        return {str(name): int(count) for name, count in counts.items()}
+        return {str(name): count if isinstance(count, int) else float(count) for name, count in counts.items()}
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{where}: not a record of rollouts ({type(error).__name__}: {error})") from error
 

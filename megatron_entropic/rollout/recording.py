@@ -48,7 +48,7 @@ class RolloutWriter:
         rollouts: Sequence[Rollout],
         problems: Mapping[int, Problem],
         rewards: Sequence[float],
-        counts: Mapping[str, int] | None = None,
+        counts: Mapping[str, float] | None = None,
     ) -> None:
         """Has `write` done in a thread, once the step before is written. Raises what went wrong with that one."""
         self.wait()
@@ -73,7 +73,7 @@ class RolloutWriter:
         rollouts: Sequence[Rollout],
         problems: Mapping[int, Problem],
         rewards: Sequence[float],
-        counts: Mapping[str, int] | None = None,
+        counts: Mapping[str, float] | None = None,
     ) -> Path:
         """Writes the file of `step` atomically, replacing an earlier one (a resumed run does its step again).
 
@@ -144,8 +144,8 @@ def read_rollouts(folder: str | os.PathLike[str], step: int) -> list[RecordedRol
     return records
 
 
-def read_counts(folder: str | os.PathLike[str], step: int) -> dict[str, int]:
-    """Counts of scoring the recorded rollouts of `step`, by metric; empty for what earlier versions recorded.
+def read_counts(folder: str | os.PathLike[str], step: int) -> dict[str, float]:
+    """Counts, and means of parts, of scoring the recorded rollouts of `step`, by metric; empty for what earlier versions recorded.
 
     Raises as read_rollouts.
     """

@@ -1,6 +1,7 @@
 """Source of the trainer's experience: prompts, an engine on rank 0, the verifier, and the record of it all."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -30,6 +31,7 @@ from megatron_entropic.tasks import make_task
 from megatron_entropic.tasks.data import DataTask
 from megatron_entropic.tasks.data.curriculum import Curriculum
 from megatron_entropic.tasks.task import Problem, Task
+from megatron_entropic.tasks.verifiers.verdict_cache import FOLDER_VARIABLE as VERDICTS
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +84,14 @@ class RolloutSource:
         engine = make_engine(self.cfg)  # first: servers start while the rest is read
         background = engine.in_background and self.cfg.rollout.max_staleness > 0
         self._pipeline = GenerationPipeline(engine, self.cfg.batch.samples_per_prompt, background=background)
+        os.environ[VERDICTS] = str(self.cfg.run_dir.absolute() / "verdicts")
         self.task = make_task(self.cfg.task, self.cfg.trainer.seed, self.cfg.data)
         self._curriculum = Curriculum(self.cfg.data, self.cfg.trainer.seed) if self.cfg.data.curriculum else None
         self.prompts = make_stream(self.cfg, self.task, prompts_per_step=self.cfg.batch.prompts_per_step, curriculum=self._curriculum)
         vocabulary = Vocabulary(self.prompts.encoder.tokenizer)
-        self._scorer = Scorer(self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary)
+        self._scorer = Scorer(
+            self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary, max_tokens=self.cfg.rollout.max_new_tokens
+        )
         self._writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
 
     @property

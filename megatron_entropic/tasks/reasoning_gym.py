@@ -79,23 +79,11 @@ class ReasoningGym:
         """
         answer = extract_answer(response)
         if len(answer) > _LONGEST_ANSWER:
-            return 0.0
+            return 0.0  # before the problem is made, which may take a second
         index = int(problem.data["index"])
         if self.problem(index).prompt != problem.prompt:
             raise ValueError(f"reasoning_gym/{self._dataset}: problem {index} is another one in the verifier's process")
-        entry = deepcopy(self._entry(index))  # verifiers get their own: nothing forbids them to change it
-        verifier = self._chunk(index // _CHUNK)
-        if is_not_a_number(answer, entry):
-            return 0.0
-        if own := OWN_VERIFIERS.get(self._dataset):
-            return own(answer, entry, verifier.config)
-        try:
-            score = float(verifier.score_answer(answer, entry))
-        except _REFUSALS:
-            # The text comes from a policy in training, and the package's verifiers parse it with int(), json, split()[1] ...
-            # What they cannot parse is a wrong answer. Errors that no text should cause (memory, files) pass through.
-            return 0.0
-        return min(1.0, max(0.0, score)) if math.isfinite(score) else 0.0
+        return entry_score(self._dataset, self._chunk(index // _CHUNK), answer, self._entry(index))
 
     def _make_entry(self, index: int) -> Any:
         return self._chunk(index // _CHUNK)[index % _CHUNK]
@@ -111,6 +99,37 @@ class ReasoningGym:
             raise ValueError(f"task.options: dataset {self._dataset!r} refuses {self._parameters}: {error}") from error
 
 
+def entry_score(dataset: str, verifier: Any, answer: str, entry: Mapping[str, Any]) -> float:
+    """The score of an answer to an entry of `dataset`, by `verifier`, a dataset of that name, or by ours; clipped to [0, 1]."""
+    if len(answer) > _LONGEST_ANSWER:
+        return 0.0
+    entry = deepcopy(dict(entry))  # verifiers get their own: nothing forbids them to change it
+    if is_not_a_number(answer, entry):
+        return 0.0
+    if own := OWN_VERIFIERS.get(dataset):
+        return own(answer, entry, verifier.config)
+    try:
+        score = float(verifier.score_answer(answer, entry))
+    except _REFUSALS:
+        # The text comes from a policy in training, and the package's verifiers parse it with int(), json, split()[1] ...
+        # What they cannot parse is a wrong answer. Errors that no text should cause (memory, files) pass through.
+        return 0.0
+    return min(1.0, max(0.0, score)) if math.isfinite(score) else 0.0
+
+
+def dataset_problem(dataset: str, *, repeatable: bool = False) -> str:
+    """The reason why a dataset cannot be used to judge answers, or, `repeatable`, to make problems; empty when it can."""
+    from reasoning_gym.factory import DATASETS
+
+    if dataset not in DATASETS:
+        return f"reasoning-gym has no such dataset{did_you_mean(dataset, DATASETS)}"
+    if dataset in EXECUTES_ANSWERS - OWN_VERIFIERS.keys():
+        return "refused, its verifier executes what the policy writes; choose another"
+    if repeatable and dataset in NOT_REPEATABLE:
+        return "refused, its problems are not the same in every process; choose another"
+    return ""
+
+
 def extract_answer(response: str) -> str:
     """The text of the last <answer>...</answer>, else the whole response; stripped. Linear in its length."""
     before, opened, after = response.rpartition("<answer>")
@@ -123,12 +142,8 @@ def make_reasoning_gym(options: Mapping[str, Any], seed: int) -> ReasoningGym:
     from reasoning_gym.factory import DATASETS
 
     dataset = text(options, "dataset", "chain_sum")
-    if dataset not in DATASETS:
-        raise ValueError(f"task.options.dataset={dataset!r}: reasoning-gym has no such dataset{did_you_mean(dataset, DATASETS)}")
-    if dataset in EXECUTES_ANSWERS - OWN_VERIFIERS.keys():
-        raise ValueError(f"task.options.dataset={dataset!r}: refused, its verifier executes what the policy writes; choose another")
-    if dataset in NOT_REPEATABLE:
-        raise ValueError(f"task.options.dataset={dataset!r}: refused, its problems are not the same in every process; choose another")
+    if problem := dataset_problem(dataset, repeatable=True):
+        raise ValueError(f"task.options.dataset={dataset!r}: {problem}")
     template = text(options, "prompt_template", "{question}\n")
     if "{question}" not in template:
         raise ValueError(f"task.options.prompt_template={template!r}: must contain {{question}}")

@@ -22,8 +22,9 @@ class Problem:
 class Verifier(Protocol):
     """The half of a task that judges answers. Runs make it in processes of its own, which load the task's module and little else."""
 
-    def score(self, problem: Problem, response: str) -> float:
-        """Reward in [0, 1] of a response text (without the end-of-sequence token).
+    def score(self, problem: Problem, response: str) -> float | Mapping[str, float]:
+        """Reward in [0, 1] of a response text (without the end-of-sequence token); of a mapping, that is "score", and the others are
+        parts of it, whose means become the metrics reward/part/NAME.
 
         It should not raise, whatever the text. What does, or takes longer than the run's limits, is counted, named and scored
         by `reward.on_failure`.
@@ -37,6 +38,7 @@ class Task(Verifier, Protocol):
     A class attribute `inline = True` says that `score` takes microseconds for any text: the trainer then calls it directly.
     A class attribute `verifier = "package.module:function"` names a factory, called with (options, seed) like the task's own,
     of something that only scores; where making the whole task is costly, the processes make that instead.
+    A method `waits(problem)` says whether judging its answers is waiting for a server: threads then call `score`, many at a time.
     """
 
     def problem(self, index: int) -> Problem:

@@ -47,7 +47,7 @@ def free_port() -> int:
 def test_doctor_finds_this_machine_fit_for_the_quickstart() -> None:
     outcome = megatron_entropic("doctor", "quickstart")
     assert outcome.code == 0, outcome.output
-    for word in ("torch ", "megatron-core ", "interfaces", "collectives", "vLLM 0.32.0 (CPU build)", "no problem found"):
+    for word in ("torch ", "megatron-core ", "interfaces", "collectives", "vLLM 0.32.0 (CPU build)", "sandbox ", "no problem found"):
         assert word in outcome.output, word
 
 

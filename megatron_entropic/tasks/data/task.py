@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from megatron_entropic.config.data import DataConfig, DataSource
-from megatron_entropic.tasks.data.judging import FACTORY, DataVerifier
+from megatron_entropic.tasks.data.judging import FACTORY, DataVerifier, verifier_for
 from megatron_entropic.tasks.data.mixing import Mixture
 from megatron_entropic.tasks.data.opening import open_store
 from megatron_entropic.tasks.data.permutation import permutation
 from megatron_entropic.tasks.data.selection import prompt_key, select
 from megatron_entropic.tasks.data.source import SourceRows
 from megatron_entropic.tasks.task import Problem
+from megatron_entropic.tasks.verifiers import waits
 
 
 class DataTask:
@@ -80,6 +81,10 @@ class DataTask:
     def score(self, problem: Problem, response: str) -> Any:
         """As the row's verifier says; in runs in a process of its own."""
         return self._verifier.score(problem, response)
+
+    def waits(self, problem: Problem) -> bool:
+        """Whether the row's verifier asks a server (task.py)."""
+        return waits(verifier_for(problem.data["verifier"]))
 
     def _at(self, source: int, place: int) -> Problem:
         rows = self.sources[source]

@@ -3,6 +3,7 @@
 from megatron_entropic.tasks.verification.judging import judge
 from megatron_entropic.tasks.verification.pool import VerifierPool
 from megatron_entropic.tasks.verification.records import Limits, Verdict, VerifierError, VerifierSpec
+from megatron_entropic.tasks.verification.waiting import WaitingPool
 from megatron_entropic.tasks.verification.worker import VerifierWorker
 
-__all__ = ["Limits", "Verdict", "VerifierError", "VerifierPool", "VerifierSpec", "VerifierWorker", "judge"]
+__all__ = ["Limits", "Verdict", "VerifierError", "VerifierPool", "VerifierSpec", "VerifierWorker", "WaitingPool", "judge"]

@@ -1,7 +1,7 @@
 """Requests and replies of a verifier's process: plain JSON-able records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron_entropic.errors import ReportedError
@@ -32,12 +32,14 @@ class Verdict:
     """The score of one answer in [0, 1].
 
     `outcome` is "scored"; "limit" when a limit ended the verification (score 0); "failed" when the verifier raised, died or gave
-    no score (score 0). `reason` says which limit or what failure, in one line; empty when scored.
+    no score (score 0). `reason` says which limit or what failure, in one line; empty when scored. `parts` are the scores that the
+    verifier put it together from, by name; empty for verifiers that have none, and unless scored.
     """
 
     score: float
     outcome: Literal["scored", "limit", "failed"] = "scored"
     reason: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class VerifierError(ReportedError, ValueError):

@@ -7,8 +7,13 @@ from typing import Any, Protocol
 class RowVerifier(Protocol):
     """Judges answers to the rows of a data set. Made by `make_verifier` from a name and options.
 
-    `reads`, where it has it, names the fields of a row that `score` looks at: only those travel with the problem; without it all
-    but prompt and answer do. `response_of(answer)`, where it has it, is a response that gives the known answer.
+    What it may have besides:
+        reads: names of the fields of a row that `score` looks at: only those travel with the problem; without it all but prompt and
+            answer do.
+        response_of(answer): a response that gives the known answer.
+        start(): loads what takes long; called in each process that judges, before its first answer.
+        waits: true where `score` waits for a server and computes next to nothing: then many answers are judged at a time, by threads.
+        light: true where `score` takes microseconds for any text.
     """
 
     def known_answer(self, text: str, row: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from megatron_entropic.tasks.math_answers import MathVerifier, make_math_verifier
 from megatron_entropic.tasks.task import Problem
+from megatron_entropic.tasks.verifiers.options import Options
 
 
 class Maths:
@@ -38,6 +39,5 @@ class Maths:
 
 def make_math(options: Mapping[str, Any]) -> Maths:
     """It has no options."""
-    if options:
-        raise ValueError(f"verifier math has no options; given: {', '.join(options)}")
+    Options("math", options)
     return Maths()
