@@ -3,6 +3,9 @@
 schema.py     every setting: typed, bounded, documented dataclasses; one Config describes one run
 control.py    those of entropy control, and the presets of released code
 rollout.py    those of rollouts: engine, servers, sampling
+tracking.py   those of trackers and the Prometheus endpoint
+alerts.py     those of alerts
+secrets.py    which settings are secrets, and how they are shown
 values.py     what a text means for a field of a type
 loading.py    how a Config is read from a recipe or a file, overridden and saved
 resume.py     what a resumed run may change of the settings it was saved with
@@ -11,6 +14,7 @@ reference.py  the reference page of all settings
 
 from megatron_entropic.config.control import ControlConfig
 from megatron_entropic.config.schema import (
+    AlertsConfig,
     AlgorithmConfig,
     BatchConfig,
     CheckpointConfig,
@@ -22,10 +26,12 @@ from megatron_entropic.config.schema import (
     RolloutConfig,
     RunConfig,
     TaskConfig,
+    TrackingConfig,
     TrainerConfig,
 )
 
 __all__ = [
+    "AlertsConfig",
     "AlgorithmConfig",
     "BatchConfig",
     "CheckpointConfig",
@@ -38,5 +44,6 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "TaskConfig",
+    "TrackingConfig",
     "TrainerConfig",
 ]

@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
+from megatron_entropic.config.alerts import AlertsConfig as AlertsConfig
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.control import ControlConfig as ControlConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
+from megatron_entropic.config.tracking import TrackingConfig as TrackingConfig
 from megatron_entropic.system.named_functions import FORMS, check_name
 
 LONGEST_NAME = 80
@@ -158,8 +160,12 @@ class OptimizerConfig:
     clip_grad: float = Field(default=1.0, ge=0, description="clip the global gradient norm to this; 0 is off")
 
 
-TRACKERS = {"tensorboard": "megatron_entropic.observability.trackers:TensorBoardTracker"}
-"""The trackers that come with the project: by name what makes one of (run folder, run_id, first step)."""
+TRACKERS = {
+    "tensorboard": "megatron_entropic.observability.trackers.tensorboard:TensorBoardTracker",
+    "wandb": "megatron_entropic.observability.trackers.weights_and_biases:WandbTracker",
+    "mlflow": "megatron_entropic.observability.trackers.mlflow_store:MLflowTracker",
+}
+"""The trackers that come with the project: by name what makes one of (run folder, run_id, first step, the Config)."""
 TRACKER_ENTRY_POINTS = "megatron_entropic.trackers"
 
 TASKS = {
@@ -237,7 +243,9 @@ class TrainerConfig:
         description="draw report.html and plots/ when training ends; `megatron-entropic report RUN_DIR` draws them at any time",
     )
     trackers: tuple[str, ...] = Field(
-        default=(), description=f"further trackers that each step's metrics go to: of installed packages, or {FORMS} of yours"
+        default=(),
+        description=f"further trackers that each step's metrics go to: {', '.join(TRACKERS)}, of installed packages, or {FORMS} of "
+        "yours; docs/trackers.md",
     )
 
     @field_validator("trackers")
@@ -278,6 +286,8 @@ class Config:
     reward: RewardConfig = Field(default_factory=RewardConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig)
 
     @property
     def run_dir(self) -> Path:

@@ -12,7 +12,16 @@ from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
-from megatron_entropic.rollout.types import Finished, IntArray, NamedWeights, Prompt, Rollout, RolloutError
+from megatron_entropic.rollout.types import (
+    Finished,
+    IntArray,
+    MetricsServer,
+    NamedWeights,
+    Prompt,
+    Rollout,
+    RolloutError,
+    ServerLostError,
+)
 from megatron_entropic.rollout.vllm.client import ServerClient
 from megatron_entropic.rollout.vllm.remote_server import find_servers, fleet_folder, trainer_lock
 from megatron_entropic.rollout.vllm.sampling import Sampled, SamplingRequest, sample
@@ -122,7 +131,7 @@ class VLLMFleet:
         late = call_together(waits, time.monotonic() + timeout_s + _LATEST_S)
         if isinstance(late, list):
             named = ", ".join(str(server) for server in self.servers if server.name in late)
-            raise RolloutError(f"not ready after {self.cfg.startup_timeout_s:g} s (rollout.startup_timeout_s): {named}")
+            raise ServerLostError(f"not ready after {self.cfg.startup_timeout_s:g} s (rollout.startup_timeout_s): {named}")
 
     def generate(self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Finished | None = None) -> list[Rollout]:
         """`samples_per_prompt` rollouts of every prompt, ordered by prompt, then sample.
@@ -194,6 +203,13 @@ class VLLMFleet:
         self._broken = f"the update to weight version {version} did not complete"
         self._sync.send(weights, version)
         self._broken = None
+
+    @property
+    def metrics_servers(self) -> list[MetricsServer]:
+        """The servers that have proved who they are, and may be sent their key."""
+        if self._sync is None:
+            return []
+        return [MetricsServer(server.name, server.url, server.headers) for server in self.servers]
 
     def _check_usable(self) -> None:
         if self._sync is None:
