@@ -24,9 +24,18 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = (1.0, 5.0, 25.0)
 """Waits before an alert is posted again."""
+LAST_RETRY_S = 2.0
+"""The longest of these waits at the end of the run."""
 _ROOM = 100
 _PASSING = (408, 425, 429)
 """Answers below 500 that say: later."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The receiver was named by the user, and sends alerts nowhere else."""
+
+    def redirect_request(self, *arguments: object, **named: object) -> None:
+        return None
 
 
 class Webhook:
@@ -35,8 +44,9 @@ class Webhook:
     def __init__(self, url: str, name: str, timeout_s: float) -> None:
         self._url, self._name, self._timeout_s = url, name, timeout_s
         self._host = urlsplit(url).hostname or ""
+        self._opener = urllib.request.build_opener(_NoRedirect)
         self._queue: queue.Queue[Alert | None] = queue.Queue(_ROOM)
-        self._ending = threading.Event()
+        self._ending, self._let_go = threading.Event(), threading.Event()
         self._said_full = False
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()
@@ -60,7 +70,8 @@ class Webhook:
         """Waits for alerts under way, until that time.monotonic() at most; safe to call twice."""
         self.finish()
         self._thread.join(max(0.0, until - time.monotonic()))
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._let_go.is_set():
+            self._let_go.set()
             logger.warning("alerts.webhook (%s) was not done at the end of the run: alerts may be missing there", self._host)
 
     def _work(self) -> None:
@@ -78,9 +89,15 @@ class Webhook:
             problem, passing = self._try(alert)
             if not problem:
                 return
-            if wait is None or not passing or self._ending.wait(wait):
+            if wait is None or not passing or self._let_go_after(wait):
                 logger.warning("alert %s could not be posted to alerts.webhook (%s): %s", alert.title, self._host, problem)
                 return
+
+    def _let_go_after(self, seconds: float) -> bool:
+        """Waits, at the end of the run for a short while only; says whether the end of the run waits no longer."""
+        if self._ending.wait(seconds):
+            self._let_go.wait(min(seconds, LAST_RETRY_S))
+        return self._let_go.is_set()
 
     def _try(self, alert: Alert) -> tuple[str, bool]:
         """What is wrong, empty when nothing is, and whether it may pass. No message of it holds the URL."""
@@ -88,7 +105,7 @@ class Webhook:
             self._url, self._content(alert), {"Content-Type": "application/json", "User-Agent": "megatron-entropic"}, method="POST"
         )
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
+            with self._opener.open(request, timeout=self._timeout_s) as answer:
                 return ("", False) if 200 <= answer.status < 300 else (f"it answered {answer.status}", False)
         except urllib.error.HTTPError as error:
             error.close()

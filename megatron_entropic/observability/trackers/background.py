@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = (1.0, 5.0, 30.0)
 """Waits before a failed call is made again."""
+LAST_RETRY_S = 2.0
+"""The longest of these waits at the end of the run."""
 SLOW_S = 60.0
 """A call that takes longer is remarked on."""
 _FAILURES = (Exception, SystemExit)
@@ -53,7 +55,7 @@ class BackgroundTracker:
         self._queue: queue.Queue[_Call | None] = queue.Queue(room)
         self._tracker: RemoteTracker | None = None
         self._refused: Exception | None = None
-        self._made, self._ending = threading.Event(), threading.Event()
+        self._made, self._ending, self._let_go = threading.Event(), threading.Event(), threading.Event()
         self._given_up = False
         self._unwanted: set[str] = set()
         self._said: set[str] = set()
@@ -106,6 +108,7 @@ class BackgroundTracker:
             waiting = self._queue.qsize()
             self._say("left", f"was not done within tracking.flush_s: {waiting} steps, tables and alerts were not handed over")
             self._given_up = True
+            self._let_go.set()
             abandon = getattr(self._tracker, "abandon", None)
             if abandon is not None:
                 self._attempt("abandon", abandon)
@@ -142,7 +145,7 @@ class BackgroundTracker:
             except _FAILURES as error:
                 self._say("open", f"cannot be opened yet, training goes on meanwhile: {_text(error)}")
                 self._made.set()
-                if wait is None or self._ending.wait(wait):
+                if wait is None or self._let_go_after(wait):
                     self._fail("cannot be opened", error)
                     break
         if self._tracker is not None:
@@ -160,7 +163,7 @@ class BackgroundTracker:
                 break
             except _FAILURES as error:
                 self._say(method, f"failed at {method}: {_text(error)}")
-                if wait is None or self._ending.wait(wait):
+                if wait is None or self._let_go_after(wait):
                     if method == "log":
                         self._fail(f"did not take step {arguments[0] + 1}", error)
                     self._unwanted.add(method)
@@ -169,6 +172,12 @@ class BackgroundTracker:
                 self._busy_since = None
         if method == "log":
             self._delivered(arguments[0])
+
+    def _let_go_after(self, seconds: float) -> bool:
+        """Waits, at the end of the run for a short while only; says whether the end of the run waits no longer."""
+        if self._ending.wait(seconds):
+            self._let_go.wait(min(seconds, LAST_RETRY_S))
+        return self._let_go.is_set()
 
     def _attempt(self, what: str, call: Callable[[], None]) -> None:
         try:

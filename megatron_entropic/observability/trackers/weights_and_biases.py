@@ -82,9 +82,16 @@ class WandbTracker:
         self._opened.summary.update({f"final/{name}": value for name, value in summary.items()})
 
     def close(self) -> None:
-        if self._run is not None:
-            self._run.finish(exit_code=int(self._status == "failed"))
-            self._run = None
+        import wandb
+
+        run, self._run = self._run, None
+        if run is None:
+            return
+        failed = int(self._status == "failed")
+        try:
+            run.finish(exit_code=failed)
+        finally:
+            wandb.teardown(exit_code=failed)  # now, within tracking.flush_s, and not when this process ends
 
     def abandon(self) -> None:
         """Ends W&B's own process, which the end of this one would wait for."""
