@@ -29,7 +29,7 @@ SLOW_S = 60.0
 """A call that takes longer is remarked on."""
 _FAILURES = (Exception, SystemExit)
 """Whatever somebody else's code raises."""
-_Call = tuple[str, tuple[Any, ...]]
+_Handover = tuple[str, tuple[Any, ...]]
 
 
 class BackgroundTracker:
@@ -52,7 +52,7 @@ class BackgroundTracker:
     ) -> None:
         self.name = name
         self._make, self._known, self._delivered = make, known, delivered
-        self._queue: queue.Queue[_Call | None] = queue.Queue(room)
+        self._queue: queue.Queue[_Handover | None] = queue.Queue(room)
         self._tracker: RemoteTracker | None = None
         self._refused: Exception | None = None
         self._made, self._ending, self._let_go = threading.Event(), threading.Event(), threading.Event()
