@@ -42,13 +42,22 @@ class VLLMFleet:
 
     `start` launches the servers (`launch` alone does not wait, so that other work can be done meanwhile). Every failure is a
     RolloutError that names the server, its address, process and log. After a failed weight update the fleet refuses to work.
-    The first server's number is `first_index`.
+    The first server's number is `first_index`. `stats`: whether they count what they do, for their /metrics.
     """
 
     in_background = True
 
     def __init__(
-        self, cfg: RolloutConfig, *, model_dir: Path, dtype: str, max_model_len: int, seed: int, log_dir: Path, first_index: int = 0
+        self,
+        cfg: RolloutConfig,
+        *,
+        model_dir: Path,
+        dtype: str,
+        max_model_len: int,
+        seed: int,
+        log_dir: Path,
+        first_index: int = 0,
+        stats: bool = False,
     ) -> None:
         self.cfg = cfg
         self.model_dir = model_dir
@@ -57,6 +66,7 @@ class VLLMFleet:
         self.seed = seed
         self.log_dir = log_dir
         self.first_index = first_index
+        self.stats = stats
         self.folder = fleet_folder(cfg)
         self.servers: list[ServerClient] = []
         self._sync: WeightSync | None = None
@@ -82,6 +92,7 @@ class VLLMFleet:
                 seed=self.seed,
                 log_dir=self.log_dir,
                 slot=slot,
+                stats=self.stats,
             )
             for slot, listener in enumerate(open_listeners(self.cfg))
         ]
@@ -241,6 +252,7 @@ def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
         seed=cfg.trainer.seed,
         log_dir=cfg.run_dir / "logs",
         first_index=first_index,
+        stats=bool(cfg.tracking.prometheus_port),
     )
 
 
