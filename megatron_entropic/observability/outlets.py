@@ -18,6 +18,7 @@ from megatron_entropic.observability.watch import Watch
 from megatron_entropic.rollout.source import RolloutSource
 from megatron_entropic.rollout.types import Rollout, ServerLostError
 from megatron_entropic.start_checks.learning import largest_entropy
+from megatron_entropic.system.folder_lock import FolderOwnedError
 from megatron_entropic.system.stop_signal import StopRequested
 
 LAST_VALUES = ("reward/mean", "policy/entropy", "control/target_entropy", "control/alpha", "response/length_mean")
@@ -61,7 +62,14 @@ class Outlets:
         self._last = metrics
 
     def close(self, error: BaseException | None) -> None:
-        """Says how the run ended and waits, for a limited time, until all of it was taken; `error` is what ended it."""
+        """Says how the run ended and waits, for a limited time, until all of it was taken; `error` is what ended it.
+
+        A run that another process has taken over says nothing any more.
+        """
+        if isinstance(error, FolderOwnedError):
+            self._trackers.drop()
+            self._close_endpoint()
+            return
         stopped = isinstance(error, StopRequested) or (error is not None and not isinstance(error, Exception))
         if error is not None and not stopped:
             kind = "server_lost" if isinstance(error, ServerLostError) else "run_failed"

@@ -13,6 +13,7 @@ from megatron_entropic.observability.outlets import Outlets
 from megatron_entropic.rollout.source import RolloutSource
 from megatron_entropic.rollout.types import RolloutError, ServerLostError
 from megatron_entropic.rollout.vllm.client import ServerClient
+from megatron_entropic.system.folder_lock import FolderOwnedError
 from megatron_entropic.system.stop_signal import StoppedAtOnce, StopRequested
 from tests.observability.alerts.receiver import Receiver
 from tests.observability.synthetic_runs import synthetic_metrics
@@ -71,6 +72,7 @@ def test_a_server_that_died_or_hangs_is_lost(tmp_path: Path) -> None:
     [
         (lambda folder: None, "finished", None, ""),
         (lambda folder: StopRequested("SIGTERM"), "stopped", None, ""),
+        (lambda folder: FolderOwnedError("taken over"), "another's", None, ""),
         (lambda folder: StoppedAtOnce(130), "stopped", None, ""),
         (
             lost,
@@ -96,6 +98,9 @@ def test_the_end_of_a_run(tmp_path: Path, end: Any, status: str, kind: str | Non
         outlets.close(None)
     assert [(alert["kind"], alert["step"]) for alert in receiver.posted] == ([(kind, 2)] if kind else [])
     assert all(message in alert["message"] and "\n" not in alert["message"] for alert in receiver.posted)
+    if status == "another's":
+        assert not (tmp_path / "ends.json").exists()
+        return
     told = json.loads((tmp_path / "ends.json").read_text())
     assert (told["status"], told["steps"], told["validation/a/avg"]) == (status, 2, 0.5)
     assert told["reward/mean"] == metrics[-1]["reward/mean"]

@@ -56,7 +56,7 @@ class BackgroundTracker:
         self._tracker: RemoteTracker | None = None
         self._refused: Exception | None = None
         self._made, self._ending, self._let_go = threading.Event(), threading.Event(), threading.Event()
-        self._given_up = False
+        self._given_up = self._dropped = False
         self._unwanted: set[str] = set()
         self._said: set[str] = set()
         self._missed = 0
@@ -107,13 +107,15 @@ class BackgroundTracker:
         if self._thread.is_alive():
             waiting = self._queue.qsize()
             self._say("left", f"was not done within tracking.flush_s: {waiting} steps, tables and alerts were not handed over")
-            self._given_up = True
-            self._let_go.set()
-            abandon = getattr(self._tracker, "abandon", None)
-            if abandon is not None:
-                self._attempt("abandon", abandon)
+            self._abandon()
         elif self._missed:
             logger.warning("tracker %s missed %d steps, tables and alerts", self.name, self._missed)
+
+    def drop(self) -> None:
+        """Lets go of the tracker at once, and does not close it: the run is another process's now."""
+        self._dropped = True
+        self._abandon()
+        self.finish()
 
     def close(self) -> None:
         """As `join` without patience; safe to call twice."""
@@ -129,8 +131,15 @@ class BackgroundTracker:
             if call is None:
                 break
             self._hand_over(self._tracker, *call)
-        if self._tracker is not None:
+        if self._tracker is not None and not self._dropped:
             self._attempt("close", self._tracker.close)
+
+    def _abandon(self) -> None:
+        self._given_up = True
+        self._let_go.set()
+        abandon = getattr(self._tracker, "abandon", None)
+        if abandon is not None:
+            self._attempt("abandon", abandon)
 
     def _open(self) -> None:
         for wait in (*RETRY_S, None):
@@ -148,7 +157,7 @@ class BackgroundTracker:
                 if wait is None or self._let_go_after(wait):
                     self._fail("cannot be opened", error)
                     break
-        if self._tracker is not None:
+        if self._tracker is not None and not self._dropped:
             self._known(self._tracker.run_id)
         self._made.set()
 
@@ -170,7 +179,7 @@ class BackgroundTracker:
                     return
             finally:
                 self._busy_since = None
-        if method == "log":
+        if method == "log" and not self._dropped:
             self._delivered(arguments[0])
 
     def _let_go_after(self, seconds: float) -> bool:

@@ -170,6 +170,24 @@ def test_one_that_hangs_holds_nobody_and_is_let_go(
     assert len(warnings(caplog)) == 3, "each once"
 
 
+def test_one_that_is_dropped_is_not_closed(never: threading.Event) -> None:
+    begun, delivered = threading.Event(), list[int]()
+
+    def trouble(method: str) -> None:
+        begun.set()
+        never.wait(LONG)
+
+    tracker = Recording(trouble)
+    behind = driven(tracker, delivered=delivered.append)
+    behind.log(0, {})
+    behind.log(1, {})
+    assert begun.wait(LONG)
+    behind.drop()
+    never.set()
+    end(behind)
+    assert (tracker.steps, tracker.closed, delivered) == ([0], 0, [])
+
+
 def test_what_the_user_must_mend_ends_the_start() -> None:
     def make() -> Any:
         raise TrackerRefusedError("trainer.trackers=mine: log in first")
