@@ -39,6 +39,7 @@ class BackgroundTracker:
         name: as in trainer.trackers, for messages.
         delivered: called in the thread after each step that the tracker has taken.
         known: called in the thread with the tracker's run_id.
+        abandon: what lets go of a tracker that is not made yet, as its own `abandon` does later.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class BackgroundTracker:
         room: int,
         known: Callable[[str], None] = lambda run_id: None,
         delivered: Callable[[int], None] = lambda step: None,
+        abandon: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
-        self._make, self._known, self._delivered = make, known, delivered
+        self._make, self._known, self._delivered, self._abandon_making = make, known, delivered, abandon
         self._queue: queue.Queue[_Handover | None] = queue.Queue(room)
         self._tracker: RemoteTracker | None = None
         self._refused: Exception | None = None
@@ -105,7 +107,7 @@ class BackgroundTracker:
             return
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
-            waiting = self._queue.qsize()
+            waiting = sum(call is not None for call in tuple(self._queue.queue))
             self._say("left", f"was not done within tracking.flush_s: {waiting} steps, tables and alerts were not handed over")
             self._abandon()
         elif self._missed:
@@ -137,7 +139,7 @@ class BackgroundTracker:
     def _abandon(self) -> None:
         self._given_up = True
         self._let_go.set()
-        abandon = getattr(self._tracker, "abandon", None)
+        abandon = getattr(self._tracker, "abandon", None) if self._tracker is not None else self._abandon_making
         if abandon is not None:
             self._attempt("abandon", abandon)
 

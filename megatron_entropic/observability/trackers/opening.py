@@ -102,9 +102,15 @@ class Trackers:
                 self._ids[name] = made
                 delivered.begin(made, next_step)
 
-            make = partial(_of_package, name, self._cfg, run_id, first_step)
-            room = self._cfg.tracking.queue + len(missed) + 1
-            driven = BackgroundTracker(name, make, room=room, known=known, delivered=delivered.took)
+            kind = named_function("trainer.trackers", name, TRACKERS, TRACKER_ENTRY_POINTS)
+            driven = BackgroundTracker(
+                name,
+                partial(kind, self._cfg.run_dir, run_id, first_step, self._cfg),
+                room=self._cfg.tracking.queue + len(missed) + 1,
+                known=known,
+                delivered=delivered.took,
+                abandon=getattr(kind, "abandon", None),
+            )
         driven.submit("log_config", without_secrets(to_dict(self._cfg)))
         for line in missed:
             driven.submit("log", line["step"], line)
@@ -119,11 +125,6 @@ def flush_limit(tracking: TrackingConfig) -> float:
 def tracker_names(trainer: TrainerConfig) -> list[str]:
     """The trackers that the settings ask for, each once."""
     return list(dict.fromkeys([*(["tensorboard"] if trainer.tensorboard else []), *trainer.trackers]))
-
-
-def _of_package(name: str, cfg: Config, run_id: str | None, first_step: int) -> RemoteTracker:
-    made: RemoteTracker = named_function("trainer.trackers", name, TRACKERS, TRACKER_ENTRY_POINTS)(cfg.run_dir, run_id, first_step, cfg)
-    return made
 
 
 def _outside(name: str, run_dir: Path, run_id: str | None, first_step: int) -> RemoteTracker:

@@ -1,8 +1,10 @@
 """W&B: metrics, samples, alerts, settings. Online, or offline with WANDB_MODE=offline: run_dir/wandb, for `wandb sync`."""
 
+import contextlib
 import math
 import os
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 _TITLE = 63
 """Longest title of an alert."""
 _SERVICE = "wandb-core"
+_ENDING_S = 2.0
+"""How long wandb may take to see that its process is gone."""
 _UNSENT = ("offline", "dryrun", "disabled")
 
 
@@ -93,17 +97,29 @@ class WandbTracker:
         finally:
             wandb.teardown(exit_code=failed)  # now, within tracking.flush_s, and not when this process ends
 
-    def abandon(self) -> None:
-        """Ends W&B's own process, which the end of this one would wait for."""
+    @staticmethod
+    def abandon() -> None:
+        """Ends W&B's own process, which the end of this one would wait for, also while a run is being opened."""
         for process in psutil.Process().children():
             try:
                 if process.name() == _SERVICE:
                     process.kill()
             except psutil.NoSuchProcess:
                 continue
+        ending = threading.Thread(target=_forget_service, name="the end of wandb", daemon=True)
+        ending.start()
+        ending.join(_ENDING_S)
 
     @property
     def _opened(self) -> "wandb.Run":
         if self._run is None:
             raise ValueError("the run at W&B is closed")
         return self._run
+
+
+def _forget_service() -> None:
+    """Has wandb see now that its process is gone; else it would wait for it, and complain, when this one ends."""
+    import wandb
+
+    with contextlib.suppress(Exception):  # of a connection that is closed: it was abandoned with the rest
+        wandb.teardown(exit_code=1)
