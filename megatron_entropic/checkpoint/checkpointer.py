@@ -24,6 +24,7 @@ from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.checkpoint_files.store import POLICY, CheckpointStore, CheckpointStoreError, name_of
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import to_dict
+from megatron_entropic.config.secrets import without_secrets
 from megatron_entropic.control import Controller
 from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import from_rank_zero, meet
@@ -176,7 +177,7 @@ class Checkpointer:
             "controller": controller.state_dict(),
             "trackers": self.trackers,
             "data": self._data_state(),
-            "settings": to_dict(self.cfg),
+            "settings": without_secrets(to_dict(self.cfg)),
         }
         partial = from_rank_zero(
             self.parallel, self._named, self.store.begin, step, state, self._companions, doing="the checkpoint's folder to be made"

@@ -7,11 +7,24 @@ from typing import Any
 
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import to_dict
+from megatron_entropic.config.secrets import without_secrets
 from megatron_entropic.errors import ReportedError
 
 ALLOW_CHANGE = "--allow-change"
 
-FREE_TO_CHANGE = ("parallel", "checkpoint", "rollout", "control", "algorithm", "optimizer", "reward", "trainer", "validation")
+FREE_TO_CHANGE = (
+    "parallel",
+    "checkpoint",
+    "rollout",
+    "control",
+    "algorithm",
+    "optimizer",
+    "reward",
+    "trainer",
+    "validation",
+    "tracking",
+    "alerts",
+)
 """Sections whose settings may be others on resume."""
 ALSO_FREE = (
     "batch.max_tokens_per_micro_batch",
@@ -100,8 +113,12 @@ def refuse(changed: Sequence[Difference], checkpoint: Path, *, allow_change: boo
 
 
 def differences(saved: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[Difference]:
-    """All settings that differ, by name. One that `saved` does not know has its default there; one that is no more is left out."""
+    """All settings that differ, by name. One that `saved` does not know has its default there; one that is no more is left out.
+
+    Of secrets, which checkpoints do not hold, what is shown of them is compared.
+    """
     found = []
+    saved, now = without_secrets(saved), without_secrets(now)
     for section, defaults in to_dict(Config()).items():
         before, after = ({**defaults, **settings.get(section, {})} for settings in (saved, now))
         for name in sorted(defaults) if section not in UNIMPORTANT else ():

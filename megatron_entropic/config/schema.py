@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
+from megatron_entropic.config.alerts import AlertsConfig as AlertsConfig
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.control import ControlConfig as ControlConfig
 from megatron_entropic.config.data import DATA_TASK
@@ -18,6 +19,7 @@ from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
 from megatron_entropic.config.reward import RewardConfig as RewardConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
+from megatron_entropic.config.tracking import TrackingConfig as TrackingConfig
 from megatron_entropic.config.validation import ValidationConfig as ValidationConfig
 from megatron_entropic.system.named_functions import FORMS, check_name
 
@@ -162,8 +164,12 @@ class OptimizerConfig:
     clip_grad: float = Field(default=1.0, ge=0, description="clip the global gradient norm to this; 0 is off")
 
 
-TRACKERS = {"tensorboard": "megatron_entropic.observability.trackers:TensorBoardTracker"}
-"""The trackers that come with the project: by name what makes one of (run folder, run_id, first step)."""
+TRACKERS = {
+    "tensorboard": "megatron_entropic.observability.trackers.tensorboard:TensorBoardTracker",
+    "wandb": "megatron_entropic.observability.trackers.weights_and_biases:WandbTracker",
+    "mlflow": "megatron_entropic.observability.trackers.mlflow_store:MLflowTracker",
+}
+"""The trackers that come with the project: by name what makes one of (run folder, run_id, first step, the Config)."""
 TRACKER_ENTRY_POINTS = "megatron_entropic.trackers"
 
 TASKS = {
@@ -214,7 +220,9 @@ class TrainerConfig:
         description="draw report.html and plots/ when training ends; `megatron-entropic report RUN_DIR` draws them at any time",
     )
     trackers: tuple[str, ...] = Field(
-        default=(), description=f"further trackers that each step's metrics go to: of installed packages, or {FORMS} of yours"
+        default=(),
+        description=f"further trackers that each step's metrics go to: {', '.join(TRACKERS)}, of installed packages, or {FORMS} of "
+        "yours; docs/trackers.md",
     )
 
     @field_validator("trackers")
@@ -257,6 +265,8 @@ class Config:
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig)
 
     @property
     def run_dir(self) -> Path:

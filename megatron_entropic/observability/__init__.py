@@ -5,7 +5,7 @@ plots.py and report.py import matplotlib and jinja2: import them where they are 
 
 from megatron_entropic.observability.metrics import METRIC_FIELDS, MetricsWriter, MetricValue, read_metrics, truncate_after
 from megatron_entropic.observability.progress import ProgressBar
-from megatron_entropic.observability.trackers import TensorBoardTracker, Tracker, TrackerGroup, make_trackers
+from megatron_entropic.observability.trackers import TensorBoardTracker, Tracker, TrackerGroup, Trackers
 
 __all__ = [
     "METRIC_FIELDS",
@@ -15,7 +15,7 @@ __all__ = [
     "TensorBoardTracker",
     "Tracker",
     "TrackerGroup",
-    "make_trackers",
+    "Trackers",
     "read_metrics",
     "truncate_after",
 ]

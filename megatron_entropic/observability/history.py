@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from megatron_entropic.config.secrets import argument_shown
 from megatron_entropic.system.stop_signal import EXIT_STOPPED
 
 FILE = "history.jsonl"
@@ -32,7 +33,7 @@ class Start:
 
 def record_start(run_dir: Path, arguments: Sequence[str]) -> None:
     """Notes that `megatron-entropic ARGUMENTS` starts now."""
-    _append(run_dir, {"command": shlex.join(["megatron-entropic", *arguments]), "host": socket.gethostname()})
+    _append(run_dir, {"command": shlex.join(["megatron-entropic", *map(argument_shown, arguments)]), "host": socket.gethostname()})
 
 
 def record_end(run_dir: Path, code: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from megatron_entropic.config.secrets import without_secrets
 from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.metrics import read_metrics
 
@@ -89,7 +90,7 @@ def load_run(run_dir: str | os.PathLike[str]) -> RunData:
     if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
         raise ValueError(f"{config_path}: not a mapping of sections (run, model, ...) to fields")
     metrics_path = path / "metrics.jsonl"
-    return RunData(path, config, read_metrics(metrics_path) if metrics_path.is_file() else [])
+    return RunData(path, without_secrets(config), read_metrics(metrics_path) if metrics_path.is_file() else [])
 
 
 def smooth(values: Array) -> Array:

@@ -10,42 +10,42 @@ from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller
 from megatron_entropic.distributed.parallel import Parallel
-from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.directory import read_companions
 from megatron_entropic.hf.files import write_hf
-from megatron_entropic.observability.metrics import MetricsWriter, MetricValue, truncate_after
+from megatron_entropic.observability.metrics import MetricsWriter, MetricValue, read_metrics, truncate_after
+from megatron_entropic.observability.outlets import Outlets
 from megatron_entropic.observability.progress import ProgressBar
 from megatron_entropic.observability.step_metrics import step_metrics
 from megatron_entropic.observability.step_timer import StepTimer
-from megatron_entropic.observability.trackers import TrackerGroup, make_trackers
-from megatron_entropic.observability.watch import Watch
+from megatron_entropic.observability.trackers import TrackerGroup
 from megatron_entropic.policy.engine import Policy
 from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.policy.weights import weights_to_rank_zero
+from megatron_entropic.rollout.source import RolloutSource
 from megatron_entropic.rollout.types import NamedWeights, Rollout
-from megatron_entropic.start_checks.learning import largest_entropy
 from megatron_entropic.system.folder_lock import Fence
 
 logger = logging.getLogger(__name__)
 
 
 class RunOutput:
-    """Writes a run's folder from rank 0; on the other ranks the same calls only time. A context manager."""
+    """Writes a run's folder from rank 0, and tells its trackers; on the other ranks the same calls only time. A context manager."""
 
     def __init__(self, cfg: Config, parallel: Parallel) -> None:
         self.cfg = cfg
         self.parallel = parallel
         self.time = StepTimer()
         self._fence = Fence.of_this_run(cfg.run_dir)
-        self._trackers = TrackerGroup([])
         self._metrics: MetricsWriter | None = None
+        self._own = TrackerGroup([])
+        self._outlets: Outlets | None = None
         # Read now: when the run ends the base model may have moved.
         self._companions = read_companions(model_folder(cfg.model.hf_path).hf_dir) if parallel.rank == 0 else {}
 
     def __enter__(self) -> "RunOutput":
         return self
 
-    def start(self, first_step: int, tracker_ids: dict[str, str]) -> None:
+    def start(self, first_step: int, tracker_ids: dict[str, str], source: RolloutSource) -> None:
         """Opens everything for appending from `first_step` on; what a killed run wrote of later steps is removed.
 
         `tracker_ids`, what names the run at each tracker, are used where known and filled in.
@@ -58,15 +58,21 @@ class RunOutput:
             if (metrics.last_step if metrics.last_step is not None else -1) != first_step - 1:
                 raise ValueError(f"{path} ends at step {metrics.last_step}, but the checkpoint is of step {first_step - 1}")
             self._metrics = metrics
+            history = read_metrics(path)
             progress = ProgressBar(self.cfg.trainer.steps, first_step=first_step)
-            trackers = make_trackers(self.cfg.run_dir, self.cfg.trainer, first_step=first_step, known_ids=tracker_ids)
-            tracker_ids.update({name: tracker.run_id for name, tracker in trackers.items()})
-            largest = largest_entropy(self.cfg.control, Architecture.from_hf(model_folder(self.cfg.model.hf_path).hf_dir).vocab_size)
-            self._trackers = TrackerGroup([metrics, *trackers.values(), progress, Watch(self.cfg, largest)])
+            self._own = TrackerGroup([metrics, progress])
+            self._outlets = Outlets(self.cfg, source, tracker_ids, history)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._trackers.close()
+            if self._outlets is not None:
+                self._outlets.close(error)
+        finally:
+            self._close_own(error)
+
+    def _close_own(self, error: BaseException | None) -> None:
+        try:
+            self._own.close()
         except ExceptionGroup as errors:  # of a full disk, which has ended the run already
             if error is None:
                 raise
@@ -88,14 +94,18 @@ class RunOutput:
         times = self.time.lap()
         if self.parallel.rank == 0:
             self._fence.check()
-            self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, controller, {**times, **scoring}))
+            metrics = step_metrics(self.cfg, step, rollouts, rewards, updates, controller, {**times, **scoring})
+            self._own.log(step, metrics)
+            if self._outlets is not None:
+                self._outlets.log(step, metrics, rollouts, rewards)
 
     def complete(self, left_out: Mapping[str, MetricValue]) -> None:
         """Adds metrics of the step before the first one, which the run was stopped before; the trackers get that step again, whole."""
         if left_out and self._metrics is not None:
             self._fence.check()
             line = self._metrics.complete(left_out)
-            TrackerGroup([each for each in self._trackers.trackers if each is not self._metrics]).log(int(line["step"]), line)
+            if self._outlets is not None:
+                self._outlets.complete(int(line["step"]), line)
 
     def export(self, policy: Policy) -> None:
         """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks.

@@ -1,94 +1,91 @@
-"""Watches a run for steps that train nothing and targets that are out of reach: says so once, and notes it for the report."""
+"""Watches a run: alerts when trouble begins and when it is over, and remarks on what is wrong from the start, once, for the report.
+
+What is trouble: alerts/conditions.py.
+"""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from megatron_entropic.config import Config
-from megatron_entropic.control.handoff import Phase
-from megatron_entropic.control.kinds import kind_of
+from megatron_entropic.observability.alerts.conditions import CONDITIONS, RewardTrend, Seen, free_bytes
+from megatron_entropic.observability.alerts.episodes import Episode
 from megatron_entropic.observability.metrics import MetricValue
 from megatron_entropic.observability.run_warnings import RunWarning, append_warning, read_warnings
-from megatron_entropic.rollout.logprob_gap import likely_causes, warn_bounds
+from megatron_entropic.observability.trackers.tracker import Alert
 
 logger = logging.getLogger(__name__)
 
-FAR = 0.5
-"""Of the target: an entropy further from it at the start is remarked on."""
-EXHAUSTED_STEPS = 10
-"""Steps in a row in which the controller is at the end of its means before that is remarked on."""
-
 
 class Watch:
-    """A Tracker (trackers.py) that reads each step's metrics and warns of each kind of trouble once a run, resumed or not.
+    """A Tracker that reads each step's metrics, logs alerts and hands them to `deliver`.
 
-    `largest_entropy`: the largest value (nats) of the entropy that the run steers by.
+    Each kind of trouble is noted in warnings.jsonl once a run, resumed or not. Alerts come once for as long as trouble lasts.
+
+    Args:
+        largest_entropy: the largest value (nats) of the entropy that the run steers by.
+        history: metrics of the steps before a resumed run's first, which say what lasts since when.
     """
 
-    def __init__(self, cfg: Config, largest_entropy: float) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        largest_entropy: float,
+        deliver: Callable[[Alert], None] = lambda alert: None,
+        history: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self._cfg = cfg
         self._largest = largest_entropy
-        self._exhausted = 0
+        self._deliver = deliver
+        self._reward = RewardTrend()
         self._said = {warning.kind for warning in read_warnings(cfg.run_dir)}
+        patience = {kind: condition.patience(cfg.alerts) for kind, condition in CONDITIONS.items()}
+        self._episodes = {kind: Episode(steps, cfg.alerts.clear_steps) for kind, steps in patience.items() if steps}
+        self.last_step = -1
+        for line in history:
+            for kind, message in self._looked_at(line["step"], line, free=None).items():
+                if kind in self._episodes:
+                    self._episodes[kind].step(message is not None)
 
     def log(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
-        """Looks at the metrics of `step`."""
-        for kind, message in self._warnings_of(step, metrics):
-            if kind not in self._said:
-                self._said.add(kind)
-                append_warning(self._cfg.run_dir, RunWarning(kind, step, message))
-                logger.warning("step %d: %s", step + 1, message)
+        """Looks at the metrics of `step`, and at the disk."""
+        for kind, message in self._looked_at(step, metrics, free_bytes(self._cfg)).items():
+            episode = self._episodes.get(kind)
+            change = None if episode is None else episode.step(message is not None)
+            if message is not None and (CONDITIONS[kind].remarked or change == "begins"):
+                self._note(kind, step, message, log=change != "begins")
+            if change == "begins" and message is not None and episode is not None:
+                self._alert(Alert(kind, "begins", step, episode.steps, message))
+            elif change == "over" and episode is not None:
+                message = f"after {episode.lasted} steps with it there were {self._cfg.alerts.clear_steps} without"
+                self._alert(Alert(kind, "over", step, episode.lasted, message))
+
+    def alert(self, kind: str, message: str) -> None:
+        """Alerts of what no metric says, such as the end of the run, at the step after the last one."""
+        self._alert(Alert(kind, "begins", self.last_step + 1, 0, message))
 
     def close(self) -> None:
         """There is nothing to release."""
 
-    def _warnings_of(self, step: int, metrics: Mapping[str, MetricValue]) -> Iterator[tuple[str, str]]:
-        if metrics.get("control/active_fraction") == 0:
-            yield "no_signal", self._no_signal(metrics)
-        if metrics.get("response/truncated") == 1:
-            yield (
-                "all_truncated",
-                f"every response was cut off at rollout.max_new_tokens={self._cfg.rollout.max_new_tokens}; raise it, "
-                "or look at the prompts: does the model know when to stop (task.chat_template)?",
-            )
-        bounds = warn_bounds(self._cfg.model, self._cfg.rollout, step)
-        largest, mean = metrics.get("rollout/logprob_gap"), metrics.get("rollout/logprob_gap_mean")
-        if bounds and largest is not None and mean is not None and bounds.exceeded(largest, mean):
-            yield (
-                "logprob_gap",
-                f"the sampler's log-probs are {mean:.2g} nats from the trainer's in the mean and {largest:.2g} at most, where up to "
-                f"{bounds} would be usual; likely causes: {likely_causes(self._cfg.model, self._cfg.rollout, step)}",
-            )
-        if kind_of(self._cfg.control).steered:
-            yield from self._target_warnings(step, metrics)
+    def _looked_at(self, step: int, metrics: Mapping[str, MetricValue], free: int | None) -> dict[str, str | None]:
+        """By kind, the message where there is this trouble."""
+        self.last_step = step
+        self._reward.add(metrics.get("reward/mean"))
+        seen = Seen(self._cfg, step, metrics, self._largest, self._reward, free)
+        return {kind: condition.of(seen) for kind, condition in CONDITIONS.items()}
 
-    def _no_signal(self, metrics: Mapping[str, MetricValue]) -> str:
-        if metrics.get("reward/solve_none") == 1:
-            why = "no response to any prompt was right: take easier problems, a better model, more samples, or longer responses"
-        elif metrics.get("reward/solve_all") == 1:
-            why = "every response to every prompt was right: there is nothing left to learn from these problems"
+    def _note(self, kind: str, step: int, message: str, *, log: bool) -> None:
+        """In warnings.jsonl, once a run."""
+        if kind in self._said:
+            return
+        self._said.add(kind)
+        append_warning(self._cfg.run_dir, RunWarning(kind, step, message))
+        if log:
+            logger.warning("step %d: %s", step + 1, message)
+
+    def _alert(self, alert: Alert) -> None:
+        if alert.state == "begins":
+            logger.warning("alert %s: %s", alert.title, alert.message)
         else:
-            why = "the rewards of each prompt's samples were all equal: take more samples, or a task that tells answers apart"
-        return f"no reward signal in this step, its update taught nothing about the task: {why}"
-
-    def _target_warnings(self, step: int, metrics: Mapping[str, MetricValue]) -> Iterator[tuple[str, str]]:
-        control = self._cfg.control
-        target, entropy = metrics.get("control/target_entropy"), metrics.get(f"policy/{control.steer_by}")
-        if step == 0 and target is not None and entropy is not None and abs(entropy - target) > FAR * max(target, entropy):
-            yield (
-                "far_from_target",
-                f"the entropy starts at {entropy:.3g} nats, the target is {target:.3g}: a long way, which may cost "
-                f"skill; to hold it near where it is set control.target_entropy={entropy:.2g}, or control.target_unit=initial with "
-                "control.target_entropy=1.0",
-            )
-        if target is not None and not 0 <= target <= self._largest:
-            yield (
-                "impossible_target",
-                f"no policy has the target of {target:.3g} nats: entropies lie between 0 and {self._largest:.3g} here",
-            )
-        self._exhausted = self._exhausted + 1 if metrics.get("control/phase") == Phase.EXHAUSTED.number else 0
-        if self._exhausted >= EXHAUSTED_STEPS:
-            yield (
-                "out_of_reach",
-                f"the controller has been at the end of its means for {EXHAUSTED_STEPS} steps, the target of {target:.3g} nats is out "
-                "of reach: take one nearer to the entropy there is, or raise alpha_limit or handoff_coefficient_max of control",
-            )
+            logger.info("alert %s: %s", alert.title, alert.message)
+        self._deliver(alert)

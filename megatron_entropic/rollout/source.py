@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.recording import RolloutWriter, read_counts, read_rollouts
 from megatron_entropic.rollout.sampling_record import record_sampling
 from megatron_entropic.rollout.scoring import Scorer
-from megatron_entropic.rollout.types import ENGINE_PARTS, NamedWeights, Rollout, RolloutEngine, RolloutError
+from megatron_entropic.rollout.types import ENGINE_PARTS, MetricsServer, NamedWeights, Rollout, RolloutEngine, RolloutError
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.system.folder_lock import Fence
 from megatron_entropic.system.many_imports import many_imports
@@ -111,6 +111,16 @@ class RolloutSource:
         """Rank 0's, once the source is open."""
         assert self._writer is not None
         return self._writer
+
+    def metrics_servers(self) -> Sequence[MetricsServer]:
+        """The engine's servers that are ready to be asked for metrics; none for an engine without servers."""
+        return () if self._pipeline is None else getattr(self._pipeline.engine, "metrics_servers", ())
+
+    def prompt_text(self, rollout: Rollout) -> str:
+        """The prompt of a rollout as the policy saw it. Rank 0's, once the source is open."""
+        return self.prompts.encoder.tokenizer.decode(
+            rollout.prompt_ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def recorded(self) -> None:
         """Returns once all that was collected and generated is on the disk. Raises on rank 0 what kept it from there; else no-op."""

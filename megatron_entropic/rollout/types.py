@@ -1,7 +1,8 @@
 """Data passed between prompts, engines and the trainer: plain frozen records, no tensors. Tokens are numpy arrays."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from dataclasses import field as dataclass_field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -132,5 +133,18 @@ ENGINE_PARTS = ("in_background", "start", "generate", "sync_weights", "seek", "c
 """Of a RolloutEngine."""
 
 
+@dataclass(frozen=True)
+class MetricsServer:
+    """A server that answers GET `url`/metrics, in Prometheus' text format, to who sends `headers`, which hold its key."""
+
+    name: str
+    url: str
+    headers: Mapping[str, str] = dataclass_field(repr=False)
+
+
 class RolloutError(ReportedError, RuntimeError):
     """An engine failed; the message names the server and what to do."""
+
+
+class ServerLostError(RolloutError):
+    """A server died, or no longer answers."""

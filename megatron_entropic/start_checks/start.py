@@ -5,6 +5,7 @@ from megatron_entropic.start_checks.data import check_data
 from megatron_entropic.start_checks.learning import check_learning
 from megatron_entropic.start_checks.model import check_model
 from megatron_entropic.start_checks.outside import check_outside
+from megatron_entropic.start_checks.tracking import check_tracking
 from megatron_entropic.start_checks.validation import check_validation
 
 
@@ -20,4 +21,5 @@ def check_start(cfg: Config, *, weights: bool = True) -> list[str]:
         check_replay(cfg.model, cfg.rollout)
     check_learning(cfg, arch.vocab_size)
     check_outside(cfg)
+    check_tracking(cfg)
     return [*check_data(cfg), *check_validation(cfg)]

@@ -10,7 +10,7 @@ from megatron_entropic.config import Config
 from megatron_entropic.config.loading import load_config
 from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.run_warnings import read_warnings
-from megatron_entropic.observability.watch import EXHAUSTED_STEPS, Watch
+from megatron_entropic.observability.watch import Watch
 
 GOOD = {
     "control/active_fraction": 0.5,
@@ -51,10 +51,11 @@ def config(folder: Path, *overrides: str) -> Config:
 def test_each_trouble_is_said_once_and_noted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, float], kind: str, message: str
 ) -> None:
-    for _ in range(2):  # the second time as a resumed run
-        watch = Watch(config(tmp_path), 4.6)
-        watch.log(0, {**GOOD, **change})
-        watch.log(1, {**GOOD, **change})
+    seen = [{**GOOD, **change, "step": step} for step in range(4)]
+    for first in (0, 2):  # the second time as a resumed run
+        watch = Watch(config(tmp_path), 4.6, history=seen[:first])
+        watch.log(first, seen[first])
+        watch.log(first + 1, seen[first + 1])
     with caplog.at_level(logging.WARNING):
         assert [(warning.kind, warning.step) for warning in read_warnings(tmp_path)] == [(kind, 0)]
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
@@ -62,7 +63,7 @@ def test_each_trouble_is_said_once_and_noted(
 
 
 def test_a_run_that_learns_is_not_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(config(tmp_path), 4.6)
+    watch = Watch(config(tmp_path, "alerts.entropy_band=0"), 4.6)
     for step in range(50):
         watch.log(step, {**GOOD, "policy/entropy": 0.9 if step == 0 else 0.1})
     Watch(config(tmp_path, "control.kind=none"), 4.6).log(0, {**GOOD, "policy/entropy": 9.0})
@@ -73,13 +74,13 @@ def test_a_run_that_learns_is_not_warned(tmp_path: Path, caplog: pytest.LogCaptu
 def test_a_controller_at_the_end_of_its_means_is_said_when_it_lasts(tmp_path: Path) -> None:
     watch = Watch(config(tmp_path), 4.6)
     exhausted = {**GOOD, "control/phase": Phase.EXHAUSTED.number}
-    for step in range(EXHAUSTED_STEPS - 1):
+    for step in range(9):
         watch.log(step, exhausted)
-    watch.log(EXHAUSTED_STEPS, GOOD)
+    watch.log(9, GOOD)
     assert read_warnings(tmp_path) == []
-    for step in range(EXHAUSTED_STEPS):
+    for step in range(10):
         watch.log(20 + step, exhausted)
-    assert [(warning.kind, warning.step) for warning in read_warnings(tmp_path)] == [("out_of_reach", 29)]
+    assert [(warning.kind, warning.step) for warning in read_warnings(tmp_path)] == [("authority_lost", 29)]
 
 
 def test_a_torn_line_of_a_crash_is_left_out(tmp_path: Path) -> None:

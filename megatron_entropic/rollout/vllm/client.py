@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from megatron_entropic.rollout.types import RolloutError
+from megatron_entropic.rollout.types import RolloutError, ServerLostError
 from megatron_entropic.rollout.vllm.server_proof import CHALLENGE, PROOF, new_challenge, proves
 
 POLL_S = 0.2
@@ -82,7 +82,7 @@ class ServerClient(ABC):
                     limit_s = timeout_s if limit_s is None else limit_s
                     raise RolloutError(f"{self} was not ready after {limit_s:g} s (rollout.startup_timeout_s){self.last_words()}")
                 time.sleep(POLL_S)
-        raise RolloutError(f"{self} died while starting{self.last_words()}")
+        raise ServerLostError(f"{self} died while starting{self.last_words()}")
 
     def _is_ready(self, without_key: httpx.Client) -> bool:
         challenge = new_challenge()
@@ -104,16 +104,16 @@ class ServerClient(ABC):
             raise RolloutError(f"{self} answered {method} {path} with {response.status_code}: {response.text[:500]}{self.last_words()}")
         return response.json() if response.content else None
 
-    def failed(self, what: str, error: Exception) -> RolloutError:
-        """The RolloutError for a request that got no answer. May take a second: not to be called in an event loop."""
+    def failed(self, what: str, error: Exception) -> ServerLostError:
+        """The error for a request that got no answer. May take a second: not to be called in an event loop."""
         if isinstance(error, httpx.TimeoutException):  # it is alive, and silent
-            return RolloutError(f"{self} did not answer {what} in time ({type(error).__name__}){self.last_words()}")
+            return ServerLostError(f"{self} did not answer {what} in time ({type(error).__name__}){self.last_words()}")
         self._allow_exit()
-        return RolloutError(f"{self} did not answer {what} ({type(error).__name__}: {error}){self.last_words()}")
+        return ServerLostError(f"{self} did not answer {what} ({type(error).__name__}: {error}){self.last_words()}")
 
-    def too_slow(self, what: str, limit_s: float, setting: str) -> RolloutError:
-        """The RolloutError for a request that was not answered within `setting`."""
-        return RolloutError(f"{self} did not answer {what} within {limit_s:g} s ({setting}){self.last_words()}")
+    def too_slow(self, what: str, limit_s: float, setting: str) -> ServerLostError:
+        """The error for a request that was not answered within `setting`."""
+        return ServerLostError(f"{self} did not answer {what} within {limit_s:g} s ({setting}){self.last_words()}")
 
     def _allow_exit(self) -> None:
         """A dying server drops connections a moment before it can be seen to be dead: gives it that moment."""

@@ -22,8 +22,13 @@ _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_
 _RANK_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
 
 
-def server_arguments(cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: str, max_model_len: int, seed: int) -> list[str]:
-    """vLLM's command line. cfg.server_args come last, so they win over everything set here."""
+def server_arguments(
+    cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: str, max_model_len: int, seed: int, stats: bool = False
+) -> list[str]:
+    """vLLM's command line. cfg.server_args come last, so they win over everything set here.
+
+    `stats`: whether vLLM counts what it does, for its /metrics.
+    """
     options = {
         "--model": str(model_dir),
         "--served-model-name": MODEL_NAME,
@@ -40,7 +45,7 @@ def server_arguments(cfg: RolloutConfig, *, port: int, model_dir: Path, dtype: s
         "--middleware": f"{_PLUGIN}.RequireKey",
         "--weight-transfer-config": json.dumps({"backend": f"entropic_{weight_backend(cfg)}"}),
     }
-    flags = ["--enable-scale-out", "--disable-uvicorn-access-log", "--disable-log-stats"]
+    flags = ["--enable-scale-out", "--disable-uvicorn-access-log", *([] if stats else ["--disable-log-stats"])]
     if not any(model_dir.glob("*.safetensors")):  # of a distributed checkpoint: the trainer sends the weights before the first prompt
         options["--load-format"] = "dummy"
     return [word for option in options.items() for word in option] + flags + _device_arguments(cfg) + list(cfg.server_args)

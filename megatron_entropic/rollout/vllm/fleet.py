@@ -12,7 +12,17 @@ from megatron_entropic.config import Config, RolloutConfig
 from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.stop_tokens import stop_token_ids
 from megatron_entropic.rollout.prompt_encoder import load_tokenizer
-from megatron_entropic.rollout.types import Finished, IntArray, NamedWeights, Prompt, Rollout, RolloutError, SamplingParameters
+from megatron_entropic.rollout.types import (
+    Finished,
+    IntArray,
+    MetricsServer,
+    NamedWeights,
+    Prompt,
+    Rollout,
+    RolloutError,
+    SamplingParameters,
+    ServerLostError,
+)
 from megatron_entropic.rollout.vllm.client import ServerClient
 from megatron_entropic.rollout.vllm.remote_server import find_servers, fleet_folder, trainer_lock
 from megatron_entropic.rollout.vllm.sampling import Sampled, SamplingRequest, sample
@@ -33,13 +43,22 @@ class VLLMFleet:
 
     `start` launches the servers (`launch` alone does not wait, so that other work can be done meanwhile). Every failure is a
     RolloutError that names the server, its address, process and log. After a failed weight update the fleet refuses to work.
-    The first server's number is `first_index`.
+    The first server's number is `first_index`. `stats`: whether they count what they do, for their /metrics.
     """
 
     in_background = True
 
     def __init__(
-        self, cfg: RolloutConfig, *, model_dir: Path, dtype: str, max_model_len: int, seed: int, log_dir: Path, first_index: int = 0
+        self,
+        cfg: RolloutConfig,
+        *,
+        model_dir: Path,
+        dtype: str,
+        max_model_len: int,
+        seed: int,
+        log_dir: Path,
+        first_index: int = 0,
+        stats: bool = False,
     ) -> None:
         self.cfg = cfg
         self.model_dir = model_dir
@@ -48,6 +67,7 @@ class VLLMFleet:
         self.seed = seed
         self.log_dir = log_dir
         self.first_index = first_index
+        self.stats = stats
         self.folder = fleet_folder(cfg)
         self.servers: list[ServerClient] = []
         self._sync: WeightSync | None = None
@@ -73,6 +93,7 @@ class VLLMFleet:
                 seed=self.seed,
                 log_dir=self.log_dir,
                 slot=slot,
+                stats=self.stats,
             )
             for slot, listener in enumerate(open_listeners(self.cfg))
         ]
@@ -122,7 +143,7 @@ class VLLMFleet:
         late = call_together(waits, time.monotonic() + timeout_s + _LATEST_S)
         if isinstance(late, list):
             named = ", ".join(str(server) for server in self.servers if server.name in late)
-            raise RolloutError(f"not ready after {self.cfg.startup_timeout_s:g} s (rollout.startup_timeout_s): {named}")
+            raise ServerLostError(f"not ready after {self.cfg.startup_timeout_s:g} s (rollout.startup_timeout_s): {named}")
 
     def generate(
         self,
@@ -207,6 +228,13 @@ class VLLMFleet:
         self._sync.send(weights, version)
         self._broken = None
 
+    @property
+    def metrics_servers(self) -> list[MetricsServer]:
+        """The servers that have proved who they are, and may be sent their key."""
+        if self._sync is None:
+            return []
+        return [MetricsServer(server.name, server.url, server.headers) for server in self.servers]
+
     def _check_usable(self) -> None:
         if self._sync is None:
             raise RolloutError("the rollout fleet is not running: start() comes first, and nothing after close()")
@@ -244,6 +272,7 @@ def make_fleet(cfg: Config, first_index: int = 0) -> VLLMFleet:
         seed=cfg.trainer.seed,
         log_dir=cfg.run_dir / "logs",
         first_index=first_index,
+        stats=bool(cfg.tracking.prometheus_port),
     )
 
 

@@ -45,11 +45,14 @@ class VLLMServer(ServerClient):
         seed: int,
         log_dir: Path,
         slot: int | None = None,
+        stats: bool = False,
     ) -> None:
         """`slot` is its number among the cfg.servers of this machine, which share its devices; `index` unless given."""
         port = listener.getsockname()[1]
         super().__init__(index, f"http://{cfg.host}:{port}", secrets.token_urlsafe(32), log_dir / f"vllm_{index}.log")
-        self.arguments = server_arguments(cfg, port=port, model_dir=model_dir, dtype=dtype, max_model_len=max_model_len, seed=seed)
+        self.arguments = server_arguments(
+            cfg, port=port, model_dir=model_dir, dtype=dtype, max_model_len=max_model_len, seed=seed, stats=stats
+        )
         self.environment = server_environment(cfg, index if slot is None else slot, self.key)
         self._listener = listener
         self._process: subprocess.Popen[bytes] | None = None

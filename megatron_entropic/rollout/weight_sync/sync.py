@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from megatron_entropic.rollout.types import NamedWeights, RolloutError
+from megatron_entropic.rollout.types import NamedWeights, RolloutError, ServerLostError
 from megatron_entropic.rollout.vllm.client import ServerClient
 from megatron_entropic.rollout.weight_sync.buckets import Bucket, buckets, manifest
 from megatron_entropic.rollout.weight_sync.checksum import WeightsChecksum
@@ -113,7 +113,7 @@ class WeightSync:
         results = calls.finish(deadline)
         if isinstance(results, dict):
             return results
-        raise RolloutError(self._diagnosis(results))
+        raise ServerLostError(self._diagnosis(results))
 
     def _diagnosis(self, unfinished: Iterable[str]) -> str:
         waiting = [server for server in self.servers if any(name.startswith(server.name) for name in unfinished)]

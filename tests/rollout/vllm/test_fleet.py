@@ -10,9 +10,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from megatron_entropic.config import TrackingConfig
+from megatron_entropic.observability.prometheus import PrometheusEndpoint
 from megatron_entropic.rollout.types import Prompt, Rollout, RolloutError, SamplingParameters
 from megatron_entropic.rollout.vllm.fleet import VLLMFleet
 from megatron_entropic.rollout.weight_sync.checksum import weights_checksum
+from tests.observability.test_prometheus import free_port, scrape
 from tests.rollout.vllm.served import served_versions, weight_checksums
 from tests.rollout.vllm.vllm_world import (
     EOS,
@@ -39,6 +42,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def fleet(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMFleet]:
     fleet = fleet_of(Path(model.name_or_path), tmp_path_factory.mktemp("logs"), servers=2)
+    fleet.stats = True  # as make_fleet has it for tracking.prometheus_port
+    assert fleet.metrics_servers == [], "none has proved who it is"
     groups: list[int] = []
     try:
         began = time.monotonic()
@@ -161,6 +166,26 @@ def test_every_endpoint_but_health_needs_the_key(fleet: VLLMFleet) -> None:
                 for headers in ({}, other_key, {"Authorization": server.key}):
                     status = client.request(method, path, headers=headers).status_code
                     assert (status != 401) if path == "/health" else (status == 401), (method, path, headers)
+
+
+def test_their_metrics_are_scraped_through_the_trainers_endpoint(fleet: VLLMFleet) -> None:
+    """With the key, which whoever scrapes the endpoint does not need."""
+    for server in fleet.servers:
+        assert httpx.get(f"{server.url}/metrics", timeout=60).status_code == 401
+    cfg = TrackingConfig(prometheus_port=free_port(), prometheus_timeout_s=60)
+    endpoint = PrometheusEndpoint(cfg, "run", 3, lambda: fleet.metrics_servers)
+    try:
+        fleet.generate(PROMPTS, 4)
+        samples = scrape(endpoint.port)
+    finally:
+        endpoint.close()
+    sums = {}
+    for name in ("vllm_0", "vllm_1"):
+        of_server = {sample: value for (sample, labels), value in samples.items() if {("run", "run"), ("server", name)} <= labels}
+        assert of_server["entropic_server_up"] == 1
+        assert of_server["vllm:num_requests_running"] == 0
+        sums[name] = of_server["vllm:generation_tokens_total"]
+    assert min(sums.values()) > 0
 
 
 def test_no_process_shows_the_key(fleet: VLLMFleet) -> None:

@@ -1,13 +1,12 @@
-"""Trackers and the progress display."""
+"""The progress display, and several trackers as one."""
 
 import io
 from pathlib import Path
 
 import pytest
 
-from megatron_entropic.config import TrainerConfig
 from megatron_entropic.control.handoff import Phase
-from megatron_entropic.observability import MetricsWriter, ProgressBar, TensorBoardTracker, Tracker, TrackerGroup, make_trackers
+from megatron_entropic.observability import MetricsWriter, ProgressBar, Tracker, TrackerGroup
 from tests.observability.synthetic_runs import synthetic_metrics
 
 
@@ -50,28 +49,6 @@ def test_every_destination_is_a_tracker(tmp_path: Path) -> None:
     group.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     assert "step 1/3" in shown.getvalue()
-
-
-def test_factory_follows_the_settings(tmp_path: Path) -> None:
-    assert make_trackers(tmp_path, TrainerConfig(tensorboard=False)) == {}
-    assert not (tmp_path / "logs").exists()
-
-
-@pytest.mark.slow
-def test_tensorboard_keeps_finite_scalars_and_forgets_what_a_killed_run_logged(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (tracker,) = make_trackers(tmp_path, TrainerConfig()).values()
-    for step in range(5):
-        tracker.log(step, {"step": step, "policy/entropy": 0.5 + step, "control/alpha": None, "grad_norm": float("nan")})
-    tracker.close()
-    resumed = TensorBoardTracker(tmp_path, first_step=3)
-    resumed.log(3, {"policy/entropy": 9.0})
-    resumed.close()
-    events = EventAccumulator(str(tmp_path / "logs" / "tensorboard"))
-    events.Reload()
-    assert events.Tags()["scalars"] == ["policy/entropy"]
-    assert [(event.step, event.value) for event in events.Scalars("policy/entropy")] == [(0, 0.5), (1, 1.5), (2, 2.5), (3, 9.0)]
 
 
 def test_progress_off_a_terminal_is_one_plain_line_a_step() -> None:
