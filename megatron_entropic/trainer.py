@@ -35,7 +35,7 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
         controller = make_controller(cfg)
         first_step = checkpointer.restore(policy, controller)
         target_file = TargetFile(cfg.run_dir, rank=parallel.rank)
-        output.start(first_step, checkpointer.trackers)
+        output.start(first_step, checkpointer.trackers, policy)
         source.start(policy, first_step)
         for step in range(first_step, cfg.trainer.steps):
             with output.time("rollout"), checkpointer.saving_if_stopped(step, policy, controller):

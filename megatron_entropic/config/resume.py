@@ -11,7 +11,7 @@ from megatron_entropic.errors import ReportedError
 
 ALLOW_CHANGE = "--allow-change"
 
-FREE_TO_CHANGE = ("parallel", "checkpoint", "rollout", "control", "algorithm", "optimizer", "reward", "trainer")
+FREE_TO_CHANGE = ("parallel", "checkpoint", "rollout", "control", "algorithm", "optimizer", "profile", "reward", "trainer")
 """Sections whose settings may be others on resume."""
 ALSO_FREE = (
     "batch.max_tokens_per_micro_batch",

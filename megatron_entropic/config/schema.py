@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from megatron_entropic.config.control import STRICT
 from megatron_entropic.config.control import ControlConfig as ControlConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
+from megatron_entropic.config.profiling import ProfileConfig as ProfileConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
 from megatron_entropic.system.named_functions import FORMS, check_name
@@ -278,6 +279,7 @@ class Config:
     reward: RewardConfig = Field(default_factory=RewardConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    profile: ProfileConfig = Field(default_factory=ProfileConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -287,4 +289,10 @@ class Config:
     def _replay_has_a_path(self) -> "Config":
         if self.rollout.engine == "replay" and self.rollout.replay_path is None:
             raise ValueError("rollout.engine=replay needs rollout.replay_path=RUN_DIR/rollouts")
+        return self
+
+    @model_validator(mode="after")
+    def _profiled_ranks_exist(self) -> "Config":
+        if max(self.profile.ranks) >= self.parallel.world_size and self.profile.steps:
+            raise ValueError(f"profile.ranks={list(self.profile.ranks)}: the layout has ranks 0 to {self.parallel.world_size - 1}")
         return self

@@ -91,6 +91,12 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "time/sync_s": MetricField("s", "sending the new weights to the rollout engine, once it has finished what it generates"),
     "time/checkpoint_s": MetricField("s", "what saving held training up between the step before and this one", optional=True),
     "perf/tokens_per_s": MetricField("tokens/s", "prompt and response tokens trained on, per second of the whole step"),
+    "perf/rollout_tokens_per_s": MetricField(
+        "tokens/s", "response tokens per second of time/rollout_s; none where generation goes on during the update", optional=True
+    ),
+    "perf/update_tokens_per_s": MetricField("tokens/s", "prompt and response tokens per second of time/update_s", optional=True),
+    "perf/rollout_mfu": MetricField("1", "the model's arithmetic of generating, as a fraction of the devices' peak", optional=True),
+    "perf/update_mfu": MetricField("1", "the same of the update, without what is computed again to save memory", optional=True),
 }
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

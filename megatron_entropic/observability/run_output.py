@@ -10,13 +10,15 @@ from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
 from megatron_entropic.control import Controller
 from megatron_entropic.distributed.parallel import Parallel
-from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.hf.directory import read_companions
 from megatron_entropic.hf.files import write_hf
+from megatron_entropic.observability.memory_report import explain_out_of_memory, out_of_memory
 from megatron_entropic.observability.metrics import MetricsWriter, truncate_after
 from megatron_entropic.observability.progress import ProgressBar
 from megatron_entropic.observability.step_metrics import step_metrics
+from megatron_entropic.observability.step_profiler import StepProfiler
 from megatron_entropic.observability.step_timer import StepTimer
+from megatron_entropic.observability.throughput import Throughput
 from megatron_entropic.observability.trackers import TrackerGroup, make_trackers
 from megatron_entropic.observability.watch import Watch
 from megatron_entropic.policy.engine import Policy
@@ -30,12 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 class RunOutput:
-    """Writes a run's folder from rank 0; on the other ranks the same calls only time. A context manager."""
+    """Writes a run's folder from rank 0; on the other ranks the same calls only time, and profile where asked. A context manager:
+    leaving it with an error that says that memory ran out raises OutOfMemoryError instead.
+    """
 
     def __init__(self, cfg: Config, parallel: Parallel) -> None:
         self.cfg = cfg
         self.parallel = parallel
         self.time = StepTimer()
+        self._profiler = StepProfiler(cfg, parallel)
+        self._policy: Policy | None = None
+        self._throughput: Throughput | None = None
         self._fence = Fence.of_this_run(cfg.run_dir)
         self._trackers = TrackerGroup([])
         # Read now: when the run ends the base model may have moved.
@@ -44,11 +51,14 @@ class RunOutput:
     def __enter__(self) -> "RunOutput":
         return self
 
-    def start(self, first_step: int, tracker_ids: dict[str, str]) -> None:
+    def start(self, first_step: int, tracker_ids: dict[str, str], policy: Policy) -> None:
         """Opens everything for appending from `first_step` on; what a killed run wrote of later steps is removed.
 
-        `tracker_ids`, what names the run at each tracker, are used where known and filled in.
+        `tracker_ids`, what names the run at each tracker, are used where known and filled in. `policy`: whose memory is reported.
         """
+        self._policy = policy
+        self._throughput = Throughput(self.cfg, policy.arch)
+        self._profiler.begin(first_step)
         if self.parallel.rank == 0:
             self._fence.check()
             path = self.cfg.run_dir / "metrics.jsonl"
@@ -59,10 +69,17 @@ class RunOutput:
             progress = ProgressBar(self.cfg.trainer.steps, first_step=first_step)
             trackers = make_trackers(self.cfg.run_dir, self.cfg.trainer, first_step=first_step, known_ids=tracker_ids)
             tracker_ids.update({name: tracker.run_id for name, tracker in trackers.items()})
-            largest = largest_entropy(self.cfg.control, Architecture.from_hf(model_folder(self.cfg.model.hf_path).hf_dir).vocab_size)
+            largest = largest_entropy(self.cfg.control, policy.arch.vocab_size)
             self._trackers = TrackerGroup([metrics, *trackers.values(), progress, Watch(self.cfg, largest)])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._profiler.close()
+        self._close_trackers(error)
+        if exhausted := out_of_memory(error):
+            raise explain_out_of_memory(self.cfg, self.parallel, self._policy, exhausted) from error
+
+    def _close_trackers(self, error: BaseException | None) -> None:
+        """Closes them; what goes wrong then is no news when `error` has ended the run already."""
         try:
             self._trackers.close()
         except ExceptionGroup as errors:  # of a full disk, which has ended the run already
@@ -83,10 +100,14 @@ class RunOutput:
 
         Raises FolderOwnedError once another process has taken the run over.
         """
+        self._profiler.end(step, self._policy)
         times = self.time.lap()
         if self.parallel.rank == 0:
+            assert self._throughput is not None
             self._fence.check()
-            self._trackers.log(step, step_metrics(self.cfg, step, rollouts, rewards, updates, controller, {**times, **scoring}))
+            metrics = step_metrics(self.cfg, step, rollouts, rewards, updates, controller, {**times, **scoring})
+            self._trackers.log(step, metrics | self._throughput.metrics(rollouts, times))
+        self._profiler.begin(step + 1)
 
     def export(self, policy: Policy) -> None:
         """Writes the policy's weights as a Hugging Face directory, run_dir/hf. Collective over all ranks.

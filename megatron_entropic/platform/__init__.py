@@ -10,10 +10,13 @@ from megatron_entropic.platform.devices import (
     communication_backend,
     compute_capability,
     device_failure,
+    device_name,
     first_line,
+    memory_size,
     select_device,
     unseen_gpus,
 )
+from megatron_entropic.platform.marks import mark
 
 # Said on every import of Megatron-Core without them; `megatron-entropic doctor` reports what is installed instead.
 warnings.filterwarnings("ignore", message=".*(Transformer Engine and Apex are|Apex is) not installed", category=UserWarning)
@@ -25,9 +28,12 @@ __all__ = [
     "communication_backend",
     "compute_capability",
     "device_failure",
+    "device_name",
     "first_line",
     "install",
     "make_deterministic",
+    "mark",
+    "memory_size",
     "select_device",
     "unseen_gpus",
 ]
