@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | plan | serve | target | evaluate | report | doctor | slurm-files | settings`."""
+"""The command line: `megatron-entropic train | new | plan | serve | target | evaluate | report | doctor | slurm-files | settings`."""
 
 import argparse
 import logging
@@ -12,6 +12,7 @@ from shlex import quote
 
 from megatron_entropic.commands.evaluate import add_evaluate
 from megatron_entropic.commands.machine import add_doctor, add_serve, add_slurm_files
+from megatron_entropic.commands.new import add_new
 from megatron_entropic.commands.plan import add_plan_command
 from megatron_entropic.commands.repair import add_repair_command
 from megatron_entropic.commands.resume import prepare_resume, resumed_config
@@ -131,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--dry-run", action="store_true", help="with --sweep: list the runs and how far each is")
     train.set_defaults(command=_train)
+
+    add_new(commands)
 
     add_plan_command(commands)
 

@@ -28,3 +28,11 @@ def peak_tflops(device_name: str) -> float | None:
     """Dense bfloat16 TFLOP/s of a GPU; None for one that is not in the table."""
     words = device_name.replace("-", " ").split()
     return next((peak for needed, peak in _BY_NAME if all(word in words for word in needed)), None)
+
+
+def gpu_kind(device_name: str) -> str | None:
+    """The row of planning's GPUS that a GPU is, by the name that its driver gives it; None for one that planning does not know."""
+    words = device_name.replace("-", " ").split()
+    small = "a100-40" if "40GB" in words or "PG509" in words else "a100"
+    named = {"GH200": "h100", "A100": small} | {kind.upper(): kind for kind in GPUS if "a100" not in kind}
+    return next((kind for word, kind in named.items() if word in words), None)

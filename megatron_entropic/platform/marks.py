@@ -40,7 +40,7 @@ def _marked(name: str) -> Iterator[None]:
         if not accelerated():
             yield
             return
-        torch.cuda.nvtx.range_push(name)
+        torch.cuda.nvtx.range_push(name)  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
