@@ -1,7 +1,5 @@
 """The recipe that `megatron-entropic new` writes, as text: readable Python in which each value has its reason."""
 
-import json
-
 from megatron_entropic.commands.new_choices import Choices, Devices
 from megatron_entropic.commands.new_data import DataFacts
 from megatron_entropic.config import Config
@@ -28,7 +26,7 @@ def recipe_text(function: str, name: str, arch: Architecture, data: DataFacts, d
         "# Target: the entropy that the model starts with, measured before the first update; 0.8 would hold 80% of it.",
         'control=ControlConfig(kind="entropic", target_entropy=1.0, target_unit="initial"),',
         f"# Learning rate: {why['lr']}.",
-        f"optimizer=OptimizerConfig(lr={cfg.optimizer.lr:g})," .replace("e-0", "e-"),,
+        f"optimizer=OptimizerConfig(lr={cfg.optimizer.lr:g}),".replace("e-0", "e-"),
         f"# Responses: {why['response']}.",
         f"rollout=RolloutConfig({_rollout(cfg)}),",
         f"# Prompts: {start}.",
@@ -97,8 +95,9 @@ def _task(cfg: Config, data: DataFacts) -> str:
 
 
 def _literal(text: str) -> str:
-    """A Python string in double quotes, in ASCII: JSON's is one."""
-    return json.dumps(text)
+    """A Python string in ASCII, in double quotes where nothing in it needs others."""
+    quoted = ascii(text)
+    return quoted if "'" in text or '"' in text else f'"{quoted[1:-1]}"'
 
 
 def _plain(text: str) -> str:
