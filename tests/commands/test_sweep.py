@@ -1,6 +1,5 @@
-"""`train --sweep`: runs one after the other, killed, gone on with, with a run that fails, and compared."""
+"""`train --sweep`: what it reads from folders, and what it refuses. One that is killed and goes on: tests/examples."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -8,46 +7,8 @@ import pytest
 from megatron_entropic.commands.sweep_state import State, plan_sweep
 from megatron_entropic.config.loading import ConfigError, save_config
 from megatron_entropic.config.sweep import sweep_runs
-from megatron_entropic.observability.history import read_history, record_end, record_start
-from megatron_entropic.observability.metrics import read_metrics
+from megatron_entropic.observability.history import record_end, record_start
 from tests.command_line import megatron_entropic
-from tests.running import Running
-
-SMALL = (
-    *["rollout.engine=local", "parallel.tensor=1", "batch.prompts_per_step=2", "batch.samples_per_prompt=2"],
-    *["rollout.max_new_tokens=4", "trainer.export_hf=false", "trainer.tensorboard=false", "checkpoint.every=1"],
-)
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_a_killed_sweep_goes_on_where_it_was_past_a_run_that_fails(tmp_path: Path) -> None:
-    """The first run is done, the second is killed with the sweep at its second step or later, the third cannot learn."""
-    sweep = ("train", "quickstart", *SMALL, f"run.dir={tmp_path / 'a sweep'}", "trainer.steps=12", "control.target_entropy=0.8,0.9,99")
-    first, second, third = (tmp_path / "a sweep" / f"target_entropy={target}" for target in (0.8, 0.9, 99))
-    first.parent.mkdir()
-    with Running(second, *sweep, "--sweep") as running:
-        assert running.wait_until(lambda: running.steps >= 2)
-        running.process.send_signal(signal.SIGKILL)
-        running.process.wait()
-    assert read_history(first)[-1].code == 0
-    begun = len(read_metrics(second / "metrics.jsonl"))
-    stamp = (first / "metrics.jsonl").stat().st_mtime_ns
-
-    again = megatron_entropic(*sweep, "--sweep")
-    assert again.code == 1, again.output
-    assert again.left_behind == []
-    assert (first / "metrics.jsonl").stat().st_mtime_ns == stamp, "what is done is not run again"
-    assert [line["step"] for line in read_metrics(second / "metrics.jsonl")] == list(range(12))
-    assert begun < 12
-    assert f"{State.FAILED:8}{third}" in again.output
-    assert "no policy over this vocabulary has more than" in again.output
-    assert "2 of 3 runs done" in again.output
-    listed = megatron_entropic(*sweep, "--sweep", "--dry-run")
-    assert listed.output.count(f"\n{State.DONE:8}") == 2
-    page = megatron_entropic("report", str(tmp_path / "a sweep"))
-    assert page.output == f"{tmp_path / 'a sweep' / 'comparison.html'}\n"
-    assert "control.target_entropy" in (tmp_path / "a sweep" / "comparison.html").read_text()
 
 
 def test_a_folder_says_how_far_its_run_is(tmp_path: Path) -> None:
