@@ -66,9 +66,16 @@ def read_data(path: Path, hf_dir: Path, *, chat_template: bool) -> DataFacts:
         for line in json_lines(path)
         if line.number in finals
     }
-    worked = [encoder.tokenizer.encode(text, add_special_tokens=False) for number, text in texts.items() if text != finals[number]]
-    solutions = Lengths.of([len(tokens) for tokens in worked]) if 2 * len(worked) > len(chosen) else None
+    worked = [text for number, text in texts.items() if _is_worked_out(text, finals[number])]
+    tokens = [len(encoder.tokenizer.encode(text, add_special_tokens=False)) for text in worked]
+    solutions = Lengths.of(tokens) if 2 * len(tokens) > len(chosen) else None
     return DataFacts(path, len(task.rows), Lengths.of(prompts), solutions)
+
+
+def _is_worked_out(text: str, final: str) -> bool:
+    """Whether more stands there than the final answer, in a box or after ####."""
+    before, marked, _ = text.rpartition("####")
+    return bool(before.strip()) if marked else len(text) > len(final) + len("$\\boxed{}$") + 2
 
 
 def _spread(rows: Sequence[DataRow]) -> Sequence[DataRow]:

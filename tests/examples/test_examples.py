@@ -17,15 +17,10 @@ from tests.command_line import ROOT, megatron_entropic
 from tests.running import Running
 
 EXAMPLES = ROOT / "examples"
-STEPS = 8
+STEPS = 6
 SMALL = (
-    "rollout.engine=local",
-    "parallel.tensor=1",
-    "batch.prompts_per_step=4",
-    "batch.samples_per_prompt=4",
-    "checkpoint.every=1",
-    "trainer.export_hf=false",
-    f"trainer.steps={STEPS}",
+    *["rollout.engine=local", "parallel.tensor=1", "batch.prompts_per_step=4", "batch.samples_per_prompt=4", f"trainer.steps={STEPS}"],
+    *["checkpoint.every=1", "trainer.export_hf=false", "trainer.tensorboard=false"],
 )
 HELD = """
 import sys
