@@ -86,7 +86,7 @@ class Loop:
         loss = clipped_policy_loss(ratio, advantages, clip_low=0.2, clip_high=0.2)
         loss = loss + alpha * entropic_adjustment(ratio, advantages, actuator)
         self.optimizer.zero_grad()
-        loss.mean().backward()
+        loss.mean().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
         self.optimizer.step()
         return float(entropy.mean())

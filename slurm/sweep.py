@@ -25,7 +25,7 @@ class SweepFile:
 def write_sweep(source: str, overrides: Sequence[str]) -> SweepFile:
     """Writes runs/NAME/sweep.txt. A run that was begun is resumed by its task, one that failed tried again. Raises SweepError."""
     try:
-        from megatron_entropic.commands.sweep_state import State, plan_sweep
+        from megatron_entropic.commands.sweep_state import SweepState, plan_sweep
         from megatron_entropic.config.sweep import sweep_runs
         from megatron_entropic.errors import ReportedError
         from megatron_entropic.system.atomic_files import write_atomically
@@ -38,4 +38,4 @@ def write_sweep(source: str, overrides: Sequence[str]) -> SweepFile:
         raise SweepError(str(error)) from error
     lines = [shlex.join(run.overrides) for run in runs]
     file = write_atomically(folder / FILE, ("\n".join(lines) + "\n").encode())
-    return SweepFile(file, [number for number, each in enumerate(planned) if each.state is not State.DONE])
+    return SweepFile(file, [number for number, each in enumerate(planned) if each.state is not SweepState.DONE])

@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import join, quote
 from types import FrameType
 
-from megatron_entropic.commands.sweep_state import Planned, State, look_at, plan_sweep
+from megatron_entropic.commands.sweep_state import Planned, SweepState, look_at, plan_sweep
 from megatron_entropic.config.loading import ConfigError
 from megatron_entropic.config.sweep import sweep_runs
 from megatron_entropic.launch.launcher import given_rank
@@ -41,7 +41,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         raise ConfigError("--sweep starts the ranks of its runs itself; on a cluster: python -m slurm.submit train ... --sweep")
     folder, runs = sweep_runs(options.source, options.overrides)
     planned = plan_sweep(runs, overwrite=options.overwrite)
-    left = [each for each in planned if each.state is not State.DONE]
+    left = [each for each in planned if each.state is not SweepState.DONE]
     print(f"{folder}: {len(runs)} runs, {len(left)} of them to do")
     print(*planned, sep="\n", flush=True)
     if options.dry_run:
@@ -72,7 +72,7 @@ class _Sweep:
 
     def _one(self, number: int, count: int, planned: Planned) -> Planned:
         """Runs it, unless it is done or the sweep is to stop; returns it as it is then."""
-        if planned.state is State.DONE or self.asked is not None:
+        if planned.state is SweepState.DONE or self.asked is not None:
             return planned
         arguments = planned.arguments(self.source, overwrite=self.overwrite)
         print(f"\nsweep: run {number} of {count}: megatron-entropic {join(arguments)}", flush=True)
@@ -83,9 +83,9 @@ class _Sweep:
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=ending, pass_fds=[self.lock])
         code = self.process.wait()
         if code == 0:
-            return Planned(planned.run, State.DONE, planned.run.cfg.trainer.steps)
+            return Planned(planned.run, SweepState.DONE, planned.run.cfg.trainer.steps)
         steps = look_at(planned.run).steps if (planned.run.cfg.run_dir / "config.yaml").is_file() else 0
-        state = State.STOPPED if code == EXIT_STOPPED or self.asked is not None else State.FAILED
+        state = SweepState.STOPPED if code == EXIT_STOPPED or self.asked is not None else SweepState.FAILED
         logger.error("sweep: %s %s with exit code %d", planned.run.cfg.run_dir, state, code)
         return Planned(planned.run, state, steps)
 
@@ -96,10 +96,10 @@ class _Sweep:
 
     def _conclude(self, after: Sequence[Planned], folder: Path) -> int:
         """Says how the sweep ended; returns its exit code."""
-        print(f"\nsweep: {sum(each.state is State.DONE for each in after)} of {len(after)} runs done")
+        print(f"\nsweep: {sum(each.state is SweepState.DONE for each in after)} of {len(after)} runs done")
         print(*after, sep="\n")
         print(f"compare them: megatron-entropic report {quote(str(folder))}")
-        if all(each.state is State.DONE for each in after):
+        if all(each.state is SweepState.DONE for each in after):
             return 0
         print("the same command again goes on: it skips what is done, resumes what was begun and tries what failed once more")
         return EXIT_STOPPED if self.asked is not None else EXIT_SOME_FAILED

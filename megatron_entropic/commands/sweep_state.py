@@ -15,7 +15,7 @@ _CHANGEABLE = ("checkpoint", "parallel", "profile", "reward")
 _CHANGEABLE_TRAINER = ("trainer.steps", "trainer.report", "trainer.trackers", "trainer.tensorboard", "trainer.export_hf")
 
 
-class State(StrEnum):
+class SweepState(StrEnum):
     """How far a run of a sweep is."""
 
     NEW = "new"
@@ -30,7 +30,7 @@ class Planned:
     """A run and what its folder says of it."""
 
     run: SweepRun
-    state: State
+    state: SweepState
     steps: int
     """Done so far."""
     changed: bool = False
@@ -38,20 +38,20 @@ class Planned:
 
     def arguments(self, source: str, *, overwrite: bool) -> list[str]:
         """Those of `megatron-entropic` that start it, or resume it."""
-        if self.state is State.NEW:
+        if self.state is SweepState.NEW:
             return ["train", source, *self.run.overrides, *(["--overwrite"] if overwrite else [])]
         overrides = [word for word in self.run.overrides if not word.startswith("run.")] if self.changed else []
         return ["train", str(self.run.cfg.run_dir), "--resume", *overrides]
 
     def __str__(self) -> str:
-        steps = f", {self.steps} of {self.run.cfg.trainer.steps} steps" if self.state is not State.NEW else ""
+        steps = f", {self.steps} of {self.run.cfg.trainer.steps} steps" if self.state is not SweepState.NEW else ""
         return f"{self.state:8}{self.run.cfg.run_dir}{steps}"
 
 
 def plan_sweep(runs: Sequence[SweepRun], *, overwrite: bool = False) -> list[Planned]:
     """What is left to do. Raises ConfigError for a folder that holds a run with other settings. `overwrite`: all starts anew."""
     if overwrite:
-        return [Planned(run, State.NEW, 0) for run in runs]
+        return [Planned(run, SweepState.NEW, 0) for run in runs]
     return [look_at(run) for run in runs]
 
 
@@ -59,7 +59,7 @@ def look_at(run: SweepRun) -> Planned:
     """The run and its state. Raises ConfigError for a folder that holds a run with other settings."""
     run_dir = run.cfg.run_dir
     if not (run_dir / "config.yaml").is_file():
-        return Planned(run, State.NEW, 0)
+        return Planned(run, SweepState.NEW, 0)
     changed = differences(to_dict(load_config(run_dir / "config.yaml")), to_dict(run.cfg))
     others = [each for each in changed if each.setting.split(".")[0] not in _CHANGEABLE and each.setting not in _CHANGEABLE_TRAINER]
     if others:
@@ -72,6 +72,6 @@ def look_at(run: SweepRun) -> Planned:
     starts = read_history(run_dir)
     code = starts[-1].code if starts else None
     if code == 0 and steps >= run.cfg.trainer.steps:
-        return Planned(run, State.DONE, steps)
-    state = State.FAILED if code not in (None, 0, EXIT_STOPPED) else State.BEGUN
+        return Planned(run, SweepState.DONE, steps)
+    state = SweepState.FAILED if code not in (None, 0, EXIT_STOPPED) else SweepState.BEGUN
     return Planned(run, state, steps, changed=bool(changed))

@@ -30,7 +30,7 @@ _VALIDATION = ("avg", "pass", "majority", "greedy")
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedRun:
     """A run in the table."""
 
     summary: Summary
@@ -87,7 +87,7 @@ def _write(runs: Mapping[str, RunData], folder: Path, *, title: str) -> Path:
     names, tables = differing_settings(list(runs.values()))
     validated = _validated(list(runs.values()))
     rows = {
-        label: Row(summarise_run(run), table, [_last(run, field) for field in validated], _report_of(run.path, folder))
+        label: ComparedRun(summarise_run(run), table, [_last(run, field) for field in validated], _report_of(run.path, folder))
         for (label, run), table in zip(runs.items(), tables, strict=True)
     }
     page = render_page(

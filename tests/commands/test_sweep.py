@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_entropic.commands.sweep_state import State, plan_sweep
+from megatron_entropic.commands.sweep_state import SweepState, plan_sweep
 from megatron_entropic.config.loading import ConfigError, save_config
 from megatron_entropic.config.sweep import sweep_runs
 from megatron_entropic.observability.history import record_end, record_start
@@ -20,11 +20,11 @@ def test_a_folder_says_how_far_its_run_is(tmp_path: Path) -> None:
         (run.cfg.run_dir / "metrics.jsonl").write_text('{"step": 0}\n')
         if code is not None:
             record_end(run.cfg.run_dir, code)
-    assert [each.state for each in plan_sweep(runs)] == [State.NEW, State.DONE, State.FAILED, State.BEGUN]
-    assert [each.state for each in plan_sweep(runs, overwrite=True)] == [State.NEW] * 4
+    assert [each.state for each in plan_sweep(runs)] == [SweepState.NEW, SweepState.DONE, SweepState.FAILED, SweepState.BEGUN]
+    assert [each.state for each in plan_sweep(runs, overwrite=True)] == [SweepState.NEW] * 4
 
     _, longer = sweep_runs("quickstart", [*given[:2], "trainer.steps=5"])
-    assert [each.state for each in plan_sweep(longer)] == [State.NEW, State.BEGUN, State.FAILED, State.BEGUN]
+    assert [each.state for each in plan_sweep(longer)] == [SweepState.NEW, SweepState.BEGUN, SweepState.FAILED, SweepState.BEGUN]
     resumed = plan_sweep(longer)[1].arguments("quickstart", overwrite=False)
     assert resumed == ["train", str(runs[1].cfg.run_dir), "--resume", "trainer.seed=1", "trainer.steps=5"]
     assert plan_sweep(runs)[3].arguments("quickstart", overwrite=False)[2:] == ["--resume"], "as it was saved"
