@@ -175,7 +175,7 @@ def test_fifty_runs_are_a_table_of_what_differs(tmp_path: Path, make_run: MakeRu
         config.write_text(config.read_text().replace("seed: 0", f"seed: {number}").replace("lr: 1.0e-06", f"lr: {1 + number % 2}e-06"))
         run.rename(tmp_path / "swept" / run.name)
     (tmp_path / "swept" / "notes.txt").write_text("mine")
-    write_report(tmp_path / "swept" / "seed=7 #")
+    (tmp_path / "swept" / "seed=7 #" / "report.html").write_text("its own")
     runs, neither = runs_in([tmp_path / "swept", tmp_path / "swept" / "notes.txt"])
     assert (len(runs), neither) == (50, [tmp_path / "swept" / "notes.txt"])
     path = write_overview(runs)
@@ -192,7 +192,7 @@ def test_fifty_runs_are_a_table_of_what_differs(tmp_path: Path, make_run: MakeRu
 
 def test_long_runs_are_thinned_to_what_a_page_holds(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = load_run(make_run(steps=40))
-    monkeypatch.setattr(explorer, "MOST_VALUES", 40 * len(run.metrics[-1]) // 3)
+    monkeypatch.setattr(explorer, "MOST_VALUES", 80 * len(run.metrics[-1]) / 5.5)
     shown = json.loads(str(explorer.make_explorer({"a": run, "b": run}).data))["runs"][0]
     assert shown["steps"] == [*range(1, 40, 6), 40]
 
