@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | plan | serve | target | evaluate | report | doctor | slurm-files | settings`."""
+"""The command line: `megatron-entropic train | new | plan | serve | target | evaluate | report | doctor | slurm-files | settings`."""
 
 import argparse
 import logging
@@ -12,10 +12,12 @@ from shlex import quote
 
 from megatron_entropic.commands.evaluate import add_evaluate
 from megatron_entropic.commands.machine import add_doctor, add_serve, add_slurm_files
+from megatron_entropic.commands.new import add_new
 from megatron_entropic.commands.plan import add_plan_command
 from megatron_entropic.commands.repair import add_repair_command
 from megatron_entropic.commands.resume import prepare_resume, resumed_config
 from megatron_entropic.commands.run import add_report, add_settings, add_target
+from megatron_entropic.commands.sweep import run_sweep
 from megatron_entropic.config import Config, TrainerConfig
 from megatron_entropic.config.control import PRESETS
 from megatron_entropic.config.loading import ConfigError, load_config, recipe_names, save_config
@@ -125,7 +127,13 @@ def _parser() -> argparse.ArgumentParser:
         help="with --resume: also with other settings of the method (batch.*, task.*, control.kind, trainer.seed)",
     )
     train.add_argument("--overwrite", action="store_true", help="delete the run's folder first if it holds an earlier run")
+    train.add_argument(
+        "--sweep", action="store_true", help="one run for every combination of settings with commas, such as trainer.seed=0,1,2"
+    )
+    train.add_argument("--dry-run", action="store_true", help="with --sweep: list the runs and how far each is")
     train.set_defaults(command=_train)
+
+    add_new(commands)
 
     add_plan_command(commands)
 
@@ -143,6 +151,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.sweep:
+        return run_sweep(options)
+    if options.dry_run:
+        raise ConfigError("--dry-run goes with --sweep; `megatron-entropic plan RECIPE` looks at one run before it starts")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell script's background job: Ctrl-C's signal still means stop
         signal.signal(signal.SIGINT, signal.default_int_handler)
     flags = [flag for flag, given in ((ALLOW_FALLBACK, options.allow_fallback), (ALLOW_CHANGE, options.allow_change)) if given]

@@ -43,7 +43,7 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
         controller = make_controller(cfg)
         first_step = checkpointer.restore(policy, controller)
         target_file = TargetFile(cfg.run_dir, rank=parallel.rank)
-        output.start(first_step, checkpointer.trackers, source)
+        output.start(first_step, checkpointer.trackers, policy, source)
         source.start(policy, first_step, checkpointer.data)
         validation = Validation(cfg, parallel, source)
         left_out = validation.start(first_step)

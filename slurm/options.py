@@ -84,9 +84,12 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     sweep = parser.add_argument_group("sweeps")
     sweep.add_argument(
         "--sweep",
+        nargs="?",
+        const="",
         metavar="FILE",
         help="one run a task of a job array: line K (from 0) of FILE holds further overrides for task K. A line that sets neither "
-        "run.name nor run.dir gets -K appended to the run's name",
+        "run.name nor run.dir gets -K appended to the run's name. slurm.submit writes FILE, and says which tasks, where none is given: "
+        "one run for every combination of settings with commas, such as trainer.seed=0,1,2; those that are done are left out",
     )
 
 

@@ -86,7 +86,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command(arguments: Sequence[str] | None = None) -> tuple[list[str], bool]:
-    """(the sbatch command line, whether it is only to be printed). Ends the program for bad options."""
+    """(the sbatch command line, whether it is only to be printed). Ends the program for bad options.
+
+    For a sweep it also writes the file of its tasks.
+    """
     top = parser()
     options, rest = top.parse_known_args(arguments)
     takes_overrides = options.job == "train"
@@ -99,6 +102,8 @@ def command(arguments: Sequence[str] | None = None) -> tuple[list[str], bool]:
         top.error(str(error))
     if options.job == "convert" and options.arguments[0] not in TOOLS:
         top.error(f"convert needs one of {', '.join(TOOLS)} first, not {options.arguments[0]!r}")
+    if options.job == "train":
+        rest = _take_sweep(top, options, rest)
     given = vars(options)
     flags = [f"--{name}={given[_dest(name)]}" for name in {**SBATCH, **_OF_THE_JOB} if given[_dest(name)]] + options.sbatch_arg
     fleet = [f"--{name}={given['fleet_' + _dest(name)]}" for name in _FLEET if given.get("fleet_" + _dest(name))]
@@ -108,6 +113,26 @@ def command(arguments: Sequence[str] | None = None) -> tuple[list[str], bool]:
     split = [":", *fleet] if fleet else []
     end = [*launcher, *what] if options.job == "convert" else [*what, *launcher]
     return ["sbatch", *flags, *split, str(HERE / script), *end], options.dry_run
+
+
+def _take_sweep(top: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """The overrides for all tasks. Those of a sweep by commas go into a file, one run a line, which `options` then names."""
+    if options.sweep and "=" in options.sweep and not Path(options.sweep).is_file():  # --sweep stood in front of an override
+        rest, options.sweep = [options.sweep, *rest], ""
+    if options.sweep != "":
+        return list(rest)
+    from slurm.sweep import SweepError, write_sweep  # here: the settings are read by the run's own environment, which sbatch needs not
+
+    try:
+        found = write_sweep(options.source, [*options.overrides, *rest])
+    except SweepError as error:
+        top.error(str(error))
+    if options.array is not None:
+        top.error(f"--array={options.array}: --sweep without a file says itself which tasks there are; --array=0-7%2 goes with a file")
+    if not found.tasks:
+        top.exit(message=f"{found.file.parent}: all runs of this sweep are done\n")
+    options.sweep, options.array, options.overrides = str(found.file), ",".join(map(str, found.tasks)), []
+    return []
 
 
 def _dest(name: str) -> str:

@@ -27,8 +27,10 @@ def add_target(commands: "argparse._SubParsersAction[Any]") -> None:
 def add_report(commands: "argparse._SubParsersAction[Any]") -> None:
     """Adds the command `report`."""
     report = commands.add_parser("report", allow_abbrev=False, help="write report.html and plots of a run", description=_report.__doc__)
-    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    report.add_argument("--compare", type=Path, nargs="+", metavar="OTHER_RUN", help="instead compare RUN_DIR with these runs")
+    report.add_argument(
+        "run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="a run; several, or a sweep's folder, are compared in one page"
+    )
+    report.add_argument("--compare", type=Path, nargs="+", metavar="OTHER_RUN", help="the same, with the page in RUN_DIR")
     report.set_defaults(command=_report)
 
 
@@ -57,9 +59,22 @@ def _settings(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    """Writes RUN_DIR/report.html and RUN_DIR/plots; with --compare only RUN_DIR/comparison.html, about all the runs."""
-    from megatron_entropic.observability.comparison import write_comparison
+    """Writes RUN_DIR/report.html and RUN_DIR/plots. Of several runs only comparison.html, in the folder that holds them all: a table
+    of the settings in which they differ, their final figures and links to their reports. With --compare that page is in RUN_DIR."""
+    from megatron_entropic.observability.comparison import runs_in, write_comparison, write_overview
     from megatron_entropic.observability.report import write_report
 
-    print(write_comparison(options.run_dir, options.compare) if options.compare else write_report(options.run_dir))
+    given: list[Path] = options.run_dirs
+    if options.compare:
+        if len(given) > 1:
+            raise ValueError(f"report: --compare goes with one RUN_DIR, and {len(given)} were given; without it they are compared")
+        print(write_comparison(given[0], options.compare))
+        return 0
+    runs, neither = runs_in(given)
+    if given == runs[:1] or not runs:
+        print(write_report(given[0]))
+        return 0
+    for path in neither:
+        print(f"{path}: left out, it is not the folder of a run")
+    print(write_overview(runs))
     return 0

@@ -10,6 +10,8 @@ verifiers.py  the table of verifiers of rows, and what a row may say of its own
 tracking.py   those of trackers and the Prometheus endpoint
 alerts.py     those of alerts
 secrets.py    which settings are secrets, and how they are shown
+profiling.py  those of traces, memory snapshots and MFU
+sweep.py      the runs that settings with several values mean
 values.py     what a text means for a field of a type
 loading.py    how a Config is read from a recipe or a file, overridden and saved
 resume.py     what a resumed run may change of the settings it was saved with
@@ -27,6 +29,7 @@ from megatron_entropic.config.schema import (
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
+    ProfileConfig,
     RewardConfig,
     RolloutConfig,
     RunConfig,
@@ -48,6 +51,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ProfileConfig",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",

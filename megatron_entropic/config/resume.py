@@ -19,6 +19,7 @@ FREE_TO_CHANGE = (
     "control",
     "algorithm",
     "optimizer",
+    "profile",
     "reward",
     "trainer",
     "validation",

@@ -16,6 +16,7 @@ from megatron_entropic.config.control import ControlConfig as ControlConfig
 from megatron_entropic.config.data import DATA_TASK
 from megatron_entropic.config.data import DataConfig as DataConfig
 from megatron_entropic.config.parallel import ParallelConfig as ParallelConfig
+from megatron_entropic.config.profiling import ProfileConfig as ProfileConfig
 from megatron_entropic.config.reward import RewardConfig as RewardConfig
 from megatron_entropic.config.rollout import RolloutConfig as RolloutConfig
 from megatron_entropic.config.rollout import expanded
@@ -267,6 +268,7 @@ class Config:
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
+    profile: ProfileConfig = Field(default_factory=ProfileConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -302,4 +304,10 @@ class Config:
                 f"reward.overlong_buffer={self.reward.overlong_buffer} must be below rollout.max_new_tokens="
                 f"{self.rollout.max_new_tokens}: it is the last part of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _profiled_ranks_exist(self) -> "Config":
+        if max(self.profile.ranks) >= self.parallel.world_size and self.profile.steps:
+            raise ValueError(f"profile.ranks={list(self.profile.ranks)}: the layout has ranks 0 to {self.parallel.world_size - 1}")
         return self

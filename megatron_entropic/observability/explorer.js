@@ -9,6 +9,8 @@
   const colours = ["blue", "orange", "green", "purple", "yellow", "sky"].map((name) => `var(--${name})`);
   const all = [Math.min(...runs.map((run) => run.steps[0])), Math.max(...runs.map((run) => run.steps[run.steps.length - 1]))];
   let [view, pressed] = [[...all], null];
+  const shownAtFirst = 12;
+  const hidden = new Set(runs.slice(shownAtFirst)); // a click on a name of the legend shows or hides its run
 
   const value = (run, index) => {
     const column = run.columns[select.value];
@@ -41,6 +43,7 @@
   const valueRange = () => {
     let [low, high] = [Infinity, -Infinity];
     for (const run of runs) {
+      if (hidden.has(run)) continue;
       run.steps.forEach((step, index) => {
         const number = value(run, index);
         if (number === null || step < view[0] || step > view[1]) return;
@@ -70,6 +73,7 @@
     }
     for (const tick of ticks(view, 8, true)) draw("text", { x: x(tick), y: height - 8, "text-anchor": "middle" }, shown(tick));
     runs.forEach((run, number) => {
+      if (hidden.has(run)) return;
       let [path, drawn] = ["", false];
       run.steps.forEach((step, index) => {
         const current = step < view[0] || step > view[1] ? null : value(run, index);
@@ -85,7 +89,7 @@
   };
   const point = (event) => {
     const step = stepAt(event);
-    const texts = runs.map((run) => {
+    const texts = runs.filter((run) => !hidden.has(run)).map((run) => {
       const index = nearest(run.steps, step);
       const number = run.steps[index] === step ? value(run, index) : null;
       return `${runs.length > 1 ? `${run.label}: ` : ""}${number === null ? "–" : shown(number)}`;
@@ -118,7 +122,15 @@
     runs.forEach((run, number) => {
       const label = legend.appendChild(document.createElement("span"));
       label.textContent = `${run.label} `;
-      label.style.color = colours[number % colours.length];
+      label.title = "show or hide";
+      label.style.cursor = "pointer";
+      const paint = () => { label.style.color = hidden.has(run) ? "var(--grey)" : colours[number % colours.length]; };
+      label.addEventListener("click", () => {
+        if (!hidden.delete(run)) hidden.add(run);
+        paint();
+        render();
+      });
+      paint();
     });
   }
   select.addEventListener("change", render);

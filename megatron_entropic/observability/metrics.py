@@ -93,6 +93,12 @@ METRIC_FIELDS: dict[str, MetricField] = {
     "time/checkpoint_s": MetricField("s", "what saving held training up between the step before and this one", optional=True),
     "time/validation_s": MetricField("s", "validation after this step: answering and judging", optional=True),
     "perf/tokens_per_s": MetricField("tokens/s", "prompt and response tokens trained on, per second of the step without validation"),
+    "perf/rollout_tokens_per_s": MetricField(
+        "tokens/s", "response tokens per second of time/rollout_s; none where generation goes on during the update", optional=True
+    ),
+    "perf/update_tokens_per_s": MetricField("tokens/s", "prompt and response tokens per second of time/update_s", optional=True),
+    "perf/rollout_mfu": MetricField("1", "the model's arithmetic of generating, as a fraction of the devices' peak", optional=True),
+    "perf/update_mfu": MetricField("1", "the same of the update, without what is computed again to save memory", optional=True),
 }
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

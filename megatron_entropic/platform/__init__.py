@@ -10,10 +10,13 @@ from megatron_entropic.platform.devices import (
     communication_backend,
     compute_capability,
     device_failure,
+    device_name,
     first_line,
+    memory_size,
     select_device,
     unseen_gpus,
 )
+from megatron_entropic.platform.marks import mark
 from megatron_entropic.platform.megatron_imports import import_megatron
 
 # Said on every import of Megatron-Core without them; `megatron-entropic doctor` reports what is installed instead.
@@ -26,10 +29,13 @@ __all__ = [
     "communication_backend",
     "compute_capability",
     "device_failure",
+    "device_name",
     "first_line",
     "import_megatron",
     "install",
     "make_deterministic",
+    "mark",
+    "memory_size",
     "select_device",
     "unseen_gpus",
 ]

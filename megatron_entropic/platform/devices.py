@@ -18,6 +18,16 @@ def compute_capability() -> tuple[int, int] | None:
     return torch.cuda.get_device_capability() if accelerated() else None
 
 
+def device_name() -> str | None:
+    """The current GPU as its driver names it; None where there is none."""
+    return torch.cuda.get_device_name() if accelerated() else None
+
+
+def memory_size() -> int | None:
+    """Bytes of the current GPU's memory; None where there is none."""
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if accelerated() else None
+
+
 def communication_backend() -> str:
     """The torch.distributed backend for model-parallel groups: "nccl" or "gloo"."""
     return "nccl" if accelerated() else "gloo"

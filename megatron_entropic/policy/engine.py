@@ -111,7 +111,8 @@ class Policy:
         learning_rate = float(self.scheduler.get_lr({}))
         version = self.updates
         if applied:
-            self.optimizer.step()
+            with platform.mark("optimizer step"):
+                self.optimizer.step()
             self.scheduler.step(increment=1)
             self.updates += 1
         self.response = self._measure_response(batch, again, before) if applied and before else Response()
@@ -217,15 +218,21 @@ class Policy:
 
         def forward_step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
             micro_batch = next(iterator)
-            hidden = model(
-                micro_batch.tokens_1T,
-                micro_batch.positions_1T,
-                None,
-                packed_seq_params=_packed(micro_batch),
-            )
-            return hidden, partial(loss, micro_batch)
+            with platform.mark("micro-batch: forward"):
+                hidden = model(
+                    micro_batch.tokens_1T,
+                    micro_batch.positions_1T,
+                    None,
+                    packed_seq_params=_packed(micro_batch),
+                )
+            return hidden, partial(marked_loss, micro_batch)
 
-        with torch.set_grad_enabled(not forward_only):
+        def marked_loss(micro_batch: MicroBatch, hidden_T1H: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            with platform.mark("micro-batch: output layer and loss"):
+                return loss(micro_batch, hidden_T1H)
+
+        name = "passes without gradients" if forward_only else "passes with gradients"
+        with torch.set_grad_enabled(not forward_only), platform.mark(name):
             reported: list[dict[str, Tensor]] = get_forward_backward_func()(
                 forward_step_func=forward_step,
                 data_iterator=micro_batches,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from megatron_entropic.config.loading import load_config, recipe_names
+from megatron_entropic.config.sweep import sweep_runs
 from tests.docs.test_docs import PAGES, ROOT
 
 BLOCK = re.compile(r"^```(?:bash|sh)?\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
@@ -117,7 +118,11 @@ def check(module: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch
         return
     source = str(getattr(event.options, "source", None) or getattr(event.options, "recipe", None))
     known = source.partition(":")[0].replace(".", "_").replace("-", "_") in recipe_names()
-    load_config(source if known else None, [word for word in (*event.options.overrides, *event.rest) if word != "..."])
+    overrides = [word for word in (*event.options.overrides, *event.rest) if word != "..."]
+    if getattr(event.options, "sweep", None) in (True, ""):
+        sweep_runs(source if known else "quickstart", overrides)
+    else:
+        load_config(source if known else None, overrides)
 
 
 @pytest.mark.parametrize(("module", "arguments", "whole"), COMMANDS)

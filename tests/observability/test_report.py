@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from megatron_entropic.observability.comparison import write_comparison
+from megatron_entropic.observability import explorer
+from megatron_entropic.observability.comparison import runs_in, write_comparison, write_overview
 from megatron_entropic.observability.history import read_history, record_end, record_start
 from megatron_entropic.observability.pages import format_duration, format_number
 from megatron_entropic.observability.plotting.plots import compare_entropy, draw_comparison, write_plots
 from megatron_entropic.observability.plotting.style import INK, SERIES
 from megatron_entropic.observability.report import write_report
 from megatron_entropic.observability.report_samples import pick_samples, visible
+from megatron_entropic.observability.run_data import load_run
 from tests.observability.synthetic_runs import MakeRun
 
 EVIL = "<script>alert(1)</script></pre><img src=http://evil.example/x onerror=alert(1)>{{ 7*7 }} \u202eabc\x00 \ud800"
@@ -68,7 +70,7 @@ def _assert_self_contained(page: Page) -> None:
         assert not name.startswith("on"), name
         if name in ("src", "href", "xlink:href"):
             assert value is not None
-            assert value.startswith("#")
+            assert value.startswith("#") or value.endswith("report.html"), "a run's own report, beside the page"
         assert "http" not in (value or "").replace("http-equiv", "") or name == "http-equiv", (name, value)
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -161,6 +163,38 @@ def test_a_comparison_is_a_page_of_its_own(make_run: MakeRun) -> None:
     assert [run["label"] for run in json.loads(page.scripts[0])["runs"]] == ["held", "free"]
     assert (first / "plots" / "compare.png").is_file()
     assert report.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_fifty_runs_are_a_table_of_what_differs(tmp_path: Path, make_run: MakeRun) -> None:
+    """One of them has no step yet, one a report; a folder of theirs and a file beside them may be given too."""
+    (tmp_path / "swept").mkdir()
+    for number in range(50):
+        run = make_run(f"seed={number} #", steps=3 if number else 0)
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("seed: 0", f"seed: {number}").replace("lr: 1.0e-06", f"lr: {1 + number % 2}e-06"))
+        run.rename(tmp_path / "swept" / run.name)
+    (tmp_path / "swept" / "notes.txt").write_text("mine")
+    (tmp_path / "swept" / "seed=7 #" / "report.html").write_text("its own")
+    runs, neither = runs_in([tmp_path / "swept", tmp_path / "swept" / "notes.txt"])
+    assert (len(runs), neither) == (50, [tmp_path / "swept" / "notes.txt"])
+    path = write_overview(runs)
+    assert path == tmp_path / "swept" / "comparison.html"
+    page = Page(path)
+    _assert_self_contained(page)
+    assert ("href", "seed%3D7%20%23/report.html") in page.attributes
+    head = next(line for line in path.read_text().splitlines() if "<th>" in line)
+    assert re.findall("<th>([^<]*)", head) == ["run", "optimizer.lr", "trainer.seed", "control"]
+    assert len(json.loads(page.scripts[0])["runs"]) == 49
+    assert path.stat().st_size < 2_000_000
+    assert "svg" in page.tags
+
+
+def test_long_runs_are_thinned_to_what_a_page_holds(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load_run(make_run(steps=40))
+    monkeypatch.setattr(explorer, "MOST_VALUES", 80 * len(run.metrics[-1]) / 5.5)
+    shown = json.loads(str(explorer.make_explorer({"a": run, "b": run}).data))["runs"][0]
+    assert shown["steps"] == [*range(1, 40, 6), 40]
 
 
 def test_targets_have_their_runs_colours_unless_they_are_one(make_run: MakeRun) -> None:

@@ -1,15 +1,19 @@
 """Functions of the launcher, without a cluster."""
 
 import ast
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from megatron_entropic.config.loading import load_config, save_config
+from megatron_entropic.observability.history import record_end, record_start
 from slurm import allocation
 from slurm.allocation import Allocation, ClusterError, Group, counts, read_allocation
 from slurm.containers import Container
+from slurm.describe import describe
 from slurm.launch import parser
 from slurm.logs import merged
 from slurm.split import Description, split_nodes
@@ -19,7 +23,7 @@ from slurm.verdict import NodeLimits, judge_all_reduce, judge_facts
 from tests.command_line import ROOT
 
 NODES = ("n1", "n2", "n3")
-LAUNCHER = sorted(path for path in (ROOT / "slurm").glob("*.py") if path.name != "describe.py")
+LAUNCHER = sorted(path for path in (ROOT / "slurm").glob("*.py") if path.name not in ("describe.py", "sweep.py"))
 
 
 def described(**changes: object) -> Description:
@@ -211,6 +215,27 @@ def test_submit_builds_the_sbatch_line() -> None:
     assert words[script + 1 :] == ["quickstart", "trainer.steps=5", "--ranks-per-node=4"]
     words, _ = command(["train", "r", "--nodes=2", "--fleet-nodes=1", "--fleet-constraint=l40s"])
     assert words == ["sbatch", "--nodes=2", ":", "--constraint=l40s", "--nodes=1", str(ROOT / "slurm" / "train_het.sbatch"), "r"]
+
+
+def test_a_sweep_by_commas_is_a_job_array_of_what_is_to_do(tmp_path: Path) -> None:
+    given = ["train", "quickstart", f"run.dir={tmp_path}", "--nodes=2", "--sweep", "control.target_entropy=0.7,0.9", "trainer.seed=0,1"]
+    words, _ = command(given)
+    sweep = tmp_path / "sweep.txt"
+    script = words.index(str(ROOT / "slurm" / "train.sbatch"))
+    assert (words[1:script], words[script + 1 :]) == (["--nodes=2", "--array=0,1,2,3"], ["quickstart", f"--sweep={sweep}"])
+    described = describe("quickstart", [], sweep, 2)
+    assert described.run_dir == str(tmp_path / "target_entropy=0.9,seed=0")
+    done = tmp_path / "target_entropy=0.7,seed=1"
+    save_config(
+        load_config("quickstart", described.overrides[:-4] + shlex.split(sweep.read_text().splitlines()[1])), done / "config.yaml"
+    )
+    record_start(done, [])
+    record_end(done, 0)
+    (done / "metrics.jsonl").write_text('{"step": 0}\n' * 60)
+    assert "--array=0,2,3" in command(given)[0]
+    with pytest.raises(SystemExit):
+        command([*given, "--array=0-1"])
+    assert "--sweep=own.txt" in command(["train", "r", "--sweep=own.txt", "--array=0-7"])[0]
 
 
 def test_submit_makes_the_folder_of_the_output(tmp_path: Path) -> None:
