@@ -121,5 +121,5 @@ def _forget_service() -> None:
     """Has wandb see now that its process is gone; else it would wait for it, and complain, when this one ends."""
     import wandb
 
-    with contextlib.suppress(Exception):  # of a connection that is closed: it was abandoned with the rest
+    with contextlib.suppress(Exception, SystemExit):  # of a connection that is closed, with its process's exit code: both abandoned
         wandb.teardown(exit_code=1)
