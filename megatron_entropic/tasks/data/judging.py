@@ -36,7 +36,8 @@ class DataVerifier:
 
     def score(self, problem: Problem, response: str) -> Any:
         """What the row's verifier says: a number, or a mapping of parts with the total under "score"."""
-        return verifier_for(problem.data["verifier"]).score(str(problem.data["answer"]), problem.data.get("fields", {}), response)
+        row = {"prompt": problem.prompt, **problem.data.get("fields", {})}
+        return verifier_for(problem.data["verifier"]).score(str(problem.data["answer"]), row, response)
 
 
 def make_data_verifier(options: Mapping[str, Any], seed: int) -> DataVerifier:
