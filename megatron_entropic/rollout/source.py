@@ -26,8 +26,9 @@ from megatron_entropic.system.named_functions import named_function
 from megatron_entropic.system.outsider import made_outside
 from megatron_entropic.system.stop_signal import stop_requested
 from megatron_entropic.tasks import make_task
+from megatron_entropic.tasks.data import DataTask
 from megatron_entropic.tasks.data.curriculum import Curriculum
-from megatron_entropic.tasks.task import Problem
+from megatron_entropic.tasks.task import Problem, Task
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class RolloutSource:
 
     def __init__(self, cfg: Config, parallel: Parallel) -> None:
         self.cfg = cfg
+        self.task: Task | None = None
         self.parallel = parallel
         self._pipeline: GenerationPipeline | None = None
         self._scorer: Scorer | None = None
@@ -117,11 +119,27 @@ class RolloutSource:
         return self._score_metrics.pop(step, {})
 
     def data_state(self) -> dict[str, Any]:
-        """State of the data that a resumed run needs beside its step: the curriculum's, on rank 0; empty without one.
+        """What a resumed run needs of the data beside its step, on rank 0: the curriculum's state, and each source's rows, to compare.
 
         It is that of the last `sync_weights`, before the prompts were chosen that came after: a resumed run chooses them again.
         """
-        return {} if self._curriculum is None else self._curriculum.state_dict()
+        if self._curriculum is None and not self._rows():
+            return {}
+        return {"rows": self._rows(), "curriculum": self._curriculum and self._curriculum.state_dict()}
+
+    def _rows(self) -> list[int]:
+        """Rows of each source of the data task; empty for other tasks, and on other ranks."""
+        return [len(rows) for rows in self.task.sources] if isinstance(self.task, DataTask) else []
+
+    def _restore_data(self, state: Mapping[str, Any], first_step: int) -> None:
+        if state.get("rows") and self._rows() and state["rows"] != self._rows():
+            logger.warning(
+                "WARNING: the sources of data.train had %s rows at the checkpoint, and have %s now: other prompts from here on",
+                state["rows"],
+                self._rows(),
+            )
+        if self._curriculum is not None:
+            self._curriculum.load_state_dict(dict(state.get("curriculum") or self._fresh_state(first_step)))
 
     def start(self, policy: Policy, first_step: int = 0, data_state: Mapping[str, Any] | None = None) -> None:
         """Waits until the engine can generate, and gives it the policy's weights, version `first_step`. Collective over all ranks.
@@ -132,8 +150,8 @@ class RolloutSource:
         after its checkpoint; what was generated ahead of that is read back from its record, not generated again. Raises
         StopRequested on every rank when rank 0 is asked to stop. `request` comes next.
         """
-        if self._curriculum is not None and first_step:
-            self._curriculum.load_state_dict(dict(data_state or self._fresh_state(first_step)))
+        if first_step:
+            self._restore_data(data_state or {}, first_step)
         from_rank_zero_unless_stopped(self.parallel, self._wait_for_servers, first_step, doing="the engine to be ready")
         self.sync_weights(policy, version=first_step)
 

@@ -71,6 +71,16 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+def test_categories_of_pandas_are_texts(tmp_path: Path) -> None:
+    """Dictionaries that differ from row group to row group."""
+    tables = [pa.table({"question": pa.array([f"{part}{n}" for n in range(50)]).dictionary_encode()}) for part in "ab"]
+    with pq.ParquetWriter(tmp_path / "x.parquet", tables[0].schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    store = open_store(str(tmp_path / "x.parquet"))
+    assert [store.row(index)["question"] for index in (0, 49, 50, 99)] == ["a0", "a49", "b0", "b49"]
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_row_is_read_in_order(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / name)

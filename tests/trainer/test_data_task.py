@@ -100,7 +100,8 @@ def test_sources_are_mixed_and_prompts_passed_over(whole: tuple[int, Path, list[
     counts = {prompt: [name for _, name, _ in prompts].count(prompt) for _, prompt, _ in prompts}
     assert max(counts.values()) > min(counts.values())
     state = CheckpointStore(folder / "checkpoints").state(f"step-{STEPS:06d}")["data"]
-    assert state["drawn"] > STEPS * 6, "the curriculum passed nothing over"
+    assert state["rows"] == [12, 6]
+    assert state["curriculum"]["drawn"] > STEPS * 6, "the curriculum passed nothing over"
 
 
 def test_a_killed_run_asks_and_trains_the_same_bit_for_bit(

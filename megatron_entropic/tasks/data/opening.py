@@ -68,7 +68,8 @@ def _open_arrow(path: Path, *, stream: bool) -> Store:
     try:
         mapped = pa.memory_map(str(path))
         reader = pa.ipc.open_stream(mapped) if stream else pa.ipc.open_file(mapped)
-        return ArrowStore(path, reader.read_all().to_batches())
+        batches = list(reader) if stream else [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        return ArrowStore(path, batches)
     except (pa.ArrowException, OSError, EOFError) as problem:
         raise ValueError(f"{path}: a damaged Arrow file ({_line(problem)}); copy it again") from problem
 
@@ -80,13 +81,13 @@ def _open_parquet(path: Path) -> Store:
     try:
         file = pq.ParquetFile(path, memory_map=True)
         spool = tempfile.TemporaryFile()  # noqa: SIM115 - as above
-        with pa.ipc.new_file(spool, file.schema_arrow) as writer:
+        with pa.ipc.new_stream(spool, file.schema_arrow) as writer:  # in which a column's dictionary may change on the way
             for batch in file.iter_batches():
                 writer.write_batch(batch)
         spool.flush()
         pa.default_memory_pool().release_unused()
         mapped = pa.memory_map(f"/proc/self/fd/{spool.fileno()}")
-        return ArrowStore(path, pa.ipc.open_file(mapped).read_all().to_batches())
+        return ArrowStore(path, list(pa.ipc.open_stream(mapped)))
     except (pa.ArrowException, EOFError) as problem:
         raise ValueError(f"{path}: a damaged Parquet file ({_line(problem)}); copy it again") from problem
     except OSError as problem:
