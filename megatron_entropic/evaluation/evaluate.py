@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_entropic.checkpoint_files.kind import model_folder
 from megatron_entropic.config import Config
+from megatron_entropic.evaluation.answering import LOCAL_PROMPTS
 from megatron_entropic.evaluation.problems import ChosenProblems, choose_problems
 from megatron_entropic.evaluation.progress import Counter
 from megatron_entropic.evaluation.scores import avg_at_k, distinct_fraction, pass_at_k
@@ -21,9 +22,6 @@ from megatron_entropic.rollout.types import Rollout
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.system.atomic_files import write_atomically
 from megatron_entropic.system.devices import ask_for_cpu, without_training_ranks
-
-LOCAL_PROMPTS = 32
-"""Prompts that the in-process engine gets at a time, which says nothing before all are answered."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from megatron_entropic.rollout.recording import read_rollouts, recorded_steps
 from megatron_entropic.system.stop_signal import StopRequested, handle_stop_signals
 from megatron_entropic.trainer import train
 from tests.run_ranks import RankFailedError, run_ranks
+from tests.tiny_models import TINY_DECOMPOSE
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 STEPS = 5
@@ -214,3 +215,34 @@ def test_a_run_that_ended_is_validated_when_it_is_resumed_with_sets(whole: Path,
     assert 0.0 <= last["validation/later/avg"] <= 1.0
     assert "validation/own/avg" in last
     assert os.readlink(tmp_path / "run" / "checkpoints" / "best") == f"step-{STEPS:06d}"
+
+
+def test_mixed_data_and_a_curriculum_go_on_as_without_validation(tmp_path: Path) -> None:
+    for name, first in (("a", 10), ("b", 50)):
+        rows = [{"question": f"{number}+{number + 7}=", "answer": 2 * number + 7} for number in range(first, first + 24)]
+        (tmp_path / f"{name} #1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = ", ".join(
+        f"{{path: '{tmp_path / name} #1.jsonl', verifier: exact, weight: {weight}}}" for name, weight in (("a", 2), ("b", 1))
+    )
+    data = (
+        f"model.hf_path={TINY_DECOMPOSE.with_name('tiny-addition')}",
+        "task.name=data",
+        f"data.train=[{sources}]",
+        "data.held_out=0.3",
+        "data.curriculum=true",
+        "data.curriculum_low=0.3",
+        "checkpoint.every=2",
+        "reward.workers=1",
+    )
+    of_file = f"{{name: file, path: '{tmp_path / 'b #1.jsonl'}', verifier: exact, samples: 1, limit: 6}}"
+    more = ("validation.every=2", f"validation.sets=[{{name: held, samples: 2}}, {of_file}]")
+    plain, with_sets, resumed = (tmp_path / name for name in ("plain", "sets", "resumed"))
+    assert run(plain, *data, "trainer.steps=4") == ["done"]
+    assert run(with_sets, *data, *more, "trainer.steps=4") == ["done"]
+    assert metrics_of(with_sets, "validation/") == metrics_of(plain, "validation/")
+    assert run(resumed, *data, *more, "trainer.steps=2") == run(resumed, *data, *more, "trainer.steps=4") == ["done"]
+    assert metrics_of(resumed) == metrics_of(with_sets)
+    held = {record.problem.prompt for record in read_rollouts(with_sets / "validation" / "held", 4)}
+    trained = {record.problem.prompt for step in range(4) for record in read_rollouts(with_sets / "rollouts", step)}
+    assert held
+    assert held.isdisjoint(trained)
