@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from megatron_entropic.cli import main
 from megatron_entropic.observability import explorer
-from megatron_entropic.observability.comparison import runs_in, write_comparison, write_overview
+from megatron_entropic.observability.comparison import runs_in, write_comparison
 from megatron_entropic.observability.history import read_history, record_end, record_start
 from megatron_entropic.observability.pages import format_duration, format_number
 from megatron_entropic.observability.plotting.plots import compare_entropy, draw_comparison, write_plots
@@ -166,7 +167,7 @@ def test_a_comparison_is_a_page_of_its_own(make_run: MakeRun) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_runs_are_a_table_of_what_differs(tmp_path: Path, make_run: MakeRun) -> None:
+def test_fifty_runs_are_a_table_of_what_differs(tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     """One of them has no step yet, one a report; a folder of theirs and a file beside them may be given too."""
     (tmp_path / "swept").mkdir()
     for number in range(50):
@@ -178,8 +179,10 @@ def test_fifty_runs_are_a_table_of_what_differs(tmp_path: Path, make_run: MakeRu
     (tmp_path / "swept" / "seed=7 #" / "report.html").write_text("its own")
     runs, neither = runs_in([tmp_path / "swept", tmp_path / "swept" / "notes.txt"])
     assert (len(runs), neither) == (50, [tmp_path / "swept" / "notes.txt"])
-    path = write_overview(runs)
-    assert path == tmp_path / "swept" / "comparison.html"
+    path = tmp_path / "swept" / "comparison.html"
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "swept")])
+    assert capsys.readouterr().out == f"{path}\n"
     page = Page(path)
     _assert_self_contained(page)
     assert ("href", "seed%3D7%20%23/report.html") in page.attributes
