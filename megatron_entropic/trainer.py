@@ -46,6 +46,7 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
             with output.time("sync"):
                 source.sync_weights(policy, version=step + 1)
             output.record(step, rollouts, rewards, updates, controller, source.score_metrics(step))
+            source.record_tokens(step, rollouts, updates)
             check_sampler(cfg, parallel, step, updates)
             with output.time("checkpoint"):
                 checkpointer.save(step + 1, policy, controller)
