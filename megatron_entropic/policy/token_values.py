@@ -52,7 +52,7 @@ class TokenRecorder:
             values_N[rows] = values_T.detach()[mask_T].float()
 
     def collect(self, parallel: Parallel) -> Mapping[str, FloatArray]:
-        """The values of all N tokens by name, the same on every rank. Collectives: those of `broadcast_from_last_stage`, 4 F N bytes."""
+        """The values of all N tokens by name, on every rank. Collectives: those of `broadcast_from_last_stage`, 4 F N bytes."""
         values_FN = broadcast_from_last_stage(self._values_FN, parallel).cpu().numpy()
         return dict(zip(self.fields, values_FN, strict=True))
 

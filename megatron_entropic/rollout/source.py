@@ -115,7 +115,7 @@ class RolloutSource:
             self._token_writer.wait()
 
     def record_tokens(self, step: int, rollouts: Sequence[Rollout], updates: Sequence[UpdateStats]) -> None:
-        """Has the values of the step's response tokens recorded while training continues, where `rollout.record_tokens` asked for them."""
+        """Has the values of the step's response tokens recorded while training continues, where `rollout.record_tokens` asked."""
         if self._token_writer is not None and all(update.tokens is not None for update in updates):
             self._token_writer.begin(step, rollouts, updates)
 

@@ -21,16 +21,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.rollout.frames import read_frame, write_frame
 from megatron_entropic.rollout.recording import RecordingError
 from megatron_entropic.rollout.types import FloatArray, Rollout
 from megatron_entropic.system.folder_lock import Fence
+
+if TYPE_CHECKING:  # readers do without torch
+    from megatron_entropic.policy.update_stats import UpdateStats
 
 FORMAT = "megatron_entropic tokens 1"
 _FILE_NAME = re.compile(r"step-(\d{6,})\.tokens\.safetensors\.zst")
@@ -55,7 +57,7 @@ class TokenWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording tokens")
         self._writing: Future[Path] | None = None
 
-    def begin(self, step: int, rollouts: Sequence[Rollout], updates: Sequence[UpdateStats]) -> None:
+    def begin(self, step: int, rollouts: Sequence[Rollout], updates: "Sequence[UpdateStats]") -> None:
         """Has `write` done in a thread, once the step before is written. Raises what went wrong with that one."""
         self.wait()
         self._writing = self._thread.submit(self.write, step, rollouts, updates)
@@ -73,7 +75,7 @@ class TokenWriter:
         finally:
             self._thread.shutdown()
 
-    def write(self, step: int, rollouts: Sequence[Rollout], updates: Sequence[UpdateStats]) -> Path:
+    def write(self, step: int, rollouts: Sequence[Rollout], updates: "Sequence[UpdateStats]") -> Path:
         """Writes the file of `step` atomically. Every update has `tokens`. Raises RecordingError naming the file."""
         self.fence.check()
         path = self.folder / token_file_name(step)
@@ -113,7 +115,7 @@ def read_tokens(folder: str | os.PathLike[str], step: int, rollouts: Sequence[Ro
     return found
 
 
-def _encoded(step: int, rollouts: Sequence[Rollout], updates: Sequence[UpdateStats]) -> bytes:
+def _encoded(step: int, rollouts: Sequence[Rollout], updates: "Sequence[UpdateStats]") -> bytes:
     from safetensors.numpy import save
 
     tokens = [update.tokens for update in updates if update.tokens is not None]
@@ -124,17 +126,13 @@ def _encoded(step: int, rollouts: Sequence[Rollout], updates: Sequence[UpdateSta
         **{name: np.concatenate([values[name] for values in tokens]) for name in tokens[0]},
     }
     metadata = {"format": FORMAT, "step": str(step), "ids": _checksum(rollouts)}
-    return save(arrays, metadata | {"updates": json.dumps([_told(update) for update in updates])})
+    content: bytes = save(arrays, metadata | {"updates": json.dumps([_told(update) for update in updates])})
+    return content
 
 
-def _told(update: UpdateStats) -> dict[str, Any]:
+def _told(update: "UpdateStats") -> dict[str, Any]:
     given = update.coefficients
-    numbers = {
-        "alpha": given.alpha,
-        "bonus": given.bonus,
-        "entropy_bonus": given.entropy_bonus,
-        "positive_weight": given.positive_weight,
-    }
+    numbers = {name: getattr(given, name) for name in ("alpha", "bonus", "entropy_bonus", "positive_weight")}
     return numbers | {"phase": str(given.phase), "applied": update.applied}
 
 

@@ -1,4 +1,4 @@
-"""rollout.record_tokens: the record follows from the loss's own formula, is the same in every layout, and changes no bit of training."""
+"""rollout.record_tokens: what the loss's formula says, the same in every layout; training keeps its bits."""
 
 import shutil
 from pathlib import Path
@@ -50,10 +50,8 @@ def run_rank(cfg: Config) -> None:
 def run(folder: Path, *settings: str) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     cfg = load_config("quickstart", [*SETTINGS, *settings, f"run.dir={folder}"])
     run_ranks(run_rank, cfg.parallel.world_size, cfg)
-    metrics = [
-        {name: value for name, value in line.items() if name[:5] not in ("time/", "perf/")}
-        for line in read_metrics(folder / "metrics.jsonl")
-    ]
+    lines = read_metrics(folder / "metrics.jsonl")
+    metrics = [{name: value for name, value in line.items() if name[:5] not in ("time/", "perf/")} for line in lines]
     return metrics, load_file(folder / "hf" / "model.safetensors")
 
 
@@ -91,7 +89,8 @@ def test_every_layout_records_the_same(recorded: Path, layout: str, tmp_path: Pa
     run(tmp_path / "run", *replay(recorded), *LAYOUTS[layout], RECORD)
     for step in (0, 1):
         ours, theirs = tokens_of(tmp_path / "run", step), tokens_of(recorded, step)
-        assert ours.values.keys() == theirs.values.keys() and ours.update == theirs.update
+        assert ours.values.keys() == theirs.values.keys()
+        assert ours.update == theirs.update
         for name in ours.values:
             np.testing.assert_allclose(np.concatenate(ours.values[name]), np.concatenate(theirs.values[name]), rtol=1e-5, atol=1e-5)
 
