@@ -1,0 +1,44 @@
+"""`megatron-entropic view` and `watch`: looking at runs, in a browser and on the terminal."""
+
+import argparse
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+
+def add_view(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Adds the command `view`."""
+    view = commands.add_parser(
+        "view",
+        allow_abbrev=False,
+        help="look at the recorded rollouts of a run in a browser",
+        description="Serves a page about the rollouts of RUN_DIR on this machine: search, all samples of a prompt beside each other, "
+        "tokens coloured by what rollout.record_tokens recorded. Ends on Ctrl-C. The run may be in progress; its folder is only read.",
+        epilog="Example: megatron-entropic view runs/quickstart",
+    )
+    view.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    view.add_argument("--port", type=_port, default=0, metavar="PORT", help="port of 127.0.0.1 to serve at; 0, the default: a free one")
+    view.add_argument("--no-browser", action="store_true", help="print the page's address and open nothing")
+    view.set_defaults(command=_view)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+    return int(text)
+
+
+def _view(options: argparse.Namespace) -> int:
+    """Serves the page until Ctrl-C."""
+    from megatron_entropic.observability.viewer.server import Viewer
+
+    with Viewer(options.run_dir, port=options.port) as viewer:
+        print(f"{viewer.url}\nCtrl-C ends it", flush=True)
+        if not options.no_browser:
+            webbrowser.open(viewer.url)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print()
+    return 0
