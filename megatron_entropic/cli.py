@@ -16,7 +16,7 @@ from megatron_entropic.commands.plan import add_plan_command
 from megatron_entropic.commands.repair import add_repair_command
 from megatron_entropic.commands.resume import prepare_resume, resumed_config
 from megatron_entropic.commands.run import add_report, add_settings, add_target
-from megatron_entropic.commands.view import add_view
+from megatron_entropic.commands.view import add_view, add_watch
 from megatron_entropic.config import Config, TrainerConfig
 from megatron_entropic.config.control import PRESETS
 from megatron_entropic.config.loading import ConfigError, load_config, recipe_names, save_config
@@ -136,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add_serve(commands)
     add_report(commands)
     add_view(commands)
+    add_watch(commands)
     add_repair_command(commands)
     add_doctor(commands)
     add_slurm_files(commands)

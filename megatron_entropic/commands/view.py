@@ -23,6 +23,32 @@ def add_view(commands: "argparse._SubParsersAction[Any]") -> None:
     view.set_defaults(command=_view)
 
 
+def add_watch(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Adds the command `watch`."""
+    watch = commands.add_parser(
+        "watch",
+        allow_abbrev=False,
+        help="watch runs on the terminal while they train",
+        description="Shows entropy against target, alpha, reward, log-prob gap, speed, time left and the last warnings of one run or "
+        "several, until all are over or Ctrl-C. RUN_DIR need not be there yet. Not on a terminal it prints a line a step.",
+        epilog="Example: megatron-entropic watch runs/quickstart runs/grpo",
+    )
+    watch.add_argument("run_dir", type=Path, nargs="+", metavar="RUN_DIR")
+    watch.add_argument("--every", type=_seconds, default=2.0, metavar="SECONDS", help="time between two looks (default 2)")
+    watch.add_argument("--once", action="store_true", help="show how the runs stand now, and end")
+    watch.set_defaults(command=_watch)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of seconds from 0.1 to 3600")
+    return seconds
+
+
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
@@ -41,4 +67,15 @@ def _view(options: argparse.Namespace) -> int:
             threading.Event().wait()
         except KeyboardInterrupt:
             print()
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    """Shows the runs until they are over, or Ctrl-C."""
+    from megatron_entropic.observability.dashboard.watching import watch
+
+    try:
+        watch(options.run_dir, every=options.every, once=options.once)
+    except KeyboardInterrupt:
+        print()
     return 0

@@ -1,5 +1,7 @@
 """Fewer points of a long curve, with nothing hidden: of each stretch of steps the lowest and the highest value stay, at their steps."""
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,4 +41,4 @@ def band(x: Array, low: Array, high: Array, buckets: int) -> tuple[Array, Array,
 
 def _stretches(count: int, buckets: int) -> list[tuple[int, int]]:
     edges = np.linspace(0, count, buckets + 1).round().astype(int).tolist()
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))

@@ -25,7 +25,7 @@ _SNIPPET = 240
 
 @dataclass(frozen=True)
 class Filters:
-    """What to look for; None is any. Steps count from 1, as people count them. `prompt` is a prompt's index, `same` its id in the index.
+    """What to look for; None is any. Steps count from 1, for people. `prompt` is a prompt's index, `same` its id in the index.
 
     `text`: part of a prompt, or words of a response in any order; words between quotes stand together.
     """
@@ -62,7 +62,8 @@ def search(index: Index, filters: Filters, order: str = "step", page: int = 0) -
     condition, values = _condition(filters)
     with index.connected() as connection:
         groups, rollouts = connection.execute(
-            f"SELECT count(*), coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM rollouts WHERE {condition} GROUP BY step, prompt_index)",
+            "SELECT count(*), coalesce(sum(n), 0) FROM "
+            f"(SELECT count(*) AS n FROM rollouts WHERE {condition} GROUP BY step, prompt_index)",
             values,
         ).fetchone()
         found = connection.execute(

@@ -54,18 +54,19 @@ class Viewer:
     Raises FileNotFoundError when the folder is not a run's, OSError for a port that is taken.
     """
 
-    def __init__(self, run_dir: Path, *, port: int = 0, index_file: Path | None = None) -> None:
+    def __init__(self, run_dir: Path, *, port: int = 0, index_file: Path | None = None, refresh_s: float = REFRESH_S) -> None:
         self.run_dir = run_dir
         settings = load_settings(run_dir)
         self.index = Index(run_dir / "rollouts", index_file)
         self.samples = Samples(run_dir, settings)
         self.key = secrets.token_urlsafe(18)
+        self.refresh_s = refresh_s
         self.trouble: str | None = None
         self._ended = threading.Event()
         self._server = ThreadingHTTPServer((ADDRESS, port), self._handler())
         self._server.daemon_threads = True
         self._threads = [
-            threading.Thread(target=self._server.serve_forever, name="viewer", daemon=True),
+            threading.Thread(target=self._server.serve_forever, args=(0.1,), name="viewer", daemon=True),
             threading.Thread(target=self._keep_fresh, name="viewer index", daemon=True),
         ]
 
@@ -94,7 +95,7 @@ class Viewer:
             except (OSError, sqlite3.Error) as error:
                 self.trouble = f"the index is not up to date: {error}"
                 logger.warning("%s: %s", self.index.path, self.trouble)
-            self._ended.wait(REFRESH_S)
+            self._ended.wait(self.refresh_s)
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -142,12 +143,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"not found\n")
 
     def _answer(self, name: str, asked: Mapping[str, str]) -> tuple[HTTPStatus, str, bytes]:
+        """The answer, or what is wrong with the question: as JSON too, which the page shows where it shows what is wrong."""
         try:
-            status, answer = HTTPStatus.OK, self.answers[name](asked)
+            answer = self.answers[name](asked)
         except (ValueError, LookupError, OSError, sqlite3.Error) as error:
-            text = f"missing: {error}" if type(error) is KeyError else str(error)
-            status, answer = HTTPStatus.BAD_REQUEST, {"error": text}
-        return status, "application/json", json.dumps(answer, allow_nan=False).encode()
+            answer = {"error": f"missing: {error}" if type(error) is KeyError else str(error)}
+        return HTTPStatus.OK, "application/json", json.dumps(answer, allow_nan=False).encode()
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         try:
@@ -159,5 +160,5 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionError:  # the page was closed, or asked for something else meanwhile
             self.close_connection = True
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+    def log_message(self, format: str, *args: Any) -> None:
         logger.debug("viewer: " + format, *args)

@@ -214,7 +214,7 @@
       const now = `${run.indexed}/${run.rollouts}/${run.last}`;
       if (now !== known && page === 0 && results.scrollTop === 0) find();
       known = now;
-      setTimeout(follow, run.indexed >= run.recorded ? 3000 : 1000);
+      setTimeout(follow, run.indexed >= run.recorded ? 2000 : 1000);
     } catch (error) {
       said(new Error("the viewer has ended; start it again with megatron-entropic view"));
       setTimeout(follow, 5000);
