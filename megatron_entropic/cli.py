@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | plan | serve | target | evaluate | report | doctor | slurm-files | settings`."""
+"""The command line: `megatron-entropic train | plan | serve | target | evaluate | report | view | watch | doctor | settings | ...`."""
 
 import argparse
 import logging

@@ -49,9 +49,10 @@
     item.dataset.place = `${result.step}/${result.prompt_index}`;
     item.append(make("p", result.prompt || "(empty prompt)"));
     const length = result.shortest === result.longest ? result.longest : `${result.shortest}–${result.longest}`;
-    item.append(make("span", `step ${result.step + 1} · prompt ${result.prompt_index} · ${length} tokens · reward ${short(result.reward)}`, "meta"));
+    item.append(make("span", `step ${result.step + 1} · prompt ${result.prompt_index} · ${length} tokens`, "meta"));
     const dots = item.appendChild(make("span", undefined, "dots"));
     for (const reward of result.rewards) dots.append(make("i", undefined, kindOfReward(reward)));
+    dots.append(make("span", `reward ${short(result.reward)}`, "meta"));
     const open = () => show(result.step, result.prompt_index);
     item.addEventListener("click", open);
     item.addEventListener("keydown", (event) => { if (event.key === "Enter") open(); });
@@ -68,7 +69,8 @@
       said();
       results.replaceChildren(...answer.results.map(row));
       results.scrollTop = 0;
-      by("found").textContent = `${answer.groups.toLocaleString("en")} prompts, ${answer.rollouts.toLocaleString("en")} of their samples fit`;
+      const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
+      by("found").textContent = `${count(answer.rollouts, "sample")} of ${count(answer.groups, "prompt")}`;
       by("page").textContent = answer.pages > 1 ? `page ${page + 1} of ${answer.pages.toLocaleString("en")}` : "";
       by("back").disabled = page === 0;
       by("more").disabled = page + 1 >= answer.pages;
@@ -133,7 +135,7 @@
     const head = element.appendChild(make("div", undefined, "head"));
     head.append(make("span", `reward ${short(Number(sample.reward))}`, `reward ${kindOfReward(Number(sample.reward))}`));
     const [first, last] = sample.versions;
-    const about = [`sample ${sample.sample_index}`, `${sample.ids.length} tokens`, sample.finish_reason, `weights ${first === last ? first : `${first}–${last}`}`];
+    const about = [`sample ${sample.sample_index}`, `${sample.ids.length} tokens`, sample.finish_reason, `version ${first === last ? first : `${first}–${last}`}`];
     head.append(...about.map((text) => make("span", text)));
     const tokens = element.appendChild(make("div", undefined, "tokens"));
     sample.spans = sample.pieces.map((piece, index) => {
@@ -171,7 +173,7 @@
       sample.spans.forEach((element, index) => {
         const value = values?.[index];
         const cold = known?.[2] === "signed" && value > 0;
-        const depth = Math.min(1, Math.abs(value) / most) * 0.85;
+        const depth = Math.min(1, Math.abs(value) / most) * 0.7;
         element.style.backgroundColor = value === undefined || !Number.isFinite(value) ? "" : `rgba(var(--${cold ? "cold" : "warm"}), ${depth.toFixed(3)})`;
         element.classList.toggle("odd", value !== undefined && !Number.isFinite(value));
       });
