@@ -1,6 +1,6 @@
 """What an update did with each response token: collected on the last stage, for the record of rollout.record_tokens.
 
-Shapes: T packed positions of a micro-batch, N response tokens of the mini-batch, F fields of a token.
+Shapes: T packed positions of a micro-batch, N response tokens of the mini-batch, Y fields of a token.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ from megatron_entropic.entropy import TokenStatistics
 from megatron_entropic.policy.batching import Batch, MicroBatch
 from megatron_entropic.policy.objective import Objective
 
-FloatArray = npt.NDArray[np.float32]
+TokenValues = Mapping[str, npt.NDArray[np.float32]]
+"""Some of TOKEN_VALUES by name, [N] each, in host memory."""
 
 TOKEN_VALUES = ("entropy", "clamped_entropy", "log_prob", "weight", "plain_weight", "actuator")
 """Fields of a token: entropy, clamped_entropy (only where measured): of the policy about to be updated, nats. log_prob: of the policy
@@ -32,7 +33,7 @@ class TokenRecorder:
 
     def __init__(self, batch: Batch, device: torch.device, *, clamped: bool) -> None:
         self.fields = tuple(name for name in TOKEN_VALUES if clamped or name != "clamped_entropy")
-        self._values_FN = torch.zeros(len(self.fields), batch.response_tokens, dtype=torch.float32, device=device)
+        self._values_YN = torch.zeros(len(self.fields), batch.response_tokens, dtype=torch.float32, device=device)
 
     def add(self, objective: Objective, stats: TokenStatistics, micro_batch: MicroBatch, measured: TokenStatistics) -> None:
         """Adds the tokens of a micro-batch. `measured`: the statistics whose entropies are reported."""
@@ -46,15 +47,15 @@ class TokenRecorder:
             "actuator": losses.actuator_T,
         }
         rows = micro_batch.response_index_T[mask_T]
-        for values_N, name in zip(self._values_FN, self.fields, strict=True):
+        for values_N, name in zip(self._values_YN, self.fields, strict=True):
             values_T = found[name]
             assert values_T is not None, "the clamped entropy is a field only where it is measured"
             values_N[rows] = values_T.detach()[mask_T].float()
 
-    def collect(self, parallel: Parallel) -> Mapping[str, FloatArray]:
-        """The values of all N tokens by name, on every rank. Collectives: those of `broadcast_from_last_stage`, 4 F N bytes."""
-        values_FN = broadcast_from_last_stage(self._values_FN, parallel).cpu().numpy()
-        return dict(zip(self.fields, values_FN, strict=True))
+    def collect(self, parallel: Parallel) -> TokenValues:
+        """The values of all N tokens by name, on every rank. Collectives: those of `broadcast_from_last_stage`, 4 Y N bytes."""
+        values_YN = broadcast_from_last_stage(self._values_YN, parallel).cpu().numpy()
+        return dict(zip(self.fields, values_YN, strict=True))
 
 
 def _detached(stats: TokenStatistics) -> TokenStatistics:

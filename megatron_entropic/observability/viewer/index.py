@@ -35,7 +35,7 @@ _FILE_SUFFIXES = ("", "-wal", "-shm")
 
 
 @dataclass(frozen=True)
-class Progress:
+class IndexProgress:
     """How far the index is: of `recorded` steps the first `indexed`, with `rollouts` in them; what is wrong, by step."""
 
     recorded: int
@@ -134,7 +134,7 @@ class Index:
             _insert(connection, step, records)
             connection.execute("INSERT INTO steps VALUES (?, ?, ?, ?)", (step, stamp, len(records), error))
 
-    def progress(self) -> Progress:
+    def progress(self) -> IndexProgress:
         """How far the index is."""
         with self.connected() as connection:
             indexed, rollouts, first, last = connection.execute(
@@ -142,7 +142,7 @@ class Index:
             ).fetchone()
             longest = connection.execute("SELECT coalesce(max(length), 0) FROM rollouts").fetchone()[0]
             errors = dict(connection.execute("SELECT step, error FROM steps WHERE error IS NOT NULL ORDER BY step LIMIT 20"))
-        return Progress(max(self._recorded, indexed), indexed, rollouts, first, last, longest, errors)
+        return IndexProgress(max(self._recorded, indexed), indexed, rollouts, first, last, longest, errors)
 
 
 def index_path(rollouts_dir: Path) -> Path:

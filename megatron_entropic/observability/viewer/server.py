@@ -117,10 +117,10 @@ class Viewer:
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         answers = {"api/run": self.run, "api/search": self.search, "api/prompt": self.prompt}
-        return type("Handler", (_Handler,), {"key": self.key, "answers": answers})
+        return type("PageRequest", (_PageRequest,), {"key": self.key, "answers": answers})
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _PageRequest(BaseHTTPRequestHandler):
     key: str
     answers: Mapping[str, Callable[[Mapping[str, str]], dict[str, Any]]]
     timeout = 60

@@ -9,7 +9,7 @@
     clamped_entropy: ["clamped entropy", "AEnt's, over the tokens that the clamp keeps, nats", "one"],
     gap: ["log-prob gap", "trainer's log-prob minus the sampler's, nats", "signed"],
     weight: ["weight in the loss", "above 0 the update makes the token likelier, below 0 less likely", "signed"],
-    control: ["control's part of the weight", "what alpha and the selection of tokens added to the weight", "signed"],
+    control: ["control's part of the weight", "what control added to the weight: alpha, or its choice of tokens", "signed"],
     actuator: ["actuator", "1: making the token likelier lowers the entropy; -1: it raises it; 0: left alone", "signed"],
     surprisal: ["surprisal", "minus the sampler's log-prob, nats", "one"],
   };
