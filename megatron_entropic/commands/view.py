@@ -1,6 +1,7 @@
 """`megatron-entropic view` and `watch`: looking at runs, in a browser and on the terminal."""
 
 import argparse
+import signal
 import threading
 import webbrowser
 from pathlib import Path
@@ -59,6 +60,7 @@ def _view(options: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
     from megatron_entropic.observability.viewer.server import Viewer
 
+    _heed_ctrl_c()
     with Viewer(options.run_dir, port=options.port) as viewer:
         print(f"{viewer.url}\nCtrl-C ends it", flush=True)
         if not options.no_browser:
@@ -74,8 +76,14 @@ def _watch(options: argparse.Namespace) -> int:
     """Shows the runs until they are over, or Ctrl-C."""
     from megatron_entropic.observability.dashboard.watching import watch
 
+    _heed_ctrl_c()
     try:
         watch(options.run_dir, every=options.every, once=options.once)
     except KeyboardInterrupt:
         print()
     return 0
+
+
+def _heed_ctrl_c() -> None:
+    """A shell script's background job ignores Ctrl-C's signal unless told otherwise; here it always means the end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

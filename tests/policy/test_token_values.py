@@ -1,6 +1,7 @@
 """rollout.record_tokens: what the loss's formula says, the same in every layout; training keeps its bits."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from safetensors.numpy import load_file
 from megatron_entropic.algorithms import make_advantage
 from megatron_entropic.config import Config
 from megatron_entropic.config.loading import load_config
+from megatron_entropic.control import Coefficients
 from megatron_entropic.distributed.parallel import initialize_parallel
 from megatron_entropic.observability.metrics import read_metrics
-from megatron_entropic.rollout.recording import read_rollouts
-from megatron_entropic.rollout.token_recording import RecordedTokens, read_tokens, token_file_name
+from megatron_entropic.rollout.recording import RecordingError, read_rollouts
+from megatron_entropic.rollout.token_recording import RecordedTokens, TokenWriter, read_tokens, token_file_name
+from megatron_entropic.system.folder_lock import Fence
 from megatron_entropic.trainer import train
+from tests.observability.test_step_metrics import stats
 from tests.run_ranks import run_ranks
 from tests.tiny_models import save_deepened
 
@@ -137,3 +141,15 @@ def test_a_resumed_run_forgets_what_it_does_again(recorded: Path, tmp_path: Path
     run(folder, *replay(recorded))
     assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [0, 1]
     assert [path.name for path in sorted((folder / "rollouts").glob("*tokens*"))] == [token_file_name(0)]
+
+
+def test_a_full_disk_is_named(recorded: Path, tmp_path: Path) -> None:
+    rollouts = [record.rollout for record in read_rollouts(recorded / "rollouts", 0)]
+    count = sum(len(rollout.response_ids) for rollout in rollouts)
+    update = replace(stats(Coefficients()), tokens={"entropy": np.zeros(count, dtype=np.float32)})
+    (tmp_path / f".{token_file_name(0)}.tmp").symlink_to("/dev/full")
+    writer = TokenWriter(tmp_path, Fence(tmp_path, ""))
+    writer.begin(0, rollouts, [update])
+    with pytest.raises(RecordingError, match=r"step-000000\.tokens.* cannot be recorded: No space left on device"):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
