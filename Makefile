@@ -22,7 +22,7 @@ PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 BENCH := build/benchmarks
 
-.PHONY: help env env-gpu env-launch gpu-lock quickstart smollm2 test test-fast bench lint docs clean
+.PHONY: help env env-gpu env-launch gpu-lock quickstart comparison smollm2 test test-fast bench lint docs clean
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -77,6 +77,12 @@ $(LAUNCH)/.installed: requirements/launch.lock
 
 quickstart: env ## train the tiny model end to end on the real stack, then say where the report is
 	$(BIN)/megatron-entropic train quickstart --overwrite
+	@echo "against plain GRPO: make comparison  (trains the same without control, a minute or two, and draws both in one page)"
+
+comparison: env ## the quickstart's run beside one of plain GRPO, in one page; trains the quickstart first where it has not run
+	@test -f runs/quickstart/report.html || $(BIN)/megatron-entropic train quickstart --overwrite
+	$(BIN)/megatron-entropic train quickstart run.name=quickstart-grpo control.kind=none --overwrite
+	$(BIN)/megatron-entropic report runs/quickstart --compare runs/quickstart-grpo
 
 smollm2: env ## SmolLM2-135M-Instruct, a small pretrained model, under models/: for `megatron-entropic train smollm2_135m`
 	$(BIN)/python -m recipes.smollm2

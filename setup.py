@@ -52,6 +52,7 @@ setup(
     package_data={
         "megatron_entropic": ["py.typed"],
         "megatron_entropic.observability": ["*.html.j2", "*.js"],
+        "megatron_entropic.observability.viewer": ["viewer.html", "viewer.css", "viewer.js"],
         "megatron_entropic.models": ["tiny-*/*"],
         "slurm": ["*.sbatch", "environment.sh"],
         "recipes": ["architectures/*/config.json"],

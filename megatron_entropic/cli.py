@@ -1,4 +1,4 @@
-"""The command line: `megatron-entropic train | new | plan | serve | target | evaluate | report | doctor | slurm-files | settings`."""
+"""The command line: `megatron-entropic train | new | plan | serve | target | evaluate | report | view | watch | doctor | ...`."""
 
 import argparse
 import logging
@@ -18,6 +18,7 @@ from megatron_entropic.commands.repair import add_repair_command
 from megatron_entropic.commands.resume import prepare_resume, resumed_config
 from megatron_entropic.commands.run import add_report, add_settings, add_target
 from megatron_entropic.commands.sweep import run_sweep
+from megatron_entropic.commands.view import add_view, add_watch
 from megatron_entropic.config import Config, TrainerConfig
 from megatron_entropic.config.control import PRESETS
 from megatron_entropic.config.loading import ConfigError, load_config, recipe_names, save_config
@@ -142,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_serve(commands)
     add_report(commands)
+    add_view(commands)
+    add_watch(commands)
     add_repair_command(commands)
     add_doctor(commands)
     add_slurm_files(commands)

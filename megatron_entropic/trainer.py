@@ -61,6 +61,7 @@ def train(cfg: Config, parallel: Parallel, *, allow_fallback: bool = False, allo
             validated = validation.run(step + 1)
             source.request(version=step + 1)
             output.record(step, rollouts, rewards, updates, controller, source.score_metrics(step) | validated)
+            source.record_tokens(step, rollouts, updates)
             check_sampler(cfg, parallel, step, updates)
             with output.time("checkpoint"):
                 checkpointer.save(step + 1, policy, controller, validated)

@@ -209,7 +209,9 @@ def _explanations(error: ValidationError) -> Iterator[str]:
 
 
 def _name_parts(loc: Sequence[str | int]) -> Iterator[str]:
-    return (str(part) for at, part in enumerate(loc) if at < len(("section", "field")) or isinstance(part, int))
+    """Section and field; in a list of records the record's number and its field. The others are types."""
+    named = len(("section", "field"))
+    return (str(part) for at, part in enumerate(loc) if at < named or isinstance(part, int) or isinstance(loc[at - 1], int))
 
 
 def _explain(name: str, problem: Any) -> str:

@@ -54,6 +54,11 @@ class RolloutConfig:
         description="rollouts of step k come from weight version max(0, k - this); 1 generates the next batch during the update, "
         "more only makes rollouts staler; see algorithm.sampler_correction_cap",
     )
+    record_tokens: bool = Field(
+        default=False,
+        description="record beside each step's rollouts, of every response token, its entropy, clamped entropy, trainer log-prob, and "
+        "its weight in the loss with and without control: up to 24 bytes a token before compression; docs/looking.md",
+    )
     replay_path: Path | None = Field(default=None, description="rollouts/ folder of the recorded run that engine=replay reads")
     base_port: int = Field(default=0, ge=0, le=65000, description="first server's port, the others follow; 0 picks free ports")
     host: str = Field(default="127.0.0.1", description="address the servers listen on and are reached at")

@@ -5,17 +5,23 @@
   const { runs, meanings } = JSON.parse(document.getElementById("explorer-data").textContent);
   const [svg, select, button, legend] = ["svg", "select", "button", "b"].map((name) => root.querySelector(name));
   const [readout, meaning] = ["output", "p"].map((name) => root.querySelector(name));
-  const [width, height, left, right, top, bottom] = [1100, 380, 70, 12, 12, 30];
+  const [width, height, left, right, top, bottom] = [1100, 380, 70, 24, 12, 30];
   const colours = ["blue", "orange", "green", "purple", "yellow", "sky"].map((name) => `var(--${name})`);
   const all = [Math.min(...runs.map((run) => run.steps[0])), Math.max(...runs.map((run) => run.steps[run.steps.length - 1]))];
   let [view, pressed] = [[...all], null];
   const shownAtFirst = 12;
   const hidden = new Set(runs.slice(shownAtFirst)); // a click on a name of the legend shows or hides its run
 
-  const value = (run, index) => {
+  // The chosen metric of a run: its steps and values. A constant column is one number; a thinned one says which steps it has.
+  const seriesOf = (run) => {
     const column = run.columns[select.value];
-    return Array.isArray(column) ? column[index] : column ?? null; // a constant column is one number
+    if (!Array.isArray(column) && column?.at) {
+      let index = 0;
+      return { run, steps: column.at.map((further) => run.steps[(index += further)]), values: column.values, thinned: true };
+    }
+    return { run, steps: run.steps, values: Array.isArray(column) ? column : run.steps.map(() => column ?? null) };
   };
+  let series = [];
   const nearest = (steps, step) => {
     let [low, high] = [0, steps.length - 1];
     while (low < high) {
@@ -42,10 +48,10 @@
   };
   const valueRange = () => {
     let [low, high] = [Infinity, -Infinity];
-    for (const run of runs) {
+    for (const { run, steps, values } of series) {
       if (hidden.has(run)) continue;
-      run.steps.forEach((step, index) => {
-        const number = value(run, index);
+      steps.forEach((step, index) => {
+        const number = values[index];
         if (number === null || step < view[0] || step > view[1]) return;
         [low, high] = [Math.min(low, number), Math.max(high, number)];
       });
@@ -64,7 +70,8 @@
   const render = () => {
     svg.replaceChildren();
     const range = valueRange();
-    meaning.textContent = meanings[select.value] ?? "";
+    const thinned = series.some((one) => one.thinned) ? "The lowest and highest of each few steps are drawn, at their steps; metrics.jsonl has all." : "";
+    meaning.textContent = [meanings[select.value] ?? "", thinned].filter(Boolean).join(" · ");
     if (range === null) return void draw("text", { x: width / 2, y: height / 2 }, "no values in these steps");
     const y = (number) => top + ((range[1] - number) / (range[1] - range[0])) * (height - top - bottom);
     for (const tick of ticks(range, 5)) {
@@ -72,16 +79,16 @@
       draw("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, shown(tick));
     }
     for (const tick of ticks(view, 8, true)) draw("text", { x: x(tick), y: height - 8, "text-anchor": "middle" }, shown(tick));
-    runs.forEach((run, number) => {
+    series.forEach(({ run, steps, values }, number) => {
       if (hidden.has(run)) return;
       let [path, drawn] = ["", false];
-      run.steps.forEach((step, index) => {
-        const current = step < view[0] || step > view[1] ? null : value(run, index);
+      steps.forEach((step, index) => {
+        const current = step < view[0] || step > view[1] ? null : values[index];
         if (current !== null) path += `${drawn ? "L" : "M"}${x(step).toFixed(1)} ${y(current).toFixed(1)}`;
         drawn = current !== null;
       });
-      if (path && run.steps.length === 1) path += "h0.01"; // a path of one point shows nothing
-      const dots = run.steps.length < 12 ? { "stroke-linecap": "round", "stroke-width": 4 } : { "stroke-width": 1.6 };
+      if (path && steps.length === 1) path += "h0.01"; // a path of one point shows nothing
+      const dots = steps.length < 12 ? { "stroke-linecap": "round", "stroke-width": 4 } : { "stroke-width": 1.6 };
       draw("path", { d: path, fill: "none", stroke: colours[number % colours.length], "stroke-linejoin": "round", ...dots });
     });
     draw("line", { id: "explorer-pointer", y1: top, y2: height - bottom, stroke: "var(--muted)", "stroke-dasharray": "3 3", x1: -9, x2: -9 });
@@ -89,10 +96,11 @@
   };
   const point = (event) => {
     const step = stepAt(event);
-    const texts = runs.filter((run) => !hidden.has(run)).map((run) => {
-      const index = nearest(run.steps, step);
-      const number = run.steps[index] === step ? value(run, index) : null;
-      return `${runs.length > 1 ? `${run.label}: ` : ""}${number === null ? "–" : shown(number)}`;
+    const texts = series.filter(({ run }) => !hidden.has(run)).map(({ run, steps, values, thinned }) => {
+      const index = nearest(steps, step);
+      const number = thinned || steps[index] === step ? values[index] : null;
+      const where = thinned && steps[index] !== step ? ` (at step ${steps[index]})` : "";
+      return `${runs.length > 1 ? `${run.label}: ` : ""}${number === null ? "–" : shown(number)}${where}`;
     });
     readout.textContent = `step ${step}   ${texts.join("   ")}`;
     const pointer = svg.querySelector("#explorer-pointer");
@@ -133,6 +141,7 @@
       paint();
     });
   }
-  select.addEventListener("change", render);
-  render();
+  const choose = () => { series = runs.map(seriesOf); render(); };
+  select.addEventListener("change", choose);
+  choose();
 })();

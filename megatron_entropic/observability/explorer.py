@@ -3,9 +3,8 @@
 import base64
 import hashlib
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ from markupsafe import Markup
 
 from megatron_entropic.observability.metrics import METRIC_FIELDS
 from megatron_entropic.observability.run_data import Array, RunData
+from megatron_entropic.observability.thinning import kept
 
 _SCRIPT = Path(__file__).with_name("explorer.js").read_text(encoding="utf-8")
 FIRST = ("policy/entropy", "control/target_entropy", "control/alpha", "reward/mean")
 """Metrics at the head of the list."""
-MOST_VALUES = 600_000
-"""Numbers in a page; of more, every n-th step is shown."""
+VALUES = 240_000
+"""Numbers in the page at most, of some ten characters each."""
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,39 @@ class Explorer:
 def make_explorer(runs: Mapping[str, RunData]) -> Explorer:
     """The chart of `runs`, by label; `data` is empty when none has logged a step.
 
-    Five digits a value: a run of 5,000 steps takes about 2 MB of the page. Of many runs not every step is there (MOST_VALUES).
+    Five digits a value, and at most VALUES of them: of longer runs the lowest and highest of each stretch of steps, at their steps.
     """
     logged = {label: run for label, run in runs.items() if run.metrics}
-    every = math.ceil(sum(len(run.metrics) * len(run.metrics[-1]) for run in logged.values()) / MOST_VALUES)
-    data = {"runs": [_run(label, run, every) for label, run in logged.items()], "meanings": _meanings()}
+    names = {label: _names(run) for label, run in logged.items()}
+    buckets = max(10, VALUES // 2 // max(1, sum(map(len, names.values()))))
+    data = {"runs": [_run(label, run, names[label], buckets) for label, run in logged.items()], "meanings": _meanings()}
     # JSON ends a <script> element by no means but "<": as an escape it is the same JSON
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c") if logged else ""
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     return Explorer(Markup(text), Markup(_SCRIPT), digest)
 
 
-def _run(label: str, whole: RunData, every: int) -> dict[str, object]:
-    """A run's columns, of every n-th step and the last."""
-    run = replace(whole, metrics=[*whole.metrics[:-1:every], whole.metrics[-1]])
+def _names(run: RunData) -> list[str]:
+    """The run's metrics that have a value, the first ones first."""
     names = {name for line in run.metrics for name in line} - {"step"}
-    ordered = [*FIRST, *sorted(names - {*FIRST})]
-    columns = {name: _plain(run.column(name)) for name in ordered if name in names and run.has(name)}
+    return [name for name in [*FIRST, *sorted(names - {*FIRST})] if name in names and run.has(name)]
+
+
+def _run(label: str, run: RunData, names: Sequence[str], buckets: int) -> dict[str, object]:
+    columns = {name: _column(run.column(name), buckets) for name in names}
     return {"label": label, "steps": [int(step) for step in run.steps], "columns": columns}
 
 
-def _plain(values: Array) -> float | list[float | None]:
-    """The values, None where one is not finite; a number alone when it is the same in every step."""
+def _column(values: Array, buckets: int) -> float | list[float | None] | dict[str, object]:
+    """The values, None where one is not finite; a number alone when it is the same in every step.
+
+    Of more than fit, those that `kept` keeps, with `at`: how far the index of each is from that of the one before.
+    """
     if np.isfinite(values).all() and len(set(values)) == 1:
         return float(values[0])
-    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values]
+    rows = kept(values, buckets)
+    numbers = [float(f"{value:.5g}") if np.isfinite(value) else None for value in values[rows]]
+    return numbers if len(rows) == len(values) else {"at": np.diff(rows, prepend=0).tolist(), "values": numbers}
 
 
 def _meanings() -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
+from shlex import quote
 from typing import Any
 
 from markupsafe import Markup
@@ -48,6 +49,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         control_plots={name: svg for name, svg in plots.items() if name in CONTROL_DETAILS},
         explorer=make_explorer({run.name: run}),
         samples=pick_samples(run.path / "rollouts"),
+        view_command=f"megatron-entropic view {quote(str(run_dir))}",
         config=run.config,
         versions=_versions(),
     )

@@ -66,9 +66,14 @@ def visible(text: str) -> str:
 
     HTML is not escaped here: the template does that.
     """
-    shown = "".join(character if _is_printable(character) else _escape(character) for character in text[:MAX_CHARACTERS])
+    shown = escaped(text[:MAX_CHARACTERS])
     left = len(text) - MAX_CHARACTERS
     return f"{shown} … ({left} more characters)" if left > 0 else shown
+
+
+def escaped(text: str) -> str:
+    r"""`text` with control, bidirectional and other unprintable characters shown as \u escapes; HTML is not escaped here either."""
+    return "".join(character if _is_printable(character) else _escape(character) for character in text)
 
 
 def _is_printable(character: str) -> bool:

@@ -80,6 +80,12 @@ def load_run(run_dir: str | os.PathLike[str]) -> RunData:
     Raises FileNotFoundError when there is no config.yaml (not a run folder), ValueError when a file is malformed.
     """
     path = Path(run_dir)
+    config, metrics_path = load_settings(path), path / "metrics.jsonl"
+    return RunData(path, config, read_metrics(metrics_path) if metrics_path.is_file() else [])
+
+
+def load_settings(path: Path) -> dict[str, dict[str, Any]]:
+    """The saved config.yaml of the run folder `path`. Raises as load_run."""
     config_path = path / "config.yaml"
     if not config_path.is_file():
         raise FileNotFoundError(f"{config_path}: no such file; {path} is not the folder of a run")
@@ -89,8 +95,7 @@ def load_run(run_dir: str | os.PathLike[str]) -> RunData:
         raise ValueError(f"{config_path}: not YAML ({error})") from error
     if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
         raise ValueError(f"{config_path}: not a mapping of sections (run, model, ...) to fields")
-    metrics_path = path / "metrics.jsonl"
-    return RunData(path, without_secrets(config), read_metrics(metrics_path) if metrics_path.is_file() else [])
+    return without_secrets(config)
 
 
 def smooth(values: Array) -> Array:

@@ -36,6 +36,7 @@ from megatron_entropic.policy.model import build_model
 from megatron_entropic.policy.objective import CONTROL_SUMS, MAXIMA, SUMS, Objective
 from megatron_entropic.policy.optimizer import make_optimizer, make_scheduler
 from megatron_entropic.policy.response import Response, SteeredEntropy, measured_temperature, reduce_response, response_samples
+from megatron_entropic.policy.token_values import TokenRecorder
 from megatron_entropic.policy.transformer_engine import position_multiple
 from megatron_entropic.policy.update_stats import Totals, UpdateStats, measurement, update_stats
 from megatron_entropic.policy.weights import hf_weights
@@ -104,7 +105,12 @@ class Policy:
         objective = Objective(self.cfg, coefficients, self._adjustment_scale(batch, coefficients))
         again = response_samples(self.cfg.control, len(batch.samples))
         before = SteeredEntropy(self.cfg.control, batch, again, self.parallel.device) if again else None
-        totals, requested_target = self._run(batch, objective, forward_only=False, before=before, requested_target=requested_target)
+        recorder = (
+            TokenRecorder(batch, self.parallel.device, clamped=self._measures_clamped) if self.cfg.rollout.record_tokens else None
+        )
+        totals, requested_target = self._run(
+            batch, objective, forward_only=False, before=before, recorder=recorder, requested_target=requested_target
+        )
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         applied = math.isfinite(totals["total_loss"]) and math.isfinite(grad_norm) and totals["tokens"] > 0
@@ -124,6 +130,7 @@ class Policy:
             applied=applied,
             learning_rate=learning_rate,
             coefficients=coefficients,
+            tokens=recorder.collect(self.parallel) if recorder else None,
         )
 
     def prepare(self, batch: Batch, requested_target: float | None = None) -> Measurement:
@@ -197,14 +204,15 @@ class Policy:
         forward_only: bool,
         log_probs_N: Tensor | None = None,
         before: SteeredEntropy | None = None,
+        recorder: TokenRecorder | None = None,
         requested_target: float | None = None,
     ) -> tuple[dict[str, float], float | None]:
         """All micro-batches of `batch` through Megatron's schedule.
 
         Returns the globally reduced CONTROL_SUMS, SUMS and MAXIMA, and rank 0's `requested_target`. Fills `log_probs_N`, adds to
-        `before`.
+        `before` and `recorder`.
         """
-        reported = self._passes(batch, partial(self._loss, objective, log_probs_N, before), forward_only=forward_only)
+        reported = self._passes(batch, partial(self._loss, objective, log_probs_N, before, recorder), forward_only=forward_only)
         zero = torch.zeros((), dtype=torch.float64)
         sums = {name: sum((r[name] for r in reported), zero) for name in (*CONTROL_SUMS, *SUMS)}
         maxima = {name: max((r[name] for r in reported), default=zero) for name in MAXIMA}
@@ -249,6 +257,7 @@ class Policy:
         objective: Objective,
         log_probs_N: Tensor | None,
         before: SteeredEntropy | None,
+        recorder: TokenRecorder | None,
         micro_batch: MicroBatch,
         hidden_T1H: Tensor,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -265,6 +274,8 @@ class Policy:
             log_probs_N[micro_batch.response_index_T[micro_batch.mask_T]] = stats.log_prob.detach()[micro_batch.mask_T]
         if before is not None:
             before.add(micro_batch, measured or stats)
+        if recorder is not None:
+            recorder.add(objective, stats, micro_batch, measured or stats)
         tokens = micro_batch.mask_T.sum().to(torch.int)
         return loss, tokens, report
 

@@ -5,7 +5,7 @@ Shapes: T packed positions, H hidden size.
 
 import math
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -42,6 +42,17 @@ class ClipRange(TypedDict):
     clip_high: float
 
 
+class TokenLosses(NamedTuple):
+    """What the loss of each token is made of, [T] each: see Objective.token_losses."""
+
+    policy_T: Tensor
+    total_T: Tensor
+    log_ratio_T: Tensor
+    actuator_T: Tensor
+    before_T: Tensor
+    old_T: Tensor
+
+
 @dataclass(frozen=True)
 class Objective:
     """Everything one update's loss depends on beside the tokens.
@@ -68,19 +79,14 @@ class Objective:
         control = self.cfg.control
         mask_T, advantage_T = batch.mask_T, batch.advantages_T
         current_T, entropy_T = stats.log_prob.detach(), stats.entropy.detach()
-        before_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
-        old_T = old_log_probs(self.cfg.algorithm, self.cfg.rollout, before_T, batch.sampler_log_probs_T)
-        log_ratio_T = stats.log_prob - old_T
-        tau, mean_T = control.high_prob_threshold, stats.mean_lowering  # the mean only where the actuator is exact
-        actuator_T = actuator_mask(control.actuator, current_T, entropy_T, mean_lowering_T=mean_T, high_prob_threshold=tau)
-        policy_T, total_T = self._terms(stats, batch, log_ratio_T, old_T, actuator_T)
+        policy_T, total_T, log_ratio_T, actuator_T, before_T, old_T = self.token_losses(stats, batch)
 
         def total(values_T: Tensor) -> Tensor:
             return values_T.detach()[mask_T].sum(dtype=torch.float64)
 
         measured = measured or stats
         clamped_T = torch.zeros_like(entropy_T) if measured.clamped_entropy is None else measured.clamped_entropy
-        lowers_T, own_T = entropy_lowering(current_T, entropy_T, mean_T), entropy_lowering(current_T, entropy_T)
+        lowers_T, own_T = entropy_lowering(current_T, entropy_T, stats.mean_lowering), entropy_lowering(current_T, entropy_T)
         clipped_T = ratio_clipped(log_ratio_T.exp(), advantage_T, **clip_range(self.cfg.algorithm, control))
         gap_T = torch.where(mask_T, (before_T - batch.sampler_log_probs_T).abs(), 0.0)
         sums = {
@@ -96,12 +102,28 @@ class Objective:
             "clipped": total(clipped_T),
             "actuated": total(actuator_T.abs()),
             "selected": total(torch.zeros_like(mask_T) if batch.selected_T is None else batch.selected_T),
-            "high_prob": total(current_T > math.log(tau)),
+            "high_prob": total(current_T > math.log(control.high_prob_threshold)),
             "gap": total(gap_T),
             "kl_old": total(old_T - current_T),
             "gap_max": gap_T.max().double(),
         }
         return total_T[mask_T].sum(), sums
+
+    def token_losses(self, stats: TokenStatistics, batch: MicroBatch) -> TokenLosses:
+        """The loss of each token and what it is made of.
+
+        policy_T, total_T: the policy loss, and with the control's terms; they and log_ratio_T carry gradients. actuator_T: m_t.
+        before_T, old_T: log-probs under the policy before the step, and those of the ratio.
+        """
+        control = self.cfg.control
+        current_T, entropy_T = stats.log_prob.detach(), stats.entropy.detach()
+        before_T = current_T if batch.old_log_probs_T is None else batch.old_log_probs_T
+        old_T = old_log_probs(self.cfg.algorithm, self.cfg.rollout, before_T, batch.sampler_log_probs_T)
+        log_ratio_T = stats.log_prob - old_T
+        tau, mean_T = control.high_prob_threshold, stats.mean_lowering  # the mean only where the actuator is exact
+        actuator_T = actuator_mask(control.actuator, current_T, entropy_T, mean_lowering_T=mean_T, high_prob_threshold=tau)
+        policy_T, total_T = self._terms(stats, batch, log_ratio_T, old_T, actuator_T)
+        return TokenLosses(policy_T, total_T, log_ratio_T, actuator_T, before_T, old_T)
 
     def _terms(
         self, stats: TokenStatistics, batch: MicroBatch, log_ratio_T: Tensor, old_T: Tensor, actuator_T: Tensor

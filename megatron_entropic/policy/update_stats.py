@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from megatron_entropic.control import Coefficients, Measurement
 from megatron_entropic.policy.response import Response
+from megatron_entropic.policy.token_values import TokenValues
 
 Totals = Mapping[str, float]
 """The CONTROL_SUMS, SUMS and MAXIMA of policy/objective.py by name, summed over all ranks."""
@@ -17,7 +18,8 @@ class UpdateStats:
 
     `measurement` is of the policy *before* the update; `coefficients` are those the update applied. `applied` is False when
     the loss or gradient was not finite, or there was no response token, and the weights were left alone. `response_seconds`: what
-    measuring `measurement.response` took on this rank.
+    measuring `measurement.response` took on this rank. `tokens`: of all N response tokens, where
+    `rollout.record_tokens` asks for them.
     """
 
     measurement: Measurement
@@ -36,6 +38,7 @@ class UpdateStats:
     kl_old: float
     response_seconds: float
     coefficients: Coefficients
+    tokens: TokenValues | None = None
 
     @property
     def entropy(self) -> float:
@@ -85,6 +88,7 @@ def update_stats(
     applied: bool,
     learning_rate: float,
     coefficients: Coefficients,
+    tokens: TokenValues | None = None,
 ) -> UpdateStats:
     """Everything an update measured."""
     mean = _token_mean(totals)
@@ -105,6 +109,7 @@ def update_stats(
         kl_old=mean("kl_old"),
         response_seconds=response.seconds,
         coefficients=coefficients,
+        tokens=tokens,
     )
 
 

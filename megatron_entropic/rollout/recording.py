@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import zstandard
-
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.rollout.frames import read_frame, write_frame
 from megatron_entropic.rollout.record_layout import RecordedRollout as RecordedRollout
 from megatron_entropic.rollout.record_layout import decoded, decoded_counts, encoded
 from megatron_entropic.rollout.recording_jsonl import read_jsonl
@@ -24,8 +23,6 @@ from megatron_entropic.system.folder_lock import Fence
 from megatron_entropic.tasks.task import Problem
 
 _FILE_NAME = re.compile(r"step-(\d{6,})\.(safetensors|jsonl)\.zst")
-_LEVEL = 1  # log-probs do not compress, and at this level it takes half a core beside the update
-_BUFFER_BYTES = 2**20
 
 
 class RecordingError(ReportedError, RuntimeError):
@@ -85,20 +82,11 @@ class RolloutWriter:
         if len(rollouts) != len(rewards):
             raise ValueError(f"step {step}: {len(rollouts)} rollouts but {len(rewards)} rewards")
         path = self.folder / file_name(step)
-        temporary = path.with_name(f".{path.name}.tmp")
         size, pieces = encoded(step, rollouts, problems, rewards, counts)
         try:
-            with temporary.open("wb") as file:
-                compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-                with compressor.stream_writer(file, size=size, write_size=_BUFFER_BYTES, closefd=False) as stream:
-                    for piece in pieces:
-                        stream.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_frame(path, size, pieces)
             path.with_name(_old_name(step)).unlink(missing_ok=True)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise RecordingError(f"{path}: the rollouts of step {step} cannot be recorded: {error.strerror or error}") from error
         return path
 
@@ -137,7 +125,7 @@ def read_rollouts(folder: str | os.PathLike[str], step: int) -> list[RecordedRol
     path = recorded_file(folder, step)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: step {step} is not recorded; {_describe_range(recorded_steps(folder))}")
-    records = read_jsonl(path) if path.name == _old_name(step) else decoded(str(path), _decompressed(path))
+    records = read_jsonl(path) if path.name == _old_name(step) else decoded(str(path), read_frame(path))
     for number, record in enumerate(records, start=1):
         if record.step != step:
             raise ValueError(f"{path}, line {number}: field step is {record.step}, the file's name says {step}")
@@ -150,15 +138,7 @@ def read_counts(folder: str | os.PathLike[str], step: int) -> dict[str, float]:
     Raises as read_rollouts.
     """
     path = recorded_file(folder, step)
-    return {} if path.name == _old_name(step) else decoded_counts(str(path), _decompressed(path))
-
-
-def _decompressed(path: Path) -> bytes:
-    """The content of a file that is exactly one whole zstd frame. Raises ValueError when it is not."""
-    try:
-        return zstandard.ZstdDecompressor().decompress(path.read_bytes(), allow_extra_data=False)
-    except (zstandard.ZstdError, MemoryError) as error:
-        raise ValueError(f"{path}: truncated, damaged or overlong file ({error}); copy it again or record the step again") from error
+    return {} if path.name == _old_name(step) else decoded_counts(str(path), read_frame(path))
 
 
 def _describe_range(steps: Sequence[int]) -> str:

@@ -14,12 +14,14 @@ from megatron_entropic.distributed.parallel import Parallel
 from megatron_entropic.distributed.rank_zero import from_rank_zero, from_rank_zero_unless_stopped
 from megatron_entropic.errors import ReportedError
 from megatron_entropic.policy.engine import Policy
+from megatron_entropic.policy.update_stats import UpdateStats
 from megatron_entropic.policy.weights import weights_to_rank_zero
 from megatron_entropic.rollout.pipeline import GenerationPipeline, steps_from_version
 from megatron_entropic.rollout.prompts import make_stream
 from megatron_entropic.rollout.recording import RolloutWriter, read_counts, read_rollouts
 from megatron_entropic.rollout.sampling_record import record_sampling
 from megatron_entropic.rollout.scoring import Scorer
+from megatron_entropic.rollout.token_recording import TokenWriter, forget_tokens
 from megatron_entropic.rollout.types import ENGINE_PARTS, MetricsServer, NamedWeights, Rollout, RolloutEngine, RolloutError
 from megatron_entropic.rollout.vocabulary import Vocabulary
 from megatron_entropic.system.folder_lock import Fence
@@ -49,6 +51,7 @@ class RolloutSource:
         self._pipeline: GenerationPipeline | None = None
         self._scorer: Scorer | None = None
         self._writer: RolloutWriter | None = None
+        self._token_writer: TokenWriter | None = None
         self._score_metrics: dict[int, dict[str, float]] = {}
         self._problems: dict[int, Mapping[int, Problem]] = {}
         self._curriculum: Curriculum | None = None
@@ -76,8 +79,12 @@ class RolloutSource:
             self._pipeline.close()
         if self._scorer is not None:
             self._scorer.close()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            if self._token_writer is not None:
+                self._token_writer.close()
 
     def _open(self) -> None:
         self._opened = time.monotonic()
@@ -92,7 +99,8 @@ class RolloutSource:
         self._scorer = Scorer(
             self.task, self.cfg.task, self.cfg.trainer.seed, self.cfg.reward, vocabulary, max_tokens=self.cfg.rollout.max_new_tokens
         )
-        self._writer = RolloutWriter(self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir))
+        folder, fence = self.cfg.run_dir / "rollouts", Fence.of_this_run(self.cfg.run_dir)
+        self._writer, self._token_writer = RolloutWriter(folder, fence), TokenWriter(folder, fence)
 
     @property
     def pipeline(self) -> GenerationPipeline:
@@ -124,8 +132,14 @@ class RolloutSource:
 
     def recorded(self) -> None:
         """Returns once all that was collected and generated is on the disk. Raises on rank 0 what kept it from there; else no-op."""
-        if self._writer is not None:
+        if self._writer is not None and self._token_writer is not None:
             self._writer.wait()
+            self._token_writer.wait()
+
+    def record_tokens(self, step: int, rollouts: Sequence[Rollout], updates: Sequence[UpdateStats]) -> None:
+        """Has the values of the step's response tokens recorded while training continues, where `rollout.record_tokens` asked."""
+        if self._token_writer is not None and all(update.tokens is not None for update in updates):
+            self._token_writer.begin(step, rollouts, updates)
 
     def score_metrics(self, step: int) -> dict[str, float]:
         """Time and counts of scoring `step` (observability/metrics.py), once; empty on other ranks.
@@ -178,6 +192,7 @@ class RolloutSource:
 
     def _wait_for_servers(self, first_step: int) -> None:
         record_sampling(self.cfg.run_dir, self.cfg.model, self.cfg.rollout, first_step)
+        forget_tokens(self.writer.folder, first_step)
         ahead = range(first_step, min(first_step + self.cfg.rollout.max_staleness, self.cfg.trainer.steps)) if first_step else range(0)
         for step in ahead:
             records = read_rollouts(self.writer.folder, step)

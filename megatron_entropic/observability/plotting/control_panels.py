@@ -15,6 +15,7 @@ from megatron_entropic.observability.plotting.style import (
     ORANGE,
     SKY,
     YELLOW,
+    draw_band,
     draw_curve,
     finish,
     legend_above,
@@ -45,7 +46,7 @@ def draw_entropy(ax: Axes, run: RunData) -> None:
         _draw_target(ax, run)
         _draw_level(ax, run)
     draw_curve(ax, run.steps, run.column("policy/entropy"), BLUE, "entropy")
-    finish(ax, run, columns=5, smoothed=True)
+    finish(ax, run, smoothed=True)
     widen(ax, 0.3 * float(np.nanmax(np.abs(run.column("policy/entropy")), initial=0.0)))
 
 
@@ -61,7 +62,7 @@ def draw_clamped_entropy(ax: Axes, run: RunData) -> None:
     if ranged and low is not None and high is not None:
         ax.axhspan(low, high, color=MUTED, alpha=0.13, lw=0, label=f"range {low:g} to {high:g}")
     draw_curve(ax, run.steps, run.column("policy/clamped_entropy"), BLUE, "clamped entropy")
-    finish(ax, run, columns=5, smoothed=True)
+    finish(ax, run, smoothed=True)
 
 
 def draw_alpha(ax: Axes, run: RunData) -> None:
@@ -85,7 +86,7 @@ def draw_coefficient(ax: Axes, run: RunData) -> None:
     coefficient = run.column("control/coefficient")
     ax.plot(run.steps, coefficient, color=BLUE, **marker(run.steps))
     ax.set_ylim(0, 1.15 * float(np.nanmax(coefficient, initial=0.0)) or 1.0)
-    ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own writes a power of ten over the legend
     _finish_with_phases(ax, run)
 
 
@@ -113,7 +114,7 @@ def draw_plant(ax: Axes, run: RunData) -> None:
         ("plant_drift", "drift, at α = 0", ORANGE, (0, (6, 2))),
     ):
         value, error = run.column(f"control/{name}"), run.column(f"control/{name}_error")
-        ax.fill_between(run.steps, value - error, value + error, color=colour, alpha=0.15, lw=0)
+        draw_band(ax, run.steps, value - error, value + error, colour, alpha=0.15)
         ax.plot(run.steps, value, color=colour, ls=dash, label=label, **marker(run.steps))
         edges += [value - error, value + error]
     _zoom(ax, np.concatenate(edges))
@@ -151,7 +152,7 @@ def _draw_level(ax: Axes, run: RunData) -> None:
     """The controller's estimate of the entropy, which averages over noisy measurements, with two standard errors."""
     if run.has("control/level"):
         level, error = run.column("control/level"), 2 * run.column("control/level_error")
-        ax.fill_between(run.steps, level - error, level + error, color=GREEN, alpha=0.18, lw=0, label="estimate ±2 s.e.")
+        draw_band(ax, run.steps, level - error, level + error, GREEN, alpha=0.18, label="estimate ±2 s.e.")
 
 
 def _draw_target(ax: Axes, run: RunData) -> None:
@@ -159,7 +160,7 @@ def _draw_target(ax: Axes, run: RunData) -> None:
     if not np.isfinite(target).any():
         return
     width = TARGET_BAND * np.abs(target)
-    ax.fill_between(run.steps, target - width, target + width, color=MUTED, alpha=0.13, lw=0, label=f"target ±{TARGET_BAND:.0%}")
+    draw_band(ax, run.steps, target - width, target + width, MUTED, alpha=0.13, label=f"target ±{TARGET_BAND:.0%}")
     ax.plot(run.steps, target, color=INK, ls=(0, (2, 2)), lw=1.4, label="target", zorder=3)
     setpoint = run.column("control/setpoint")
     if np.nanmax(np.abs(setpoint - target), initial=0.0) > 0:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from megatron_entropic.observability.plotting.style import (
     BLUE,
+    BUCKETS,
     GREEN,
     GREY,
     MUTED,
@@ -26,6 +27,7 @@ from megatron_entropic.observability.plotting.style import (
 )
 from megatron_entropic.observability.run_data import RunData
 from megatron_entropic.observability.summary import time_parts
+from megatron_entropic.observability.thinning import kept
 
 Panel = Callable[[Axes, RunData], None]
 
@@ -72,11 +74,14 @@ def draw_times(ax: Axes, run: RunData) -> None:
     """Time of each step, stacked by what it went to."""
     ax.set_title("Time per step")
     ax.set_ylabel("time (s)")
-    edges = np.append(run.steps - 0.5, run.steps[-1] + 0.5)
-    base = np.zeros(len(run.steps))
-    for (part, seconds), colour in zip(time_parts(run).items(), (BLUE, YELLOW, GREEN, GREY), strict=True):
-        ax.stairs(base + seconds, edges, baseline=base, fill=True, color=colour, lw=0, label=part)
-        base = base + seconds
+    parts = time_parts(run)
+    base = np.add.reduce(list(parts.values()))
+    shown = kept(base, BUCKETS // 2)  # of a long run the fastest and the slowest step of each stretch
+    edges = np.append(run.steps[shown] - 0.5, run.steps[-1] + 0.5)
+    below = np.zeros(len(shown))
+    for (part, seconds), colour in zip(parts.items(), (BLUE, YELLOW, GREEN, GREY), strict=True):
+        ax.stairs(below + seconds[shown], edges, baseline=below, fill=True, color=colour, lw=0, label=part)
+        below = below + seconds[shown]
     ax.set_ylim(0, 1.05 * robust_top(base))
     if base.max() > 1.05 * robust_top(base):
         slowest = int(run.steps[int(base.argmax())])

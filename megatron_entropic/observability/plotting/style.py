@@ -19,11 +19,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from megatron_entropic.observability.run_data import Array, RunData, smooth, smoothing_window
+from megatron_entropic.observability.thinning import band, kept
 
 INK, MUTED, GREY, GRID, PAPER = "#1f2328", "#656d76", "#b4bac2", "#dfe3e8", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#b0578d", "#56b4e9", "#e69f00"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (1, 1)))
+
+BUCKETS = 500
+"""Stretches of steps of which a picture shows the lowest and the highest value; more than it has pixels for."""
 
 CSS_NAMES = {
     INK: "--ink",
@@ -102,6 +106,7 @@ def power_of_ten(value: float, _position: float = 0) -> str:
 def themed_svg(figure: Figure, prefix: str) -> str:
     """The figure as an <svg> element for inline use: palette colours as CSS variables, ids made unique by `prefix`."""
     buffer = io.StringIO()
+    _thin(figure)
     with styled():
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()
@@ -113,6 +118,20 @@ def themed_svg(figure: Figure, prefix: str) -> str:
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # the viewBox scales it to the page
     svg = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")  # HTML needs no namespaces
     return svg.strip()
+
+
+def _thin(figure: Figure) -> None:
+    """Leaves of each curve what can be told apart at the size of a page: a long run's would be megabytes."""
+    for line in (line for ax in figure.axes for line in ax.lines):
+        x, y = (np.asarray(values, dtype=np.float64) for values in line.get_data(orig=False))
+        rows = kept(y, BUCKETS)
+        if len(rows) < len(y):
+            line.set_data(x[rows], y[rows])
+
+
+def draw_band(ax: Axes, x: Array, low: Array, high: Array, colour: str, *, alpha: float, label: str | None = None) -> None:
+    """A shaded band between two curves; thinned, it still covers all of it."""
+    ax.fill_between(*band(x, low, high, BUCKETS), color=colour, alpha=alpha, lw=0, label=label)
 
 
 def draw_curve(ax: Axes, x: Array, y: Array, colour: str, label: str, *, ls: Any = "-", lw: float = 2.0, smoothed: bool = True) -> None:
@@ -127,6 +146,9 @@ def legend_above(ax: Axes, columns: int, patches: Mapping[str, Artist] | None = 
     """A legend between title and axes, where it can hide nothing: of all that has a label, or of `patches` by label."""
     spacing = {"borderaxespad": 0.2, "borderpad": 0.1, "handletextpad": 0.6, "columnspacing": 1.0}
     placement: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "ncols": columns, **spacing}
+    rows = -(-len(ax.get_legend_handles_labels()[0] if patches is None else patches) // columns)
+    if rows > 1:
+        ax.set_title(ax.get_title(loc="left"), pad=_RC["axes.titlepad"] + 15 * (rows - 1))  # which moves the remark at the right too
     if patches is None:
         ax.legend(handlelength=2.2, **placement)
     else:
