@@ -59,7 +59,6 @@ def test_evaluate_takes_overrides_after_options(monkeypatch: pytest.MonkeyPatch)
         (["train", "quickstart", "--overwrit", "a.b=1"], "unrecognized arguments: --overwrit"),  # nothing is deleted by half a word
         (["evaluate", "MODEL", "--promts", "5"], "unrecognized arguments: --promts"),
         (["settings", "control", "rollout"], "unrecognized arguments: rollout"),
-        (["report", "RUN", "OTHER"], "unrecognized arguments: OTHER"),
         (["train"], "arguments are required: RECIPE"),
         (["train", "quickstart", "--overwrite", "trainer.step=5"], "did you mean 'trainer.steps'"),
         (["train", "quickstart", "--overwrite", "5"], "override '5' has no '='"),

@@ -47,7 +47,7 @@ def _draw(runs: Sequence[WatchedRun], every: float, *, once: bool) -> None:
 
 def _print_lines(runs: Sequence[WatchedRun], every: float, *, once: bool) -> None:
     """A line when a run stands otherwise, one for each new step, one for each new warning; of what was before, the latest step."""
-    seen = [_Seen() for _ in runs]
+    seen = [_Printed() for _ in runs]
     while True:
         for run, before in zip(runs, seen, strict=True):
             run.poll()
@@ -58,7 +58,7 @@ def _print_lines(runs: Sequence[WatchedRun], every: float, *, once: bool) -> Non
         time.sleep(every)
 
 
-class _Seen:
+class _Printed:
     """What was printed of a run."""
 
     def __init__(self) -> None:
