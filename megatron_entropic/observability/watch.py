@@ -61,8 +61,8 @@ class Watch:
                 self._alert(Alert(kind, "over", step, episode.lasted, message))
 
     def alert(self, kind: str, message: str) -> None:
-        """Alerts of what no metric says, such as the end of the run, at the step after the last one."""
-        self._alert(Alert(kind, "begins", self.last_step + 1, 0, message))
+        """Alerts of what ended the run, at the step after the last one. The log has it already, from where it is raised to."""
+        self._deliver(Alert(kind, "begins", self.last_step + 1, 0, message))
 
     def close(self) -> None:
         """There is nothing to release."""

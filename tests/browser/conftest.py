@@ -22,7 +22,7 @@ ARGUMENTS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not the session: playwright has an event loop under way in this thread meanwhile
 def browser() -> Iterator[Browser]:
     if shutil.which("chromium") is None and os.geteuid() != 0:
         pytest.skip("there is no chromium, and installing Debian's needs root")

@@ -14,7 +14,9 @@ OLDER = Path(__file__).with_name("data") / "run_before_the_rooms"
 """Four steps of a tiny random model, EntroPIC and AEnt together, checkpoint after the second; with the model it began from."""
 NOT_COMPARED = ("time/", "perf/")
 SAME = 1e-5
-"""Relative: the processor that wrote it may have added in another order."""
+"""Relative: the processor that wrote it may have added in another order, and token statistics rounded otherwise than today's."""
+ESTIMATED = "control/"
+"""Follows from small differences between statistics, which show their rounding: ten times as far."""
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def assert_same_metrics(found: Path, expected: Path) -> None:
     for line, before in zip(ours, theirs, strict=True):
         for name, value in before.items():
             if not name.startswith(NOT_COMPARED):
-                assert line[name] == (value if value is None else pytest.approx(value, rel=SAME, abs=1e-7)), (line["step"], name)
+                same = 10 * SAME if name.startswith(ESTIMATED) else SAME
+                rounding = 1e-5 if "logprob_gap" in name else 1e-7
+                assert line[name] == (value if value is None else pytest.approx(value, rel=same, abs=rounding)), (line["step"], name)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The smoke test's runner: parts that pass, fail, hang, die or lie; its table, its JSON, and what it leaves behind."""
 
+import contextlib
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from megatron_entropic.doctor.smoke.command import smoke
@@ -132,19 +134,26 @@ def test_parts_that_pass_or_cannot_be_tried_are_a_success(tmp_path: Path) -> Non
     assert "every part that could be tried passed" in output
 
 
+def running(mark: str, word: str) -> list[psutil.Process]:
+    """Marked processes whose command line has that word; one may end while it is looked at."""
+    found = []
+    for one in marked_processes(mark):
+        with contextlib.suppress(psutil.Error):
+            found += [one] if word in one.cmdline() else []
+    return found
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_process_and_no_report(tmp_path: Path, signum: signal.Signals) -> None:
     mark = uuid.uuid4().hex
     process = start(str(tmp_path / "found.json"), "good,hangs", mark=mark)
-    while not (
-        scratch := [one.environ()["TMPDIR"] for one in marked_processes(mark) if "tests.doctor.smoke_parts:hangs" in one.cmdline()]
-    ):
+    while not (scratch := [one.environ()["TMPDIR"] for one in running(mark, "tests.doctor.smoke_parts:hangs")]):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signum)
     process.communicate(timeout=60)
     deadline = time.monotonic() + 10
-    while (left := [one for one in marked_processes(mark) if "doctor.smoke.child" in one.cmdline()]) and time.monotonic() < deadline:
+    while (left := running(mark, "doctor.smoke.child")) and time.monotonic() < deadline:
         time.sleep(0.05)
     everything = marked_processes(mark)
     for one in everything:

@@ -179,8 +179,9 @@ def test_slurms_tasks_of_a_node_that_is_not_there() -> None:
 
 
 def test_ranks_that_train_starts_know_how_many_share_the_node(tmp_path: Path) -> None:
+    os.mkfifo(settings := tmp_path / "settings.yaml")  # which the rank waits for: it has not ended when it is looked at
     with listen("127.0.0.1") as listener:
-        process = launcher._start(1, 3, [str(tmp_path / "none.yaml")], tmp_path, listener, [])
+        process = launcher._start(1, 3, [str(settings)], tmp_path, listener, [])
     try:
         environ = dict(entry.split("=", 1) for entry in Path(f"/proc/{process.pid}/environ").read_text().split("\0") if "=" in entry)
     finally:

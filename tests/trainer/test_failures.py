@@ -75,6 +75,7 @@ def test_an_impossible_layout_names_field_and_legal_values(tmp_path: Path) -> No
 def test_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("{}")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n')
     outcome = refused(run_dir=tmp_path / "run")
     assert "--overwrite" in outcome.output
     assert (tmp_path / "run" / "config.yaml").read_text() == "{}"

@@ -124,7 +124,7 @@ def train_until_the_server_dies(cfg: Config) -> tuple[str, str, float, list[int]
 def test_a_server_killed_while_it_generates_in_the_background_ends_the_run(tmp_path: Path) -> None:
     cfg = load_config("quickstart", [*SETTINGS, f"run.dir={tmp_path}"])
     (kind, message, took, groups), (other_kind, other_message, _, _) = run_ranks(train_until_the_server_dies, 2, cfg, timeout=400)
-    assert (kind, other_kind) == ("RolloutError", "RankZeroError")
+    assert (kind, other_kind) == ("ServerLostError", "RankZeroError")
     assert f"pid {groups[0]}, exit code -9) did not answer a request for prompt" in message
     assert message.splitlines()[0] in other_message
     assert took < 60

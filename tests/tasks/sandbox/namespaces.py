@@ -21,11 +21,11 @@ def namespace(pid: int, kind: str = "pid") -> str:
 
 
 def members(name: str) -> list[int]:
-    """The processes of this machine in that process namespace; those that have ended and are not collected count."""
+    """The processes of this machine in that process namespace. One that has ended, and waits to be collected, is none."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if namespace(int(path.name)) == name:
+            if namespace(int(path.name)) == name and ") Z " not in (path / "stat").read_text():
                 found.append(int(path.name))
         except OSError:
             continue
