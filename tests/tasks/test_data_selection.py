@@ -83,7 +83,7 @@ def test_a_filter_that_cannot_be_is_named(two: list[DataSource], expression: str
 
 
 def test_a_filter_leaves_out_rows_without_a_prompt_and_names_those_it_cannot_read(tmp_path: Path) -> None:
-    rows = [{"prompt": "1=", "answer": 1}, {"prompt": None, "answer": 1}, {"prompt": "2=", "answer": None}]
+    rows: list[dict[str, Any]] = [{"prompt": "1=", "answer": 1}, {"prompt": None, "answer": 1}, {"prompt": "2=", "answer": None}]
     source = file(tmp_path / "a.jsonl", rows)
     assert prompts([replace(source, filter="prompt is not None and answer is not None")]) == ["1="]
     source = file(tmp_path / "b.jsonl", [{"prompt": "1=", "answer": 1}, {"prompt": [7], "answer": 1}])
