@@ -100,8 +100,9 @@ def chosen_sets(words: Sequence[str], of_run: Sequence[ValidationSet]) -> list[V
 
 
 def _items(word: str) -> list[str]:
-    whole = Path(word.partition("=")[2]).expanduser()
-    return [word] if "=" in word and whole.exists() else [item.strip() for item in word.split(",") if item.strip()]
+    name, equals, path = word.partition("=")
+    whole = equals and "," not in name and Path(path).expanduser().exists()
+    return [word] if whole else [item.strip() for item in word.split(",") if item.strip()]
 
 
 def _resized(settings: ValidationSet, options: argparse.Namespace) -> ValidationSet:

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from megatron_entropic.tasks.math_answers import boxed
+from megatron_entropic.tasks.math_answers import boxed_or_marked
 from megatron_entropic.tasks.math_answers.plain import compact, plain
 
 _LONGEST = 1000
@@ -15,7 +15,8 @@ def votes(responses: Sequence[str], rewards: Sequence[float], data: Mapping[str,
     """The answer of each response to one problem, equal where they are; None for a response without one.
 
     Where the problem has one known answer (`data["answer"]`), all that the verifier found right are equal. Others are compared as they
-    stand in the last box or <answer>, or whole where there is neither, without spaces and LaTeX's ways of saying the same.
+    stand in the last box, after a final #### or in <answer>, or whole where there is none of these, without spaces and LaTeX's ways of
+    saying the same.
     """
     known = "answer" in data
     return [_RIGHT if known and reward == 1.0 else normalised(response) for response, reward in zip(responses, rewards, strict=True)]
@@ -23,7 +24,7 @@ def votes(responses: Sequence[str], rewards: Sequence[float], data: Mapping[str,
 
 def normalised(response: str) -> str | None:
     """The final answer of a response in a form that equal answers share; None when there is none."""
-    answer = boxed(response)
+    answer = boxed_or_marked(response)
     if answer is None:
         answer = _tagged(response)
     text = compact(plain(answer)) if len(answer) <= _LONGEST else ""

@@ -83,6 +83,8 @@ def _task_of(cfg: Config, settings: ValidationSet, seed: int) -> tuple[TaskConfi
     """The settings of the task that makes the set's problems, what it reads, and itself."""
     base = replace(cfg.task, overlong_prompts="refuse")
     if settings.path:
+        if settings.part == "held_out" and not cfg.data.held_out:
+            raise ValueError("part=held_out needs data.held_out, such as 0.1")
         data = DataConfig(held_out=cfg.data.held_out, part=settings.part)
         return replace(base, name=DATA_TASK, options={}), data, open_data([settings.source], data, seed=None, name="source")
     if settings.task:

@@ -71,7 +71,8 @@ def _look(rows: SourceRows, stream: PromptStream) -> _Looked:
             continue
         if not fits:
             seen.long.append(rows.store.where(index).removeprefix(f"{rows.store.path}, "))
-        seen.boxed = seen.boxed or "boxed" in problem.prompt or any("boxed" in message["content"] for message in problem.messages)
+        asked = (problem.prompt, *(message["content"] for message in problem.messages))
+        seen.boxed = seen.boxed or any("boxed" in text or "####" in text for text in asked)
         answer = problem.data["answer"]
         if len(seen.problems) < MOST_ANSWERS and not PLAIN_NUMBER.fullmatch(answer):
             seen.problems.setdefault(json.dumps([problem.data["verifier"], answer], sort_keys=True), (rows.store.where(index), problem))
@@ -92,7 +93,7 @@ def _lengths(rows: SourceRows, seen: _Looked, stream: PromptStream) -> list[str]
 
 
 def _boxes(rows: SourceRows, seen: _Looked) -> list[str]:
-    """A hint where answers are read from boxes that no prompt speaks of."""
+    """A hint where answers are read from boxes, or after ####, and no prompt speaks of either."""
     if seen.boxed or not any(
         problem.data["verifier"]["name"] == "math" for _, problem in seen.problems.values() or [("", _first(rows))]
     ):

@@ -125,6 +125,9 @@ def test_sets_are_chosen_by_name_preset_or_file(tmp_path: Path) -> None:
     (tmp_path / "a,b.jsonl").write_text("")
     chosen = chosen_sets(["held,aime24, math500", f"new={tmp_path / 'a,b.jsonl'}"], own)
     assert [each.path for each in chosen] == ["h.jsonl", "own.jsonl", "HuggingFaceH4/MATH-500", str(tmp_path / "a,b.jsonl")]
+    (tmp_path / "t.jsonl").write_text("")
+    mixed = chosen_sets([f"held,mine={tmp_path / 't.jsonl'}"], own)
+    assert [each.name for each in mixed] == ["held", "mine"], "the file is there, under its own name alone"
     with pytest.raises(ConfigError, match="--sets hold: no set of the run and no preset; did you mean 'held'"):
         chosen_sets(["hold"], own)
     with pytest.raises(ConfigError, match=r"--sets: .*two sets are called held"):

@@ -41,6 +41,7 @@ def test_majority_at_k_by_hand() -> None:
         ("it is <answer> 42 </answer>", "42"),
         (r"no, \boxed{1}, rather \boxed{2}", r"\boxed{2}"),
         ("100+23", " 100+23\n"),
+        ("2 * 21 = 42\n#### 42", r"\boxed{42}"),
     ],
 )
 def test_answers_that_differ_in_looks_alone_are_one(one: str, other: str) -> None:

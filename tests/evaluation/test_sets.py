@@ -61,6 +61,8 @@ def test_a_set_that_names_nothing_is_what_the_runs_data_holds_out(tmp_path: Path
     trained = {task.problem(index).prompt for index in range(200)}
     assert held.isdisjoint(trained)
     assert len(held | trained) == 60
+    with pytest.raises(ConfigError, match=r"^validation\.sets, set held: part=held_out needs data\.held_out, such as 0\.1$"):
+        opened(f"[{{name: held, path: '{path}', verifier: exact, part: held_out}}]", *data[:2])
     with pytest.raises(ConfigError, match=r"set held: names neither path nor task.*set data\.held_out"):
         opened("[{name: held}]", *data[:2])
 

@@ -1,6 +1,7 @@
 """examples/: each is run as its docstring says, and does what it says."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -104,6 +105,27 @@ def check_table(run: Path) -> None:
     assert [(row["step"], float(row["reward/mean"])) for row in rows] == [
         (str(n), line["reward/mean"]) for n, line in enumerate(lines, 1)
     ]
+
+
+@pytest.mark.slow
+def test_a_mix_of_two_files_is_drawn_by_weight_and_each_judged_in_its_own_way(tmp_path: Path) -> None:
+    """A step of the example: three prompts of four from the first file, of the second only what its filter leaves."""
+    small = ("trainer.steps=1", "trainer.export_hf=false", "trainer.tensorboard=false", "trainer.report=false", "reward.workers=1")
+    done = megatron_entropic("train", "examples/own_data_mix.yaml", f"run.dir={tmp_path / 'run'}", *small)
+    assert done.code == 0, done.output
+    assert "sums.jsonl" in done.output
+    records = read_rollouts(tmp_path / "run" / "rollouts", 0)
+    sources = [Path(record.problem.data["source"]).name for record in records]
+    assert (sources.count("sums.jsonl"), sources.count("small_sums.jsonl")) == (24, 8)
+    filtered = {row["ask"] for row in map(json.loads, (EXAMPLES / "data" / "small_sums.jsonl").open()) if row["difficulty"] <= 2}
+    for record, source in zip(records, sources, strict=True):
+        text, answer = record.rollout.text, record.problem.data["answer"]
+        if source == "small_sums.jsonl":
+            assert record.problem.prompt in filtered
+            assert record.reward == float(text == answer)
+        elif re.fullmatch("[0-9]{1,4}", text):
+            assert record.reward == float(int(text) == int(answer))
+    assert 0 < sum(record.reward for record in records) < len(records)
 
 
 def test_a_resumed_table_has_each_step_once(tmp_path: Path) -> None:

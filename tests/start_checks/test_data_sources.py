@@ -46,6 +46,7 @@ def test_known_answers_go_back_to_their_verifier(tmp_path: Path) -> None:
     (head, hint) = remarks(f"data.train={path}")
     assert "m.jsonl: no prompt asks for the answer in \\boxed{...}, where the verifier math reads it" in hint
     assert remarks(f"data.train={{path: '{path}', prompt_template: '{{prompt}} Use \\boxed{{}}.'}}") == [head]
+    assert remarks(f"data.train={{path: '{path}', prompt_template: '{{prompt}} End with \"#### answer\".'}}") == [head]
     (tmp_path / "strict.py").write_text(
         "class Never:\n"
         "    reads = ()\n"

@@ -82,6 +82,15 @@ def test_a_filter_that_cannot_be_is_named(two: list[DataSource], expression: str
         prompts([replace(two[0], filter=expression)])
 
 
+def test_a_filter_leaves_out_rows_without_a_prompt_and_names_those_it_cannot_read(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": "1=", "answer": 1}, {"prompt": None, "answer": 1}, {"prompt": "2=", "answer": None}]
+    source = file(tmp_path / "a.jsonl", rows)
+    assert prompts([replace(source, filter="prompt is not None and answer is not None")]) == ["1="]
+    source = file(tmp_path / "b.jsonl", [{"prompt": "1=", "answer": 1}, {"prompt": [7], "answer": 1}])
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 2: field prompt\[0\] is no message"):
+        prompts([replace(source, filter="len(prompt) < 9")])
+
+
 def test_a_bad_row_is_named_where_rows_are_looked_at(tmp_path: Path) -> None:
     source = file(tmp_path / "x.jsonl", [{"question": "1", "answer": 1}, {"question": None, "answer": 1}])
     with pytest.raises(ValueError, match=r"x\.jsonl, line 2: field question is missing or null"):

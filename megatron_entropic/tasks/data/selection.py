@@ -68,6 +68,8 @@ def _filtered(rows: SourceRows, keyed: bool) -> Keys:
                 wanted[index] = expression(_Named(row, rows))
             except ExpressionError as error:
                 raise ValueError(f"{rows.name}.filter={error}; {rows.store.where(index)}") from None
+            except BadRowError as problem:
+                raise ValueError(f"{rows.store.where(index)}: {problem}") from problem
         if keyed and wanted[index]:
             try:
                 keys[index] = prompt_key(_question(row, rows))
@@ -86,7 +88,7 @@ class _Named(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name == "prompt":
-            return _question(self._row, self._rows)
+            return None if find(self._row, self._rows.prompt_field) is None else _question(self._row, self._rows)
         if name in self._row:
             return self._row[name]
         return find(self._row, self._rows.answer_field) if name == "answer" else None

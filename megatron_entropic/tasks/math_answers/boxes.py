@@ -28,6 +28,17 @@ def boxed(response: str) -> str | None:
     return None
 
 
+def boxed_or_marked(response: str) -> str | None:
+    r"""The content of the last box; where there is none, what follows #### in the last line, as GSM8K's prompts ask for it.
+
+    A heading of four # with text below it is none: nothing but white space may follow that line.
+    """
+    if (inside := boxed(response)) is not None:
+        return inside
+    before, marked, after = response.rstrip().rpartition("\n")[2].rpartition("####")
+    return after.strip() or None if marked and not before.endswith("#") else None
+
+
 def _closing_braces(text: str) -> dict[int, int]:
     """By the index of each opening brace, that of the brace that closes it."""
     open_at: list[int] = []

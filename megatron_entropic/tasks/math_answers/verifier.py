@@ -20,10 +20,13 @@ class MathVerifier:
 
     def score(self, problem: Problem, response: str) -> float:
         """1.0 when the last box of `response` means problem.data["answer"]; 0.0 for anything else, and for no box."""
-        answer = boxed(response)
+        return self.score_of(str(problem.data["answer"]), boxed(response))
+
+    def score_of(self, known: str, answer: str | None) -> float:
+        """1.0 when `answer` means `known`; 0.0 for anything else, and for None."""
         if answer is None or len(answer) > LONGEST_ANSWER:
             return 0.0
-        return float(self._same(str(problem.data["answer"]), answer))
+        return float(self._same(known, answer))
 
 
 def make_math_verifier(options: Mapping[str, Any], seed: int) -> MathVerifier:

@@ -1,15 +1,14 @@
-r"""The answer in the last \boxed{...}, by its meaning: tasks/math_answers."""
+r"""The answer in the last \boxed{...}, else after a final ####, by its meaning: tasks/math_answers."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_entropic.tasks.math_answers import MathVerifier, make_math_verifier
-from megatron_entropic.tasks.task import Problem
+from megatron_entropic.tasks.math_answers import MathVerifier, boxed_or_marked, make_math_verifier
 from megatron_entropic.tasks.verifiers.options import Options
 
 
 class Maths:
-    """Scores as the task math does."""
+    """Scores as the task math does, and reads `#### 42` where there is no box: rows of GSM8K as verl has them ask for that."""
 
     reads: tuple[str, ...] = ()
 
@@ -34,7 +33,7 @@ class Maths:
         """1.0 or 0.0."""
         self.start()
         assert self._verifier is not None
-        return self._verifier.score(Problem("", {"answer": answer}), response)
+        return self._verifier.score_of(answer, boxed_or_marked(response))
 
 
 def make_math(options: Mapping[str, Any]) -> Maths:

@@ -1,6 +1,7 @@
 """Requests to a server that judges: OpenAI's or vLLM's HTTP, with retries, a time for all of them, and errors that name the server."""
 
 import json
+import logging
 import os
 import threading
 import time
@@ -99,6 +100,7 @@ class JudgingServer:
                 headers = {"Content-Type": "application/json"}
                 if self.key_env:
                     headers["Authorization"] = f"Bearer {os.environ[self.key_env]}"
+                logging.getLogger("httpx").setLevel(logging.WARNING)  # it says a line of every answer
                 limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
                 self._client = httpx.Client(headers=headers, limits=limits, follow_redirects=False)
             return self._client

@@ -194,6 +194,15 @@ def test_it_dies_with_whoever_started_it() -> None:
     assert empty_soon(inside)
 
 
+def test_who_maps_the_users_ends_with_a_sandbox_that_is_killed_as_it_starts() -> None:
+    code = (
+        "import os\nfrom megatron_entropic.tasks.sandbox.inside import start\n"
+        "start.unshare = lambda flags: os.kill(os.getpid(), 9)\nstart._unshare_mapped_from_outside(start.NOBODY)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=30, check=False)  # until all have closed it
+    assert killed.returncode == -9
+
+
 def test_another_user_than_root_has_the_same_sandbox() -> None:
     """By the system's interpreter, which that user can reach, and the protocol itself."""
     python = Path("/usr/bin/python3")

@@ -22,6 +22,10 @@ def score(name: str, options: dict[str, Any], text: str, response: str, row: dic
     ("name", "options", "text", "right", "wrong"),
     [
         ("math", {}, "work #### 1,234", [r"so \boxed{1234}", r"\boxed{1234.0}"], ["1234", r"\boxed{1235}", ""]),
+        ("math", {}, "72", ["48 + 24 = 72\n#### 72", "so #### 72.0 \n", r"#### \$72", r"#### 5, no: \boxed{72}",
+                                r"\boxed{} #### 72"],
+                     ["#### 72\nor 5", "#### Answer\n72", "##### 72", "72 ####", "#### 72} 5",
+                      r"\boxed{5}" "\n#### 72", "#### 5\n#### 6"]),
         ("exact", {}, " Paris ", ["Paris\n"], ["paris", "It is Paris", ""]),
         ("exact", {"ignore_case": True, "ignore_space": True}, "New York", ["new  york", "NEW\nYORK"], ["newyork"]),
         ("exact", {"extract": "tags"}, "4", ["<think>5</think><answer> 4 </answer>"], ["4", "<answer>4",
@@ -161,7 +165,7 @@ def test_a_sum_has_parts_and_each_part_its_own_answer() -> None:
     good = verifier.score(answer, {}, r"<think>a</think><answer>\boxed{7}</answer>")
     assert good == {"score": 1.0, "math": 1.0, "format": 1.0, "echo": 0.0}
     assert verifier.score(answer, {}, r"\boxed{7}") == {"score": 0.8, "math": 1.0, "format": 0.0, "echo": 0.0}
-    assert verifier.score(answer, {}, "thus #### 7") == {"score": 0.0, "math": 0.0, "format": 0.0, "echo": 1.0}
+    assert verifier.score(answer, {}, "a\nthus #### 7") == {"score": pytest.approx(0.3), "math": 1.0, "format": 0.0, "echo": 1.0}
     inner = make_verifier("sum", {"parts": [{"name": "sum", "label": "both", "options": {"parts": parts[1:]}}, {"name": "exact"}]})
     given = inner.score(inner.known_answer("7", {}), {}, "7")
     assert given == {

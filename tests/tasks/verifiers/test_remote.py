@@ -1,6 +1,7 @@
 """Judges and reward models behind HTTP: real servers on loopback that are right, slow, busy, damaged, hostile or gone."""
 
 import json
+import logging
 import math
 import socket
 import threading
@@ -47,6 +48,13 @@ def test_a_judge_sees_prompt_answer_and_response_and_its_last_score_counts(monke
     assert "Reference answer:\n4\n" in asked
     assert "it is {answer}, {prompt}\n" in asked  # what a response writes is not filled in
     assert "<think>" not in asked
+
+
+def test_the_log_has_no_line_of_every_answer(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)  # of the root, as a run and `evaluate` have it
+    with serving(lambda body, number: said("Score: 5")) as server:
+        assert judge_at(server).score("4", ROW, "x") == 0.5
+    assert caplog.messages == []
 
 
 def test_verdicts_are_kept_on_disk_by_content_and_survive_damage(tmp_path: Path) -> None:

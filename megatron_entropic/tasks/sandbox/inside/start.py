@@ -89,7 +89,9 @@ def _unshare_mapped_from_outside(outside: int) -> None:
     parent = os.getpid()
     helper = os.fork()
     if helper == 0:
-        os.read(read, 1)
+        os.close(write)
+        if not os.read(read, 1):
+            os._exit(0)  # its parent was killed
         for name in ("uid_map", "gid_map"):
             try:
                 _write(f"/proc/{parent}/{name}", f"0 0 1\n1 {outside} 1\n")
