@@ -33,7 +33,13 @@ def add_new(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     new.add_argument("name", metavar="NAME", help="what the run is called, a name as of a Python function")
     new.add_argument("--model", type=Path, required=True, metavar="HF_DIR", help="Hugging Face directory")
-    new.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSON Lines of problems with their answers; docs/data.md")
+    new.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="problems with answers: JSON Lines, Parquet, Arrow; docs/data.md",
+    )
     new.add_argument("--output", type=Path, metavar="FILE", help="where to write it (default: NAME.py here)")
     new.add_argument("--force", action="store_true", help="overwrite FILE")
     new.add_argument("--gpus", type=int, metavar="N", help="a layout for so many GPUs elsewhere (default: this machine's devices)")

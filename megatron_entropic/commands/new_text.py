@@ -7,13 +7,13 @@ from megatron_entropic.hf.architectures import Architecture
 from megatron_entropic.planning.model_memory import ModelSize
 from megatron_entropic.planning.tables import parameter_count
 
-_IMPORTED = ("Batch", "", "Control", "Model", "Optimizer", "Parallel", "Rollout", "Run", "Task", "Trainer")
+_IMPORTED = ("Batch", "", "Control", "Data", "Model", "Optimizer", "Parallel", "Rollout", "Run", "Task", "Trainer")
 
 
 def recipe_text(function: str, name: str, arch: Architecture, data: DataFacts, devices: Devices, choices: Choices) -> str:
     """The file of a recipe whose function is `function` and whose run is called `name`."""
     cfg, why = choices.cfg, choices.why
-    imports = "".join(f"    {section}Config,\n" for section in _IMPORTED)
+    imports = "".join(f"    {name},\n" for name in sorted([*(f"{section}Config" for section in _IMPORTED), "DataSource"]))
     start = "the model's chat template" if cfg.task.chat_template else "no chat template: the model has none"
     sections = [
         f"run=RunConfig(name={_literal(name)}),",
@@ -31,6 +31,8 @@ def recipe_text(function: str, name: str, arch: Architecture, data: DataFacts, d
         f"rollout=RolloutConfig({_rollout(cfg)}),",
         f"# Prompts: {start}.",
         f"task=TaskConfig({_task(cfg, data)}),",
+        f"# Data: {_asked(data)}.",
+        f"data=DataConfig({data.source}),",
         f"# Steps: two passes over the {data.rows} problems, within bounds.",
         f"trainer=TrainerConfig(steps={choices.steps}),",
     ]
@@ -92,6 +94,12 @@ def _rollout(cfg: Config) -> str:
 def _task(cfg: Config, data: DataFacts) -> str:
     overlong = f', overlong_prompts="{cfg.task.overlong_prompts}"' if cfg.task.overlong_prompts != "refuse" else ""
     return f"{data.task}, chat_template={cfg.task.chat_template}{overlong}"
+
+
+def _asked(data: DataFacts) -> str:
+    if data.template == "{prompt}":
+        return "prompts as they are; docs/data.md has filters, a part to hold out, and further sources"
+    return "no prompt says how the answer is to be given, so each asks for a box; docs/data.md has filters and further sources"
 
 
 def _literal(text: str) -> str:

@@ -11,7 +11,8 @@ from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.run_data import Array, RunData, load_run
 
 TIME_PARTS = ("rollout", "update", "sync")
-"""Parts of a step with a metric time/<part>_s of their own; what is left of time/step_s is called "other"."""
+"""Parts of a step with a metric time/<part>_s of their own; what is left of time/step_s is called "other". Validation is one in runs that
+have it."""
 
 _CLAUSES = {
     Phase.ALPHA: "alpha steered {}",
@@ -137,7 +138,8 @@ def last_third(values: Array) -> Array:
 
 def time_parts(run: RunData) -> dict[str, Array]:
     """[steps] seconds of each part of a step, adding up to time/step_s; a part that was not logged counts as 0."""
-    parts = {part: np.nan_to_num(run.column(f"time/{part}_s"), nan=0.0) for part in TIME_PARTS}
+    named = [*TIME_PARTS, *(["validation"] if run.has("time/validation_s") else [])]
+    parts = {part: np.nan_to_num(run.column(f"time/{part}_s"), nan=0.0) for part in named}
     parts["other"] = np.maximum(np.nan_to_num(run.column("time/step_s"), nan=0.0) - sum(parts.values()), 0.0)
     return parts
 

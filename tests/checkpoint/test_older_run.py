@@ -38,7 +38,7 @@ def assert_same_metrics(found: Path, expected: Path) -> None:
         for name, value in before.items():
             if not name.startswith(NOT_COMPARED):
                 same = 10 * SAME if name.startswith(ESTIMATED) else SAME
-                rounding = 1e-5 if "logprob_gap" in name else 1e-7
+                rounding = 1e-4 if "logprob_gap" in name else 1e-7  # of a replay: the record is of weights that were rounded otherwise
                 assert line[name] == (value if value is None else pytest.approx(value, rel=same, abs=rounding)), (line["step"], name)
 
 

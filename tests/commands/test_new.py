@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from megatron_entropic.cli import main
@@ -54,7 +56,7 @@ def test_a_recipe_for_a_tiny_model_trains(tmp_path: Path) -> None:
     data = save_rows(folder / "grade school.jsonl")
     assert new("my_recipe", "--model", TINY, "--data", data, "--output", folder / "my_recipe.py") == 0
     text = (folder / "my_recipe.py").read_text()
-    assert text.count("        # ") == 8, "a reason for each section"
+    assert text.count("        # ") == 9, "a reason for each section"
     settings = ("trainer.steps=1", "batch.prompts_per_step=2", "batch.samples_per_prompt=2", "rollout.max_new_tokens=8")
     outcome = megatron_entropic(
         "train", str(folder / "my_recipe.py"), *settings, "trainer.export_hf=false", f"run.dir={tmp_path / 'run'}"
@@ -67,7 +69,8 @@ def test_lengths_template_and_target_follow_from_model_and_data(tmp_path: Path) 
     save_rows(tmp_path / "rows.jsonl")
     cfg = made(tmp_path)
     assert (cfg.run.name, cfg.model.hf_path, cfg.model.dtype) == ("mine", TINY, "float32")
-    assert cfg.task.options == {"path": str(tmp_path / "rows.jsonl")}
+    (source,) = cfg.data.train
+    assert (cfg.task.name, source.path, "boxed" in source.prompt_template) == ("data", str(tmp_path / "rows.jsonl"), True)
     assert (cfg.task.chat_template, cfg.task.overlong_prompts) == (False, "refuse")
     assert (cfg.control.kind, cfg.control.target_entropy, cfg.control.target_unit) == ("entropic", 1.0, "initial")
     assert cfg.rollout.max_new_tokens == 64, "solutions of 16 characters, each a token; 64 at least"
@@ -82,6 +85,24 @@ def test_lengths_template_and_target_follow_from_model_and_data(tmp_path: Path) 
     config = json.loads((chat / "tokenizer_config.json").read_text())
     (chat / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
     assert made(tmp_path, model=chat).task.chat_template
+
+
+def test_parquet_and_chats_that_say_how_to_answer_are_taken_as_they_are(tmp_path: Path) -> None:
+    """verl's rows of GSM8K."""
+    rows = [
+        {
+            "data_source": "openai/gsm8k",
+            "prompt": [{"role": "user", "content": f'{n}+1? Let us think, and output the answer after "####".'}],
+            "reward_model": {"style": "rule", "ground_truth": str(n + 1)},
+        }
+        for n in range(20)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    output = tmp_path / "verl.py"
+    assert new("verl", "--model", TINY, "--data", tmp_path / "train.parquet", "--output", output) == 0
+    (source,) = load_config(str(output)).data.train
+    assert (source.path, source.prompt_template) == (str(tmp_path / "train.parquet"), "{prompt}")
+    assert "| problems | 20 |" in output.read_text()
 
 
 def test_a_short_context_is_shared_out(tmp_path: Path) -> None:
@@ -124,9 +145,9 @@ def test_what_cannot_be_made_a_recipe_of_is_said(tmp_path: Path, capsys: pytest.
     for arguments, says in (
         (("x", "--model", tmp_path / "none", "--data", data, "--output", out), "none/config.json: no such file"),
         (("x", "--model", tmp_path / "half", "--data", data, "--output", out), "half/tokenizer.json: missing"),
-        (("x", "--model", TINY, "--data", tmp_path / "empty.jsonl", "--output", out), "empty.jsonl: holds no problems"),
+        (("x", "--model", TINY, "--data", tmp_path / "empty.jsonl", "--output", out), "empty.jsonl: is empty"),
         (("x", "--model", TINY, "--data", tmp_path / "none.jsonl", "--output", out), "none.jsonl: no such file"),
-        (("x", "--model", TINY, "--data", tmp_path / "bad.jsonl", "--output", out), "line 1: field answer"),
+        (("x", "--model", TINY, "--data", tmp_path / "bad.jsonl", "--output", out), "bad.jsonl, line 1: no field"),
         (("x", "--model", TINY, "--data", tmp_path / "long.jsonl", "--output", out), "most leave less than a quarter"),
         (("x", "--model", TINY, "--data", data, "--output", there), "--force overwrites it"),
         (("my-recipe", "--model", TINY, "--data", data), "'my-recipe' is no name of a Python function"),

@@ -102,6 +102,9 @@ def test_times_and_rates(make_run: MakeRun) -> None:
     summary = summarise(run_dir)
     assert summary.time_shares == pytest.approx({"rollout": 0.5, "update": 0.25, "sync": 0.125, "other": 0.125})
     assert (summary.step_seconds, summary.tokens_per_second) == (4.0, 200.0)
+    _edit(run_dir, time__validation_s=lambda step: 0.5 if step == 4 else None)
+    shares = summarise(run_dir).time_shares
+    assert shares == pytest.approx({"rollout": 0.5, "update": 0.25, "sync": 0.125, "validation": 0.025, "other": 0.1})
     assert summary.logprob_gap_max == 4e-6
     assert (summary.reward_first, summary.reward_final, summary.reward_last) == (0.0, 1.0, 0.875)
 

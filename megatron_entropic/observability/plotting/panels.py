@@ -79,14 +79,15 @@ def draw_times(ax: Axes, run: RunData) -> None:
     shown = kept(base, BUCKETS // 2)  # of a long run the fastest and the slowest step of each stretch
     edges = np.append(run.steps[shown] - 0.5, run.steps[-1] + 0.5)
     below = np.zeros(len(shown))
-    for (part, seconds), colour in zip(parts.items(), (BLUE, YELLOW, GREEN, GREY), strict=True):
-        ax.stairs(below + seconds[shown], edges, baseline=below, fill=True, color=colour, lw=0, label=part)
+    colours = {"rollout": BLUE, "update": YELLOW, "sync": GREEN, "validation": PURPLE, "other": GREY}
+    for part, seconds in parts.items():
+        ax.stairs(below + seconds[shown], edges, baseline=below, fill=True, color=colours[part], lw=0, label=part)
         below = below + seconds[shown]
     ax.set_ylim(0, 1.05 * robust_top(base))
     if base.max() > 1.05 * robust_top(base):
         slowest = int(run.steps[int(base.argmax())])
         note(ax, f"cut off: step {slowest} took {base.max():.3g} s")
-    finish(ax, run, columns=4)
+    finish(ax, run, columns=len(parts))
 
 
 def draw_grad_norm(ax: Axes, run: RunData) -> None:

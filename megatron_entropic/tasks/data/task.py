@@ -34,7 +34,9 @@ class DataTask:
         """To be called when rows of a source were left out. Raises ValueError when nothing is left of one."""
         for rows in self.sources:
             if not len(rows):
-                raise ValueError(f"{rows.store.path}: none of its {len(rows.store)} rows is left ({rows.name})")
+                raise ValueError(
+                    f"{rows.store.path}: none of its {len(rows.store)} rows is left by filters, deduplication, the split and limits of length ({rows.name})"
+                )
         sizes = [len(rows) for rows in self.sources]
         weights = [rows.source.weight for rows in self.sources]
         self._mixture = None if self.seed is None else Mixture(sizes, weights, self.seed)
