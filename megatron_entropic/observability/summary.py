@@ -11,8 +11,8 @@ from megatron_entropic.control.handoff import Phase
 from megatron_entropic.observability.run_data import Array, RunData, load_run
 
 TIME_PARTS = ("rollout", "update", "sync")
-"""Parts of a step with a metric time/<part>_s of their own; what is left of time/step_s is called "other". Validation is one in runs that
-have it."""
+"""Parts of a step with a metric time/<part>_s of their own; what is left of time/step_s is called "other". Validation is one
+in runs that have it."""
 
 _CLAUSES = {
     Phase.ALPHA: "alpha steered {}",
