@@ -35,7 +35,8 @@ class DataTask:
         for rows in self.sources:
             if not len(rows):
                 raise ValueError(
-                    f"{rows.store.path}: none of its {len(rows.store)} rows is left by filters, deduplication, the split and limits of length ({rows.name})"
+                    f"{rows.store.path}: none of its {len(rows.store)} rows is left by filters, deduplication, the split and limits of "
+                    f"length ({rows.name})"
                 )
         sizes = [len(rows) for rows in self.sources]
         weights = [rows.source.weight for rows in self.sources]
