@@ -16,8 +16,9 @@ FIND_PYTHON := command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not f
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null || \
 	{ echo "error: $(PYTHON) is not Python 3.11, which the pins are for; call make PYTHON=/path/to/python3.11" >&2; exit 1; }
 PYTEST := $(BIN)/python -m pytest
-# Workers that share the tests; 0 runs them in one process. Groups that must not run side by side: tests/conftest.py.
-WORKERS ?= 2
+# Workers that share the tests: more than a laptop's two cores, since servers and clusters are waited for. 0 runs them in one process.
+# Groups that must not run side by side: tests/conftest.py.
+WORKERS ?= 3
 PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 BENCH := build/benchmarks
