@@ -56,7 +56,7 @@ class SourceRows:
         return len(self.store) if self.kept is None else len(self.kept)
 
     def __str__(self) -> str:
-        used = "" if len(self) == len(self.store) else f"; {len(self)} of them are used"
+        used = "" if len(self) == len(self.store) else f"; {len(self)} of them {'is' if len(self) == 1 else 'are'} used"
         fields = f"{self.prompt_field} and {self.answer_field}" if self.answer_field else self.prompt_field
         return f"{self.store.path}: {len(self.store)} rows, from the fields {fields}{used}"
 
