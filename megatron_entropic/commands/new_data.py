@@ -4,13 +4,16 @@ task reads it."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_entropic.config.data import DATA_TASK, DataSource
 from megatron_entropic.rollout.prompt_encoder import PromptEncoder
-from megatron_entropic.tasks.data import DataTask, formats, open_data
 from megatron_entropic.tasks.math import TEMPLATE
 from megatron_entropic.tasks.row_values import BadRowError
 from megatron_entropic.tasks.task import Problem
+
+if TYPE_CHECKING:  # what reads data imports numpy, which the other commands do without
+    from megatron_entropic.tasks.data import DataTask
 
 MEASURED_ROWS = 2000
 """Rows that are read and whose tokens are counted; of more, evenly spread ones. A run looks at more of them before it starts."""
@@ -62,6 +65,8 @@ class DataFacts:
 
 def read_data(path: Path, hf_dir: Path, *, chat_template: bool) -> DataFacts:
     """Reads and measures the file. Raises ValueError naming it and the rows that cannot be used."""
+    from megatron_entropic.tasks.data import open_data
+
     named, bare = "--data", DataSource(path=str(path))
     plain = open_data((bare,), seed=None, name=named)
     problems = _read(plain)
@@ -75,7 +80,7 @@ def read_data(path: Path, hf_dir: Path, *, chat_template: bool) -> DataFacts:
     return DataFacts(path, len(task), prompts, solutions, template)
 
 
-def _read(task: DataTask) -> list[Problem]:
+def _read(task: "DataTask") -> list[Problem]:
     """The problems of the measured rows. Raises ValueError naming the first ones that are none."""
     problems, bad = [], []
     for place in _spread(len(task)):
@@ -96,8 +101,10 @@ def _needs_asking(problems: Sequence[Problem]) -> bool:
     return judged and not any(word in text for text in asked for word in ASKING)
 
 
-def _worked_out(task: DataTask, problems: Sequence[Problem]) -> Iterator[str]:
+def _worked_out(task: "DataTask", problems: Sequence[Problem]) -> Iterator[str]:
     """The texts of answers in which more stands than the final answer, in a box or after ####."""
+    from megatron_entropic.tasks.data import formats
+
     (rows,) = task.sources
     for place, problem in zip(_spread(len(task)), problems, strict=True):
         try:

@@ -69,7 +69,7 @@ def test_prompts_that_are_too_long(tmp_path: Path) -> None:
     ):
         remarks(source)
     assert "1 with more than 496 tokens are cut in their middle (line 2)" in remarks(source, "task.overlong_prompts=truncate")[1]
-    assert remarks(source, "task.overlong_prompts=drop")[0].endswith("; 1 of them are used")
+    assert remarks(source, "task.overlong_prompts=drop")[0].endswith("; 1 of them is used")
 
 
 def test_of_very_many_rows_evenly_spread_ones_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

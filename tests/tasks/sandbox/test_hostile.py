@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -228,3 +229,18 @@ def test_another_user_than_root_has_the_same_sandbox() -> None:
             process.stdin.close()
     assert ready == {"ready": True}
     assert (result["code"], result["output"]) == (7, "65534 False\n")
+
+
+def test_libraries_may_lie_under_tmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a checkout there do; what is written goes to the working directory then."""
+    libraries = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        libraries.chmod(0o755)
+        (libraries / "mine.py").write_text("VALUE = 7\n")
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(libraries))
+        program = "import mine, tempfile\nwith tempfile.TemporaryFile() as file:\n    print(mine.VALUE, file.write(b'x'))"
+        with Sandbox(program, LIMITS, NAMESPACES, packages=True) as sandbox:
+            result = sandbox.run(SandboxCase())
+        assert (result.output, result.errors) == ("7 1\n", "")
+    finally:
+        shutil.rmtree(libraries)

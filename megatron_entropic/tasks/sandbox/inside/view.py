@@ -17,7 +17,7 @@ from .system_calls import (
 )
 
 WORK = "/box"
-"""The working directory; also /tmp and /dev/shm."""
+"""The working directory; also /dev/shm, and /tmp unless libraries lie there."""
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _MOUNTED_OVER = ("/tmp", "/var/tmp", "/mnt", "/run")
@@ -42,7 +42,8 @@ def enter(shown: list[str]) -> None:
         os.symlink(target, root + path)
     _make_devices(root, devices)
     os.mkdir(root + WORK)
-    os.symlink(WORK, f"{root}/tmp")
+    if not os.path.isdir(f"{root}/tmp"):  # some of `shown` may lie there
+        os.symlink(WORK, f"{root}/tmp")
     mount("none", root, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
     change_root(root)
 
