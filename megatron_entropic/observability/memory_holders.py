@@ -131,12 +131,16 @@ class LiveTensor:
     bytes: int
 
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Types of tensors that have memory of their own; others stand for several, or for none."""
+
+
 def largest_tensors(most: int) -> tuple[list[LiveTensor], int]:
     """(the `most` largest tensors that Python knows of, each storage once; bytes of all). Not what only autograd keeps."""
     seen: set[int] = set()
     found = []
     for thing in gc.get_objects():
-        if not isinstance(thing, torch.Tensor) or thing.layout != torch.strided or type(thing).__name__ == "FakeTensor":
+        if type(thing) not in _PLAIN or thing.layout != torch.strided or thing.device.type == "meta":
             continue
         if size := _new_bytes(thing, seen):
             found.append(LiveTensor(tuple(thing.shape), str(thing.dtype).removeprefix("torch."), str(thing.device), size))

@@ -46,7 +46,7 @@ def _shards(path: Path) -> None:
 def _mixed(path: Path) -> None:
     path.mkdir()
     (path / "a.jsonl").write_bytes(_jsonl(ROWS[:150]))
-    (path / "b.jsonl.gz").write_bytes(gzip.compress(_jsonl(ROWS[150:])))
+    (path / "b.jsonl.gz").write_bytes(gzip.compress(_jsonl(ROWS[150:]), mtime=0))
 
 
 def _rows_but_one() -> datasets.Dataset:
@@ -57,7 +57,7 @@ def _rows_but_one() -> datasets.Dataset:
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "rows #1.jsonl": lambda path: path.write_bytes(_jsonl(ROWS)),
     "windows.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + _jsonl(ROWS).replace(b"\n", b"\r\n\r\n   \r\n").rstrip()),
-    "rows.jsonl.gz": lambda path: path.write_bytes(gzip.compress(_jsonl(ROWS))),
+    "rows.jsonl.gz": lambda path: path.write_bytes(gzip.compress(_jsonl(ROWS), mtime=0)),
     "rows.parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=70),
     "stream.arrow": _arrow_stream,
     "file.arrow": _arrow_file,
@@ -111,7 +111,7 @@ def test_a_split_is_taken_by_its_name(tmp_path: Path) -> None:
         ("array.json", b'[{"question": 1}]', "a JSON array; one object a line is needed"),
         ("a.jsonl", b"\xff\xfe{\0", "UTF-16"),
         ("a.zip", b"PK\x03\x04", "a zip archive"),
-        ("cut.jsonl.gz", gzip.compress(_jsonl(ROWS))[:-9], "a damaged gzip file"),
+        ("cut.jsonl.gz", gzip.compress(_jsonl(ROWS), mtime=0)[:-9], "a damaged gzip file"),
         ("cut.parquet", b"PAR1 and nothing else", "a damaged Parquet file"),
         ("cut.arrow", b"ARROW1\0\0 and nothing else", "a damaged Arrow file"),
     ],

@@ -55,7 +55,10 @@ def serving(reply: Callable[[Any, int], Reply], takes_s: float = 0.0) -> Iterato
         def log_message(self, format: str, *arguments: object) -> None:
             """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # not 5: dozens of requests come at one time
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
