@@ -5,13 +5,14 @@ M <= 0 <= log S, so nothing cancels, whatever the offset of the logits: moments 
 before the division, so float32 logits of 1e4 lose nothing to it. On request also Q = sum exp(2d), N = sum d exp(2d):
     E_{v~p}[p_v (log p_v + H)] = sum p_v^2 (log p_v + H) = (N - Q M / S) / S^2.
 
-On a CPU distances are in bits while they are exponentiated, u = d / log 2: exp(d) = 2^u, which torch computes four to nine times as
-fast as exp there. The scale that makes them so is the temperature's, and its rounding is like one of the temperature by 3e-8.
+On a CPU the distances of wide rows are in bits, u = d / log 2, while they are exponentiated: exp(d) = 2^u, which torch computes four to
+nine times as fast there. Narrow rows, whose time goes into calls, keep to exp and to its last bit.
 
 Shapes: T unmasked tokens, B rows of a block, V this rank's real columns, K = 3 sums (5 with a clamp).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,19 @@ from megatron_entropic.entropy.records import LOWEST, Moments, Threshold, TokenS
 from megatron_entropic.entropy.shard import ShardRows, statistics_dtype
 from megatron_entropic.entropy.thread_pool import for_each_block
 
-LN_2 = math.log(2)
-"""Nats of a bit."""
+WIDE = 512
+"""Columns from which exp2 pays."""
+
+
+class _Exponential(NamedTuple):
+    """exp of distances that are given in a `unit` of nats: exp(u unit)."""
+
+    unit: float
+    of: Callable[..., Tensor]
+
+    @classmethod
+    def for_rows(cls, rows: ShardRows) -> "_Exponential":
+        return cls(math.log(2), torch.exp2) if rows.columns >= WIDE else cls(1.0, torch.exp)
 
 
 def local_moments(
@@ -50,34 +62,37 @@ def local_moments(
     squares_2T = torch.zeros_like(sums_KT[:2]) if squares else None
     if rows.columns == 0 or len(rows) == 0:
         return Moments(max_T, sums_KT, squares_2T)
-    cut = None if threshold is None else Cut.of(threshold, rows)
+    cut, exponential = None if threshold is None else Cut.of(threshold, rows), _Exponential.for_rows(rows)
 
     def measure(block: slice, raw_BV: Tensor, buffers_BV: list[Tensor]) -> None:
-        bits_BV, exp_BV, *spare = buffers_BV
-        x_BV = raw_BV if raw_BV.dtype == dtype else bits_BV.copy_(raw_BV)
+        u_BV, exp_BV, *spare = buffers_BV
+        x_BV = raw_BV if raw_BV.dtype == dtype else u_BV.copy_(raw_BV)
         max_T[block] = x_BV.amax(1)
         origin_B1 = torch.where(max_T[block] == -torch.inf, 0, max_T[block])[:, None]
         target_B1 = (x_BV.gather(1, column_T[block, None].clamp(min=0)) - origin_B1) / temperature
         sums_KT[2, block] = torch.where(column_T[block] >= 0, target_B1.squeeze(1), 0)
         kept_BV = None if cut is None else cut.at(block).write_membership(x_BV, *spare)
-        _distance_in_bits(x_BV, origin_B1, temperature, bits_BV)
-        sums_KT[0, block] = torch.exp2(bits_BV, out=exp_BV).sum(1)
+        _scaled_distance(x_BV, origin_B1, temperature * exponential.unit, u_BV)
+        sums_KT[0, block] = exponential.of(u_BV, out=exp_BV).sum(1)
         if kept_BV is not None:
             sums_KT[3, block] = kept_BV.mul_(exp_BV).sum(1)
-            sums_KT[4, block] = kept_BV.mul_(bits_BV).sum(1) * LN_2
+            sums_KT[4, block] = kept_BV.mul_(u_BV).sum(1) * exponential.unit
         if entropy:
-            sums_KT[1, block] = bits_BV.mul_(exp_BV).sum(1) * LN_2
+            sums_KT[1, block] = u_BV.mul_(exp_BV).sum(1) * exponential.unit
         if squares_2T is not None:
-            squares_2T[1, block] = bits_BV.mul_(exp_BV).sum(1) * LN_2
+            squares_2T[1, block] = u_BV.mul_(exp_BV).sum(1) * exponential.unit
             squares_2T[0, block] = exp_BV.mul_(exp_BV).sum(1)
 
     for_each_block(rows, 2 if cut is None else 4, measure)
     return Moments(max_T, sums_KT, squares_2T)
 
 
-def _distance_in_bits(x_BV: Tensor, origin_B1: Tensor, temperature: float, out_BV: Tensor) -> None:
-    """(x - origin) / (temperature log 2) into `out_BV`, which may be x_BV."""
-    torch.sub(x_BV, origin_B1, out=out_BV).mul_(1 / (temperature * LN_2)).clamp_(min=LOWEST)
+def _scaled_distance(x_BV: Tensor, origin_B1: Tensor, scale: float, out_BV: Tensor) -> None:
+    """(x - origin) / scale into `out_BV`, which may be x_BV."""
+    torch.sub(x_BV, origin_B1, out=out_BV)
+    if scale != 1:
+        out_BV.div_(scale)
+    out_BV.clamp_(min=LOWEST)
 
 
 class Cut(NamedTuple):
@@ -147,18 +162,19 @@ def write_logits_gradient(
         return
     if rows.columns == 0 or len(rows) == 0:
         return
-    factors = _factors(scalars, upstream, temperature)
+    exponential = _Exponential.for_rows(rows)
+    factors = _factors(scalars, upstream, temperature, exponential.unit)
     cut = None if threshold is None or factors.kept_T1 is None else Cut.of(threshold, rows)
     dtype = statistics_dtype(rows.logits.dtype)
 
     def differentiate(block: slice, raw_BV: Tensor, buffers_BV: list[Tensor]) -> None:
-        bits_BV, exp_BV, *spare = buffers_BV
-        x_BV = raw_BV if raw_BV.dtype == dtype else bits_BV.copy_(raw_BV)
+        u_BV, exp_BV, *spare = buffers_BV
+        x_BV = raw_BV if raw_BV.dtype == dtype else u_BV.copy_(raw_BV)
         kept_BV = None if cut is None else cut.at(block).write_membership(x_BV, *spare)
-        _distance_in_bits(x_BV, scalars.max_T[block, None], temperature, bits_BV)
-        torch.exp2(bits_BV, out=exp_BV)
-        slope_BV = _write_slope(factors.at(block), bits_BV, kept_BV, spare)
-        grad_BV = torch.mul(exp_BV, slope_BV, out=rows.destination(out_NV, block, bits_BV))
+        _scaled_distance(x_BV, scalars.max_T[block, None], temperature * exponential.unit, u_BV)
+        exponential.of(u_BV, out=exp_BV)
+        slope_BV = _write_slope(factors.at(block), u_BV, kept_BV, spare)
+        grad_BV = torch.mul(exp_BV, slope_BV, out=rows.destination(out_NV, block, u_BV))
         if upstream.log_prob_T is not None:
             at_target_B = torch.where(column_T[block] >= 0, upstream.log_prob_T[block] / temperature, 0)
             grad_BV.scatter_add_(1, column_T[block, None].clamp(min=0), at_target_B[:, None])
@@ -168,7 +184,7 @@ def write_logits_gradient(
 
 
 class _Factors(NamedTuple):
-    """The gradient is 2^u times base + slope u, and kept_base + kept_slope u more for the kept columns; [T, 1] each."""
+    """The gradient is exp(d) times base + slope u, and kept_base + kept_slope u more for the kept columns; [T, 1] each."""
 
     base_T1: Tensor | None
     slope_T1: Tensor | None
@@ -179,8 +195,8 @@ class _Factors(NamedTuple):
         return _Factors(*(None if x_T1 is None else x_T1[block] for x_T1 in self))
 
 
-def _factors(scalars: TokenScalars, upstream: UpstreamGradients, temperature: float) -> _Factors:
-    """With log p = d - log S, p = exp(d) / S: -p (log p + H) g_H - p g_log_prob = exp(d) (slope d + base)."""
+def _factors(scalars: TokenScalars, upstream: UpstreamGradients, temperature: float, unit: float) -> _Factors:
+    """With log p = d - log S, p = exp(d) / S: -p (log p + H) g_H - p g_log_prob = exp(d) (slope d + base), for u = d / unit."""
     base_T, slope_T, kept_base_T, kept_T = None, None, None, None
     scale_T = -(-scalars.log_sum_T).exp() / temperature
     if upstream.log_prob_T is not None:
@@ -189,23 +205,23 @@ def _factors(scalars: TokenScalars, upstream: UpstreamGradients, temperature: fl
         slope_T = scale_T * upstream.entropy_T
         from_entropy_T = slope_T * (scalars.entropy_T - scalars.log_sum_T)
         base_T = from_entropy_T if base_T is None else base_T + from_entropy_T
-        slope_T = slope_T * LN_2
+        slope_T = slope_T * unit
     if upstream.kept_entropy_T is not None:
         assert scalars.kept_log_sum_T is not None
         assert scalars.kept_entropy_T is not None
         kept_T = -(-scalars.kept_log_sum_T).exp() / temperature * upstream.kept_entropy_T
         kept_base_T = kept_T * (scalars.kept_entropy_T - scalars.kept_log_sum_T)
-        kept_T = kept_T * LN_2
+        kept_T = kept_T * unit
     return _Factors(*(None if x_T is None else x_T[:, None] for x_T in (base_T, slope_T, kept_base_T, kept_T)))
 
 
-def _write_slope(factors: _Factors, bits_BV: Tensor, kept_BV: Tensor | None, spare: list[Tensor]) -> Tensor:
-    """What 2^u is multiplied by: u overwritten, or a column [B, 1] where it does not depend on u."""
+def _write_slope(factors: _Factors, u_BV: Tensor, kept_BV: Tensor | None, spare: list[Tensor]) -> Tensor:
+    """What exp(d) is multiplied by: u overwritten, or a column [B, 1] where it does not depend on u."""
     base_B1, slope_B1, kept_base_B1, kept_B1 = factors
     if kept_BV is not None and kept_base_B1 is not None and kept_B1 is not None:
-        kept_BV.mul_(torch.mul(bits_BV, kept_B1, out=spare[1]).add_(kept_base_B1))
+        kept_BV.mul_(torch.mul(u_BV, kept_B1, out=spare[1]).add_(kept_base_B1))
     if slope_B1 is not None and base_B1 is not None:
-        bits_BV.mul_(slope_B1).add_(base_B1)
-        return bits_BV if kept_BV is None else bits_BV.add_(kept_BV)
-    column_B1 = torch.zeros_like(bits_BV[:, :1]) if base_B1 is None else base_B1
+        u_BV.mul_(slope_B1).add_(base_B1)
+        return u_BV if kept_BV is None else u_BV.add_(kept_BV)
+    column_B1 = torch.zeros_like(u_BV[:, :1]) if base_B1 is None else base_B1
     return column_B1 if kept_BV is None else kept_BV.add_(column_B1)

@@ -97,7 +97,7 @@ def test_a_row_may_name_its_verifier_but_no_code(tmp_path: Path) -> None:
     row = {"question": "1+1=", "answer": "2", "verifier": "exact"}
     assert problem(tmp_path, row).data["verifier"] == {"name": "exact", "options": {}}
     assert problem(tmp_path, row, verifier="math").data["verifier"]["name"] == "math"
-    for name in ("os:system", "/tmp/x.py:f", "nothing", 3, {"name": "exact"}):
+    for name in ("os:system", "rewards/x.py:f", "nothing", 3, {"name": "exact"}):
         with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: field verifier: a row cannot name the verifier"):
             problem(tmp_path, {**row, "verifier": name})
 
