@@ -10,10 +10,10 @@ The writer is `RolloutWriter`, the readers are `read_rollouts` and `recorded_ste
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from megatron_entropic.errors import ReportedError
+from megatron_entropic.rollout.background_writer import BackgroundWriter
 from megatron_entropic.rollout.frames import read_frame, write_frame
 from megatron_entropic.rollout.record_layout import RecordedRollout as RecordedRollout
 from megatron_entropic.rollout.record_layout import decoded, decoded_counts, encoded
@@ -36,8 +36,7 @@ class RolloutWriter:
         self.folder = Path(folder)
         self.fence = fence or Fence(self.folder, "")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording")
-        self._writing: Future[Path] | None = None
+        self._background = BackgroundWriter("recording")
 
     def begin(
         self,
@@ -48,21 +47,15 @@ class RolloutWriter:
         counts: Mapping[str, float] | None = None,
     ) -> None:
         """Has `write` done in a thread, once the step before is written. Raises what went wrong with that one."""
-        self.wait()
-        self._writing = self._thread.submit(self.write, step, rollouts, problems, rewards, counts)
+        self._background.begin(self.write, step, rollouts, problems, rewards, counts)
 
     def wait(self) -> None:
         """Returns once everything begun is on the disk. Raises what went wrong with it, once."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        self._background.wait()
 
     def close(self) -> None:
         """As `wait`, and nothing can be begun any more. Safe to call twice."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
+        self._background.close()
 
     def write(
         self,

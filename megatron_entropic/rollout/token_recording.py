@@ -18,7 +18,6 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_entropic.rollout.background_writer import BackgroundWriter
 from megatron_entropic.rollout.frames import read_frame, write_frame
 from megatron_entropic.rollout.recording import RecordingError
 from megatron_entropic.rollout.types import FloatArray, Rollout
@@ -54,26 +54,19 @@ class TokenWriter:
     def __init__(self, folder: Path, fence: Fence) -> None:
         self.folder = folder
         self.fence = fence
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording tokens")
-        self._writing: Future[Path] | None = None
+        self._background = BackgroundWriter("recording tokens")
 
     def begin(self, step: int, rollouts: Sequence[Rollout], updates: "Sequence[UpdateStats]") -> None:
         """Has `write` done in a thread, once the step before is written. Raises what went wrong with that one."""
-        self.wait()
-        self._writing = self._thread.submit(self.write, step, rollouts, updates)
+        self._background.begin(self.write, step, rollouts, updates)
 
     def wait(self) -> None:
         """Returns once everything begun is on the disk. Raises what went wrong with it, once."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        self._background.wait()
 
     def close(self) -> None:
         """As `wait`, and nothing can be begun any more. Safe to call twice."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
+        self._background.close()
 
     def write(self, step: int, rollouts: Sequence[Rollout], updates: "Sequence[UpdateStats]") -> Path:
         """Writes the file of `step` atomically. Every update has `tokens`. Raises RecordingError naming the file."""
